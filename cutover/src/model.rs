@@ -1,0 +1,194 @@
+//! What the fabric is made of, checked: a value of these types is within its limits.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{CarryId, Generation, GuestName, HostName, InterfaceName, MacAddr, Mtu, NetworkName, PortId, Vni};
+
+/// A tenant layer-2 segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Unique name.
+    pub name: NetworkName,
+    /// Unique VNI.
+    pub vni: Vni,
+    /// Largest payload of a guest's frame, bytes.
+    pub mtu: Mtu,
+}
+
+/// A network card, everything allotted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Fabric-wide number.
+    pub id: PortId,
+    /// Network it is on.
+    pub network: NetworkName,
+    /// Its address; unicast.
+    pub mac: MacAddr,
+    /// Its IP addresses.
+    pub ips: Vec<IpAddr>,
+}
+
+/// Direct kernel boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// Path of the kernel.
+    pub kernel: String,
+    /// Path of the initial RAM disk; may be empty.
+    pub initrd: String,
+    /// Kernel command line.
+    pub cmdline: String,
+}
+
+/// A virtual machine as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSpec {
+    /// Unique name.
+    pub name: GuestName,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// RAM, KiB.
+    pub memory_kib: u64,
+    /// How it boots.
+    pub boot: Boot,
+    /// Network cards in slot order.
+    pub ports: Vec<Port>,
+}
+
+/// A port that is not a guest's and stays on its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Unique name, also of its interface.
+    pub name: InterfaceName,
+    /// Where it lives.
+    pub host: HostName,
+    /// Its port.
+    pub port: Port,
+    /// Prefix length of its IPv4 addresses.
+    pub prefix_len: u8,
+}
+
+/// Who owns a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// VNI of the port's network.
+    pub vni: Vni,
+    /// The port.
+    pub port: Port,
+    /// Host that owns it.
+    pub host: HostName,
+    /// Its tunnel end point; `None` while that host has never connected.
+    pub vtep: Option<Ipv4Addr>,
+    /// Generation of the ownership.
+    pub generation: Generation,
+}
+
+/// What the caller allows a migration to cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Longest pause to aim for, milliseconds.
+    pub longest_pause_ms: u32,
+    /// Bandwidth for memory, bytes per second.
+    pub bandwidth: u64,
+    /// Time for everything before commit, milliseconds.
+    pub deadline_ms: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { longest_pause_ms: 300, bandwidth: 1_250_000_000, deadline_ms: 300_000 }
+    }
+}
+
+/// One end of a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Host.
+    pub host: HostName,
+    /// Its tunnel end point.
+    pub vtep: Ipv4Addr,
+    /// Its `Peer` service, `address:port`.
+    pub peer_endpoint: String,
+}
+
+/// A host whose markers the gate waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkerPeer {
+    /// Host.
+    pub host: HostName,
+    /// Its number in this migration.
+    pub index: u32,
+}
+
+/// What both ends and the peers agree on, for one port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortPlan {
+    /// The port.
+    pub port: Port,
+    /// VNI of its network.
+    pub vni: Vni,
+    /// Tunnel key of its carried frames.
+    pub carry_id: CarryId,
+    /// Where its markers are addressed.
+    pub marker_mac: MacAddr,
+    /// Who sends markers.
+    pub markers: Vec<MarkerPeer>,
+}
+
+/// Everything both ends are told when a migration begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationPlan {
+    /// Id, a UUID.
+    pub id: String,
+    /// Secret the source shows the destination.
+    pub token: String,
+    /// The guest.
+    pub guest: GuestSpec,
+    /// Generation at which the source owns it.
+    pub generation: Generation,
+    /// Who gives it up.
+    pub source: End,
+    /// Who takes it.
+    pub destination: End,
+    /// One entry a port, in the guest's order.
+    pub ports: Vec<PortPlan>,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// Why something failed: a stable code and words for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message} ({reason})")]
+pub struct Failure {
+    /// Stable code, UPPER_SNAKE_CASE.
+    pub reason: String,
+    /// What failed, to whom it matters, what to do.
+    pub message: String,
+}
+
+impl Failure {
+    /// From its two halves.
+    pub fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self { reason: reason.to_owned(), message: message.into() }
+    }
+}
+
+/// How memory is getting on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Bytes sent.
+    pub transferred: u64,
+    /// Bytes left, as QEMU estimates.
+    pub remaining: u64,
+    /// Guest memory, bytes.
+    pub total: u64,
+    /// Bytes per second.
+    pub rate: u64,
+    /// Bytes dirtied per second.
+    pub dirty_rate: u64,
+    /// Pause to expect if stopped now, microseconds; 0: unknown.
+    pub expected_pause_us: u64,
+    /// Passes over memory begun.
+    pub passes: u32,
+}

@@ -1,0 +1,138 @@
+//! Types shared between the tc programs and user space: no padding, sizes and offsets asserted, no `std`.
+//!
+//! One [`PortState`] a port being moved lives in a memory-mapped array map; user space and the programs work on the same
+//! words with atomic operations. A port at rest has no program attached and no entry anywhere.
+#![no_std]
+
+/// Slots in the state map: ports one host can have on the move at one time.
+pub const SLOTS: u32 = 64;
+
+/// What `steer` does with a frame for the guest that does not bear the port's own mark. A word of [`PortState`].
+pub mod mode {
+    /// To the tap, as if no program were there.
+    pub const PASS: u32 = 0;
+    /// Dropped and counted: the destination before commit.
+    pub const MUTE: u32 = 1;
+    /// To the hold: the source from arm on; at the destination this is the gate.
+    pub const HOLD: u32 = 2;
+    /// Self-sealing, to the carry: while [`super::PortState::line`] is not zero to the hold, then straight to the carry tunnel.
+    /// Broadcast and multicast that did not wait in line is dropped: the destination gets its own copy.
+    pub const CARRY: u32 = 3;
+    /// Self-sealing, to the tap: while the line is not zero to the hold, then straight to the tap. Abort, and the open gate.
+    pub const RELEASE: u32 = 4;
+}
+
+/// Where `refill` sends what the agent writes back. Apart from the mode: see the sixth cause of loss in ARCHITECTURE.md.
+pub mod direction {
+    /// To the port's own tap, marked.
+    pub const TAP: u32 = 0;
+    /// To the carry tunnel.
+    pub const CARRY: u32 = 1;
+}
+
+/// A port on the move: what the programs are to do with its frames, and what they have done.
+///
+/// Index of the map is the port's slot. The agent writes the first ten words; `mode` and `direction` change under
+/// traffic, each by one atomic store. Counters only grow, except `line`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortState {
+    /// A [`mode`].
+    pub mode: u32,
+    /// A [`direction`].
+    pub direction: u32,
+    /// Interface index of the tap.
+    pub tap: u32,
+    /// Interface index of the hold.
+    pub hold: u32,
+    /// Interface index of the carry device.
+    pub carry: u32,
+    /// Tunnel key of carried frames, 24 bits.
+    pub carry_id: u32,
+    /// Where carried frames go: IPv4, host byte order (as `struct bpf_tunnel_key` has it).
+    pub remote_vtep: u32,
+    /// `skb->mark` of frames that have had their turn: `steer` lets them pass. Random per move, never 0: a guest cannot set marks, and must not guess one.
+    pub mark: u32,
+    /// Most frames that may be in line; past it the newest are dropped and counted.
+    pub line_limit: u64,
+    /// Frames diverted to the hold less frames written back: the seal. Programs add before they divert and take back if
+    /// that fails; the agent subtracts after it has written a frame back.
+    pub line: i64,
+    /// Frames diverted to the hold.
+    pub held: u64,
+    /// Their bytes.
+    pub held_bytes: u64,
+    /// Frames dropped because the line was at its limit or the hold's ring was full.
+    pub overflowed: u64,
+    /// Frames `steer` sent straight to the carry tunnel.
+    pub carried: u64,
+    /// Frames `refill` sent on, either direction.
+    pub refilled: u64,
+    /// Frames dropped in [`mode::MUTE`].
+    pub muted: u64,
+    /// Frames `steer` let through to the tap, marked or not.
+    pub passed: u64,
+    /// Broadcast and multicast frames dropped in [`mode::CARRY`].
+    pub flooded: u64,
+    /// Frames `land` put on the tap (destination).
+    pub landed: u64,
+    /// Frames `land` refused: wrong tunnel source (destination).
+    pub refused: u64,
+}
+
+/// A carry tunnel's landing, at the destination. Key of the map: the carry id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Landing {
+    /// Slot of the port.
+    pub slot: u32,
+    /// The only tunnel source accepted: IPv4, host byte order.
+    pub source_vtep: u32,
+    /// Destination MAC of markers.
+    pub marker_mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// Key of the map of markers seen: value is a `u64` with one bit for each marker sequence number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct MarkerKey {
+    /// Carry id the marker names.
+    pub carry_id: u32,
+    /// Number of the peer that sent it.
+    pub peer: u32,
+}
+
+/// Markers a peer sends down the old path, each with other inner UDP ports, so that every queue between sees one.
+pub const MARKERS: u32 = 32;
+/// All of a peer's markers are in.
+pub const ALL_MARKERS: u64 = (1 << MARKERS) - 1;
+/// EtherType of markers: IPv4, so that flow hashing sees the ports.
+pub const MARKER_ETHERTYPE: u16 = 0x0800;
+/// Offset of [`MarkerPayload`] in a marker frame: Ethernet 14, IPv4 20, UDP 8.
+pub const MARKER_PAYLOAD_OFFSET: usize = 42;
+/// First word of a marker's payload, big endian on the wire: "TLmk".
+pub const MARKER_MAGIC: u32 = 0x544c_6d6b;
+
+/// What a marker says; all fields big endian on the wire, 16 bytes in this order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkerPayload {
+    /// [`MARKER_MAGIC`].
+    pub magic: u32,
+    /// Carry id of the port.
+    pub carry_id: u32,
+    /// Number of the sending peer in this migration.
+    pub peer: u32,
+    /// 0 to [`MARKERS`] - 1.
+    pub sequence: u32,
+}
+
+const _: () = assert!(size_of::<PortState>() == 128);
+const _: () = assert!(core::mem::offset_of!(PortState, line_limit) == 32);
+const _: () = assert!(core::mem::offset_of!(PortState, line) == 40);
+const _: () = assert!(core::mem::offset_of!(PortState, refused) == 120);
+const _: () = assert!(size_of::<Landing>() == 16);
+const _: () = assert!(size_of::<MarkerKey>() == 8);
+const _: () = assert!(size_of::<MarkerPayload>() == 16);

@@ -1,0 +1,10 @@
+//! The protocol `throughline.v1`: generated code, and its conversion to domain types, once, with typed errors.
+
+/// Generated from `proto/throughline/v1/*.proto`.
+#[expect(missing_docs, clippy::all, unreachable_pub, reason = "generated; the .proto files carry the documentation")]
+pub mod v1 {
+    tonic::include_proto!("throughline.v1");
+}
+
+/// The protocol's own description, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
