@@ -1,13 +1,20 @@
 //! The cutover's decisions, and nothing else: who owns a guest, what comes next, what to undo. No IO, no clock, no sleep:
 //! every machine takes an event and `now`, and returns effects.
 
+mod converge;
+mod destination;
 mod model;
 mod names;
 mod network;
+mod source;
 
+pub use destination::{
+    Destination, DestinationEffect, DestinationEvent, DestinationPhase, DestinationReport, MARKER_DEADLINE,
+};
 pub use model::{
     Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, Port, PortPlan,
     Progress,
 };
 pub use names::{GuestName, HostName, InterfaceName, InvalidName, NetworkName};
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, Mtu, PortId, Vni};
+pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

@@ -1,11 +1,11 @@
 //! The protocol `throughline.v1`: generated code, and its conversion to domain types, once, with typed errors.
 
 mod convert;
+mod names;
 
 pub use convert::{InvalidField, Problem};
 
 /// Generated from `proto/throughline/v1/*.proto`.
-#[expect(missing_docs, reason = "generated; the .proto files carry the documentation")]
 pub mod v1 {
     tonic::include_proto!("throughline.v1");
 }

@@ -1,0 +1,409 @@
+//! The destination's part of a cutover: it takes the guest once the source has given it up, durably, and not before.
+//!
+//! ```text
+//! Expecting ─ source called ─► Preparing ─ ready ─► Receiving ─ memory in, given up ─► Committing ─ on disk ─► Gated
+//!     │                            │                    │                                  ║ point of         │ line empty,
+//!     └────────────────────────────┴────────┬───────────┘                                  ║ no return        │ markers in or
+//!                                        Declining ─ on disk ─► Undoing ─► Ended           ║                  ▼ deadline
+//!                                                               Ended ◄─ closed ─ Closing ◄═ settle ═ Open ◄─ Opening
+//! ```
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Failure, Generation, Limits};
+
+/// How long the source may take to call after the plan arrived.
+const CALL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long the gate waits for markers once the source's line is empty. Well under TCP's 200 ms (RFC 6298's practical minimum RTO).
+pub const MARKER_DEADLINE: Duration = Duration::from_millis(100);
+/// How long the gate waits to hear that the line is empty. Only a source that died after commit lets it come to this.
+const LINE_DEADLINE: Duration = Duration::from_secs(2);
+/// How often `cont` is tried again after commit.
+const RUN_AGAIN: Duration = Duration::from_millis(100);
+
+/// Where the destination is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DestinationPhase {
+    /// Announced by the controller; the source has not called yet.
+    Expecting,
+    /// Taps, programs and QEMU are being made ready.
+    Preparing,
+    /// Memory comes in.
+    Receiving,
+    /// The commit is being written.
+    Committing,
+    /// Owns and runs the guest; what comes the new way waits.
+    Gated,
+    /// The gate's line drains into the tap.
+    Opening,
+    /// The gate is open.
+    Open,
+    /// The programs are being detached.
+    Closing,
+    /// "Did not take it" is being written.
+    Declining,
+    /// Being undone.
+    Undoing,
+    /// Over.
+    Ended,
+}
+
+/// What happens to the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DestinationEvent {
+    /// The controller announced the migration.
+    Announced,
+    /// The source called and proved itself.
+    SourceCalled,
+    /// Everything is in place and QEMU listens.
+    Ready {
+        /// Where, in QEMU's form.
+        uri: String,
+    },
+    /// Making ready failed.
+    NotReady(Failure),
+    /// QEMU has memory and devices.
+    MemoryIn,
+    /// QEMU failed or is gone.
+    MemoryFailed(Failure),
+    /// The source gave the guest up.
+    SourceGaveUp {
+        /// At this generation.
+        generation: Generation,
+    },
+    /// The commit is on disk.
+    CommitRecorded,
+    /// `cont` was answered.
+    Running,
+    /// `cont` failed.
+    RunFailed,
+    /// The source's line is empty.
+    LineEmpty,
+    /// Every expected peer's markers are in.
+    MarkersIn,
+    /// The gate's own line is empty: direct frames pass.
+    Sealed,
+    /// Every peer has been told.
+    SettleOrdered,
+    /// Programs detached, nothing of the move left.
+    Closed,
+    /// The source wants it undone.
+    SourceAborted(Failure),
+    /// The stream from the source broke.
+    SourceLost,
+    /// The source asks whether this end committed.
+    Asked,
+    /// The controller or an operator wants it undone.
+    Abort(Failure),
+    /// The refusal is on disk.
+    DeclineRecorded,
+    /// All undo effects are done.
+    Undone,
+    /// Time has passed.
+    Tick,
+}
+
+/// What the destination's agent is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DestinationEffect {
+    /// Create taps (muted), hold, carry, landing; start QEMU incoming; read back. Answer: `Ready` or `NotReady`.
+    Prepare,
+    /// Tell the source where to send memory.
+    TellPrepared {
+        /// In QEMU's form.
+        uri: String,
+    },
+    /// Write down that this host owns the guest. Answer: `CommitRecorded`.
+    RecordCommit {
+        /// At this generation.
+        generation: Generation,
+    },
+    /// Direct frames wait from now on.
+    RaiseGate,
+    /// Tell the source to release its line.
+    TellCommitted {
+        /// At this generation.
+        generation: Generation,
+    },
+    /// `cont`. Answer: `Running` or `RunFailed`.
+    Run,
+    /// This host's own bridge leads to the tap; its markers go down the old path.
+    FlipOwn,
+    /// GARP, NA, RARP, and the guest's own.
+    Announce,
+    /// Tell the source that the guest runs.
+    TellRunning,
+    /// Watch for markers. Answer: `MarkersIn`.
+    AwaitMarkers,
+    /// Let the gate's line into the tap. Answer: `Sealed`.
+    OpenGate,
+    /// Tell the source that the gate is open.
+    TellGateOpen,
+    /// Detach the programs, close the landing. Answer: `Closed`.
+    Close,
+    /// Write down that this host did not take the guest. Answer: `DeclineRecorded`.
+    RecordDecline,
+    /// Tell the source so.
+    TellDeclined(Failure),
+    /// Kill QEMU, remove tap, hold, landing. Answer: `Undone`.
+    Undo,
+    /// Tell the controller.
+    Report(DestinationReport),
+}
+
+/// What the controller hears from the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DestinationReport {
+    /// The source may call.
+    Expecting,
+    /// Owns the guest.
+    Committed(Generation),
+    /// The guest runs.
+    Running,
+    /// The gate is open.
+    GateOpen,
+    /// Nothing of the move is left here.
+    Settled,
+    /// Undone; nothing is left here.
+    Aborted(Failure),
+}
+
+/// The destination of one migration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Destination {
+    phase: DestinationPhase,
+    generation: Generation,
+    limits: Limits,
+    memory_in: bool,
+    given_up: bool,
+    running: bool,
+    line_empty: bool,
+    markers_in: bool,
+    settle_ordered: bool,
+    failure: Option<Failure>,
+    deadline: Option<Duration>,
+}
+
+impl Destination {
+    /// The destination of a guest its source owns at `generation`.
+    pub fn new(generation: Generation, limits: Limits) -> Self {
+        Self {
+            phase: DestinationPhase::Expecting,
+            generation,
+            limits,
+            memory_in: false,
+            given_up: false,
+            running: false,
+            line_empty: false,
+            markers_in: false,
+            settle_ordered: false,
+            failure: None,
+            deadline: None,
+        }
+    }
+
+    /// Where it is.
+    pub fn phase(&self) -> DestinationPhase {
+        self.phase
+    }
+
+    /// True from the durable commit on.
+    pub fn committed(&self) -> bool {
+        use DestinationPhase::{Closing, Gated, Open, Opening};
+        matches!(self.phase, Gated | Opening | Open | Closing)
+            || (self.phase == DestinationPhase::Ended && self.running)
+    }
+
+    /// When it wants a [`DestinationEvent::Tick`] at the latest.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// Takes an event at `now` (a monotonic clock's reading) and returns what to do, in order.
+    pub fn step(&mut self, event: DestinationEvent, now: Duration) -> Vec<DestinationEffect> {
+        use DestinationEvent as On;
+        use DestinationPhase as At;
+        match (self.phase, event) {
+            (At::Expecting, On::Announced) => {
+                self.deadline = Some(now + CALL_DEADLINE);
+                vec![DestinationEffect::Report(DestinationReport::Expecting)]
+            }
+            (At::Expecting, On::SourceCalled) => {
+                self.phase = At::Preparing;
+                self.deadline = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
+                vec![DestinationEffect::Prepare]
+            }
+            (At::Preparing, On::Ready { uri }) => {
+                self.phase = At::Receiving;
+                vec![DestinationEffect::TellPrepared { uri }]
+            }
+            (At::Receiving, On::MemoryIn) => {
+                self.memory_in = true;
+                self.commit_if_complete()
+            }
+            (At::Receiving, On::SourceGaveUp { generation }) => self.source_gave_up(generation),
+            (At::Committing, On::CommitRecorded) => self.committed_now(now),
+            (At::Gated | At::Opening | At::Open, On::Running) => self.runs(now),
+            (At::Gated | At::Opening | At::Open, On::RunFailed) => {
+                self.deadline = Some(now + RUN_AGAIN);
+                vec![]
+            }
+            (At::Gated, On::LineEmpty) => {
+                self.line_empty = true;
+                if self.running {
+                    self.deadline = Some(now + MARKER_DEADLINE);
+                }
+                self.open_if_sealed()
+            }
+            (At::Gated, On::MarkersIn) => {
+                self.markers_in = true;
+                self.open_if_sealed()
+            }
+            (At::Gated | At::Opening | At::Open, On::Tick) if self.due(now) && !self.running => {
+                self.deadline = None;
+                vec![DestinationEffect::Run]
+            }
+            (At::Gated, On::Tick) if self.due(now) => self.open(),
+            (At::Opening, On::Sealed) => self.sealed(),
+            (At::Gated | At::Opening, On::SettleOrdered) => {
+                self.settle_ordered = true;
+                vec![]
+            }
+            (At::Open, On::SettleOrdered) => self.close(),
+            (At::Closing, On::Closed) => self.end(DestinationReport::Settled),
+            (At::Declining, On::DeclineRecorded) => {
+                self.phase = At::Undoing;
+                vec![DestinationEffect::TellDeclined(self.why()), DestinationEffect::Undo]
+            }
+            (At::Undoing, On::Undone) => {
+                let failure = self.why();
+                self.end(DestinationReport::Aborted(failure))
+            }
+            (phase, event) if Self::declinable(phase) => self.refuse(event, now),
+            _ => vec![],
+        }
+    }
+
+    /// Before commit: may still say no.
+    fn declinable(phase: DestinationPhase) -> bool {
+        use DestinationPhase::{Expecting, Preparing, Receiving};
+        matches!(phase, Expecting | Preparing | Receiving)
+    }
+
+    fn refuse(&mut self, event: DestinationEvent, now: Duration) -> Vec<DestinationEffect> {
+        use DestinationEvent as On;
+        match event {
+            On::NotReady(failure) | On::MemoryFailed(failure) | On::SourceAborted(failure) | On::Abort(failure) => {
+                self.decline(failure)
+            }
+            On::SourceLost | On::Asked => self.decline(Failure::new(
+                "SOURCE_LOST",
+                "the source's agent went away before the destination committed; the guest stays with the source",
+            )),
+            On::Tick if self.due(now) => self.decline(Failure::new(
+                "DEADLINE_EXCEEDED",
+                format!("the destination did not get past {:?} in time; the guest stays with the source", self.phase),
+            )),
+            _ => vec![],
+        }
+    }
+
+    fn due(&self, now: Duration) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    fn source_gave_up(&mut self, generation: Generation) -> Vec<DestinationEffect> {
+        if generation != self.generation {
+            return self.decline(Failure::new(
+                "STALE_GENERATION",
+                format!(
+                    "the source gave up generation {generation}, the plan is for {}; migrate again",
+                    self.generation
+                ),
+            ));
+        }
+        self.given_up = true;
+        self.commit_if_complete()
+    }
+
+    fn commit_if_complete(&mut self) -> Vec<DestinationEffect> {
+        if !(self.memory_in && self.given_up) {
+            return vec![];
+        }
+        self.phase = DestinationPhase::Committing;
+        self.deadline = None;
+        vec![DestinationEffect::RecordCommit { generation: self.generation.next() }]
+    }
+
+    fn committed_now(&mut self, now: Duration) -> Vec<DestinationEffect> {
+        self.phase = DestinationPhase::Gated;
+        self.deadline = Some(now + LINE_DEADLINE);
+        let generation = self.generation.next();
+        vec![
+            DestinationEffect::RaiseGate,
+            DestinationEffect::TellCommitted { generation },
+            DestinationEffect::Run,
+            DestinationEffect::FlipOwn,
+            DestinationEffect::AwaitMarkers,
+            DestinationEffect::Report(DestinationReport::Committed(generation)),
+        ]
+    }
+
+    fn runs(&mut self, now: Duration) -> Vec<DestinationEffect> {
+        if self.running {
+            return vec![];
+        }
+        self.running = true;
+        self.deadline = Some(now + if self.line_empty { MARKER_DEADLINE } else { LINE_DEADLINE });
+        vec![
+            DestinationEffect::TellRunning,
+            DestinationEffect::Announce,
+            DestinationEffect::Report(DestinationReport::Running),
+        ]
+    }
+
+    fn open_if_sealed(&mut self) -> Vec<DestinationEffect> {
+        if self.line_empty && self.markers_in { self.open() } else { vec![] }
+    }
+
+    fn open(&mut self) -> Vec<DestinationEffect> {
+        self.phase = DestinationPhase::Opening;
+        if self.running {
+            self.deadline = None;
+        }
+        vec![DestinationEffect::OpenGate]
+    }
+
+    fn sealed(&mut self) -> Vec<DestinationEffect> {
+        self.phase = DestinationPhase::Open;
+        let mut effects = vec![DestinationEffect::TellGateOpen, DestinationEffect::Report(DestinationReport::GateOpen)];
+        if self.settle_ordered {
+            effects.extend(self.close());
+        }
+        effects
+    }
+
+    fn close(&mut self) -> Vec<DestinationEffect> {
+        self.phase = DestinationPhase::Closing;
+        vec![DestinationEffect::Close]
+    }
+
+    fn decline(&mut self, failure: Failure) -> Vec<DestinationEffect> {
+        self.phase = DestinationPhase::Declining;
+        self.failure = Some(failure);
+        self.deadline = None;
+        vec![DestinationEffect::RecordDecline]
+    }
+
+    fn why(&self) -> Failure {
+        self.failure.clone().unwrap_or_else(|| Failure::new("ABORTED", "undone"))
+    }
+
+    fn end(&mut self, report: DestinationReport) -> Vec<DestinationEffect> {
+        self.phase = DestinationPhase::Ended;
+        self.deadline = None;
+        vec![DestinationEffect::Report(report)]
+    }
+}

@@ -1,0 +1,412 @@
+//! The source's part of a cutover: it gives the guest up, once, and never takes it back on its own word.
+//!
+//! ```text
+//! Preparing ─ ready, peer prepared ─► Precopy ─ converged ─► Arming ─ armed ─► Pausing ─ STOP ─► Switching
+//!     │                                  │  (QEMU may stop by itself here: arm at once)              │ given up, durably
+//!     └──────────────┬───────────────────┴───────────────────┬──────────────────────────────────────┤
+//!                 Undoing ◄── declined ── Unresolved ◄── stream lost, memory failed, cancelled ── GivenUp
+//!                    │                        └─ committed after all ─┐                              │ committed
+//!                  Ended                                              └──────────────────────────► Carrying ─ settle, quiet ─► Removing ─► Ended
+//! ```
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Failure, Generation, Limits, Progress, converge::Convergence};
+
+/// Longest wait for the hold to be in place, and for QEMU to stop once told.
+const ARM_DEADLINE: Duration = Duration::from_secs(2);
+/// What a switchover may take beyond the caller's longest pause before it counts as failed.
+const SWITCH_GRACE: Duration = Duration::from_secs(3);
+/// How often a destination that no longer answers is asked whether it committed.
+const RESOLVE_EVERY: Duration = Duration::from_millis(500);
+
+/// Where the source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourcePhase {
+    /// Both ends make ready.
+    Preparing,
+    /// Memory moves, the guest runs.
+    Precopy,
+    /// The hold is being put in place.
+    Arming,
+    /// QEMU has been told to stop.
+    Pausing,
+    /// The guest is paused, the last memory moves, nothing is given up yet.
+    Switching,
+    /// Given up, durably: only the destination's word lets the guest resume here.
+    GivenUp,
+    /// Given up, and the destination's word is missing.
+    Unresolved,
+    /// The destination owns the guest; frames that still arrive are carried.
+    Carrying,
+    /// Settled; the guest's remains are being removed.
+    Removing,
+    /// Being undone.
+    Undoing,
+    /// Over.
+    Ended,
+}
+
+/// What happens to the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceEvent {
+    /// The controller ordered it.
+    Begin,
+    /// The ports' programs are attached and read back.
+    Ready,
+    /// The destination listens for memory.
+    PeerPrepared {
+        /// In QEMU's form.
+        uri: String,
+    },
+    /// How memory is getting on.
+    Progress(Progress),
+    /// Every port's frames are held.
+    Armed,
+    /// QEMU's STOP.
+    Stopped,
+    /// QEMU has everything but the last word: `pre-switchover`.
+    PreSwitchover,
+    /// The give-up is on disk.
+    GiveUpRecorded,
+    /// QEMU's migration failed, was cancelled, or QEMU is gone.
+    MemoryFailed(Failure),
+    /// The destination owns the guest.
+    PeerCommitted {
+        /// At this generation.
+        generation: Generation,
+    },
+    /// The destination does not own the guest and never will by this migration.
+    PeerDeclined(Failure),
+    /// The stream to the destination broke.
+    PeerLost,
+    /// Nothing is left in line.
+    LineEmpty,
+    /// Every peer has been told.
+    SettleOrdered,
+    /// Nothing has been carried for a while.
+    Quiet,
+    /// An operator or the controller wants it undone.
+    Abort(Failure),
+    /// All undo effects are done.
+    Undone,
+    /// The guest's remains are gone.
+    Removed,
+    /// Time has passed.
+    Tick,
+}
+
+/// What the source's agent is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceEffect {
+    /// Attach the programs, set up the carry. Answer: `Ready`.
+    PrepareDatapath,
+    /// Open the stream to the destination. Answer: `PeerPrepared`, `PeerDeclined` or `PeerLost`.
+    CallPeer,
+    /// Begin to copy memory and to report `Progress`.
+    StartPrecopy {
+        /// Where to.
+        uri: String,
+    },
+    /// Steer frames to the hold. Answer: `Armed`.
+    Arm,
+    /// Stop the guest and let QEMU finish. Answer: `Stopped`, then `PreSwitchover`.
+    Pause,
+    /// Write down that the guest is given up. Answer: `GiveUpRecorded`.
+    RecordGiveUp,
+    /// Tell the destination so.
+    TellGiveUp,
+    /// Let QEMU send the devices' state.
+    ContinueSwitchover,
+    /// Send the line down the carry tunnel: first what is in the tap's own ring, then the hold. Answer: `LineEmpty`.
+    ReleaseToCarry,
+    /// Tell the destination that the line is empty.
+    TellLineEmpty,
+    /// Ask the destination to undo.
+    TellAbort(Failure),
+    /// Ask the destination, by a new call, whether it committed. Answer: `PeerCommitted`, `PeerDeclined` or `PeerLost`.
+    Resolve,
+    /// Wait until nothing is carried any more. Answer: `Quiet`.
+    AwaitQuiet,
+    /// Stop QEMU, close the ports, delete the devices, write it down. Answer: `Removed`.
+    RemoveGuest,
+    /// Cancel QEMU's migration, resume the guest if it is paused, release the hold into its own tap, close the ports. Answer: `Undone`.
+    Undo,
+    /// Tell the controller.
+    Report(SourceReport),
+}
+
+/// What the controller hears from the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceReport {
+    /// Memory is being copied.
+    Precopy,
+    /// How it is getting on.
+    Progress(Progress),
+    /// Frames are held.
+    Armed,
+    /// The guest is paused.
+    Paused,
+    /// The line is empty.
+    LineEmpty,
+    /// Nothing of the guest is left here.
+    Settled,
+    /// Undone; the guest is as before.
+    Aborted(Failure),
+}
+
+/// The source of one migration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Source {
+    phase: SourcePhase,
+    generation: Generation,
+    limits: Limits,
+    ready: bool,
+    uri: Option<String>,
+    stopped: bool,
+    pre_switchover: bool,
+    line_empty: bool,
+    settle_ordered: bool,
+    convergence: Convergence,
+    failure: Option<Failure>,
+    deadline: Option<Duration>,
+}
+
+impl Source {
+    /// The source of a guest it owns at `generation`.
+    pub fn new(generation: Generation, limits: Limits) -> Self {
+        Self {
+            phase: SourcePhase::Preparing,
+            generation,
+            limits,
+            ready: false,
+            uri: None,
+            stopped: false,
+            pre_switchover: false,
+            line_empty: false,
+            settle_ordered: false,
+            convergence: Convergence::new(limits),
+            failure: None,
+            deadline: None,
+        }
+    }
+
+    /// Where it is.
+    pub fn phase(&self) -> SourcePhase {
+        self.phase
+    }
+
+    /// True once the source may no longer decide alone: given up, or gone.
+    pub fn given_up(&self) -> bool {
+        use SourcePhase::{Carrying, GivenUp, Removing, Unresolved};
+        matches!(self.phase, GivenUp | Unresolved | Carrying | Removing)
+    }
+
+    /// When it wants a [`SourceEvent::Tick`] at the latest.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// Takes an event at `now` (a monotonic clock's reading) and returns what to do, in order.
+    pub fn step(&mut self, event: SourceEvent, now: Duration) -> Vec<SourceEffect> {
+        use SourceEvent as On;
+        use SourcePhase as At;
+        match (self.phase, event) {
+            (At::Preparing, On::Begin) => self.begin(now),
+            (At::Preparing, On::Ready) => {
+                self.ready = true;
+                self.precopy_if_ready()
+            }
+            (At::Preparing, On::PeerPrepared { uri }) => {
+                self.uri = Some(uri);
+                self.precopy_if_ready()
+            }
+            (At::Precopy, On::Progress(progress)) => self.progress(progress, now),
+            (At::Precopy, On::Stopped) => self.stopped_early(now),
+            (At::Arming, On::Stopped) => {
+                self.stopped = true;
+                vec![]
+            }
+            (At::Arming, On::Armed) => self.armed(now),
+            (At::Pausing, On::Stopped) => self.paused(now),
+            (At::Arming | At::Pausing, On::PreSwitchover) => {
+                self.pre_switchover = true;
+                vec![]
+            }
+            (At::Switching, On::PreSwitchover) => {
+                self.pre_switchover = true;
+                vec![SourceEffect::ContinueSwitchover]
+            }
+            (At::GivenUp, On::PreSwitchover) => vec![SourceEffect::ContinueSwitchover],
+            (At::Switching, On::GiveUpRecorded) => {
+                self.phase = At::GivenUp;
+                vec![SourceEffect::TellGiveUp]
+            }
+            (At::GivenUp | At::Unresolved, On::PeerCommitted { generation }) => self.committed(generation),
+            (At::GivenUp | At::Unresolved, On::PeerDeclined(failure)) => self.undo(failure),
+            (At::GivenUp, On::PeerLost) => self.unresolved(now),
+            (At::Unresolved, On::Tick) if self.due(now) => self.unresolved(now),
+            (At::GivenUp, On::MemoryFailed(failure) | On::Abort(failure)) => self.ask_to_undo(failure, now),
+            (At::GivenUp, On::Tick) if self.due(now) => self.ask_to_undo(self.late(), now),
+            (At::Carrying, On::LineEmpty) => self.line_is_empty(),
+            (At::Carrying, On::SettleOrdered) => {
+                self.settle_ordered = true;
+                self.settle_if_empty()
+            }
+            (At::Carrying, On::Quiet) => {
+                self.phase = At::Removing;
+                vec![SourceEffect::RemoveGuest]
+            }
+            (At::Removing, On::Removed) => self.end(SourceReport::Settled),
+            (At::Undoing, On::Undone) => {
+                let failure = self.failure.take().unwrap_or_else(|| Failure::new("ABORTED", "undone"));
+                self.end(SourceReport::Aborted(failure))
+            }
+            (phase, On::Tick) if self.due(now) && Self::undoable(phase) => self.abandon(self.late()),
+            (phase, On::Abort(failure) | On::MemoryFailed(failure)) if Self::undoable(phase) => self.abandon(failure),
+            (phase, On::PeerDeclined(failure)) if Self::undoable(phase) => self.undo(failure),
+            (phase, On::PeerLost) if Self::undoable(phase) => self.undo(Failure::new(
+                "DESTINATION_LOST",
+                "the destination's agent went away before commit; the guest runs on here; migrate again when it is back",
+            )),
+            _ => vec![],
+        }
+    }
+
+    /// Before the give-up: the source alone decides.
+    fn undoable(phase: SourcePhase) -> bool {
+        use SourcePhase::{Arming, Pausing, Precopy, Preparing, Switching};
+        matches!(phase, Preparing | Precopy | Arming | Pausing | Switching)
+    }
+
+    fn due(&self, now: Duration) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    fn late(&self) -> Failure {
+        Failure::new(
+            "DEADLINE_EXCEEDED",
+            format!("the migration did not get past {:?} in time; {}", self.phase, self.convergence),
+        )
+    }
+
+    fn begin(&mut self, now: Duration) -> Vec<SourceEffect> {
+        self.deadline = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
+        vec![SourceEffect::PrepareDatapath, SourceEffect::CallPeer]
+    }
+
+    fn precopy_if_ready(&mut self) -> Vec<SourceEffect> {
+        match (self.ready, self.uri.clone()) {
+            (true, Some(uri)) => {
+                self.phase = SourcePhase::Precopy;
+                vec![SourceEffect::StartPrecopy { uri }, SourceEffect::Report(SourceReport::Precopy)]
+            }
+            _ => vec![],
+        }
+    }
+
+    fn progress(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
+        let mut effects = vec![SourceEffect::Report(SourceReport::Progress(progress))];
+        if self.convergence.should_pause(&progress, now) {
+            self.arm(now);
+            effects.push(SourceEffect::Arm);
+        }
+        effects
+    }
+
+    fn arm(&mut self, now: Duration) {
+        self.phase = SourcePhase::Arming;
+        self.deadline = Some(now + ARM_DEADLINE);
+    }
+
+    /// An idle guest's QEMU may finish by itself. Frames since the stop wait in the tap's ring, ahead of the hold.
+    fn stopped_early(&mut self, now: Duration) -> Vec<SourceEffect> {
+        self.stopped = true;
+        self.arm(now);
+        vec![SourceEffect::Arm]
+    }
+
+    fn armed(&mut self, now: Duration) -> Vec<SourceEffect> {
+        let mut effects = Vec::with_capacity(4);
+        if self.stopped {
+            effects.extend(self.paused(now));
+        } else {
+            self.phase = SourcePhase::Pausing;
+            self.deadline = Some(now + ARM_DEADLINE);
+            effects.push(SourceEffect::Pause);
+        }
+        effects.push(SourceEffect::Report(SourceReport::Armed));
+        effects
+    }
+
+    fn paused(&mut self, now: Duration) -> Vec<SourceEffect> {
+        self.phase = SourcePhase::Switching;
+        self.stopped = true;
+        self.deadline = Some(now + SWITCH_GRACE + Duration::from_millis(self.limits.longest_pause_ms.into()));
+        let mut effects = vec![SourceEffect::RecordGiveUp];
+        if self.pre_switchover {
+            effects.push(SourceEffect::ContinueSwitchover);
+        }
+        effects.push(SourceEffect::Report(SourceReport::Paused));
+        effects
+    }
+
+    fn committed(&mut self, generation: Generation) -> Vec<SourceEffect> {
+        if generation != self.generation.next() {
+            // Not our successor: the record has moved on without this migration. Never resume; wait for the controller.
+            self.deadline = None;
+            return vec![];
+        }
+        self.phase = SourcePhase::Carrying;
+        self.deadline = None;
+        vec![SourceEffect::ReleaseToCarry]
+    }
+
+    fn line_is_empty(&mut self) -> Vec<SourceEffect> {
+        if self.line_empty {
+            return vec![];
+        }
+        self.line_empty = true;
+        let mut effects = vec![SourceEffect::TellLineEmpty, SourceEffect::Report(SourceReport::LineEmpty)];
+        effects.extend(self.settle_if_empty());
+        effects
+    }
+
+    fn settle_if_empty(&self) -> Vec<SourceEffect> {
+        if self.settle_ordered && self.line_empty { vec![SourceEffect::AwaitQuiet] } else { vec![] }
+    }
+
+    /// After the give-up only the destination can say no.
+    fn ask_to_undo(&mut self, failure: Failure, now: Duration) -> Vec<SourceEffect> {
+        self.phase = SourcePhase::Unresolved;
+        self.deadline = Some(now + RESOLVE_EVERY);
+        vec![SourceEffect::TellAbort(failure)]
+    }
+
+    fn unresolved(&mut self, now: Duration) -> Vec<SourceEffect> {
+        self.phase = SourcePhase::Unresolved;
+        self.deadline = Some(now + RESOLVE_EVERY);
+        vec![SourceEffect::Resolve]
+    }
+
+    fn abandon(&mut self, failure: Failure) -> Vec<SourceEffect> {
+        let mut effects = vec![SourceEffect::TellAbort(failure.clone())];
+        effects.extend(self.undo(failure));
+        effects
+    }
+
+    fn undo(&mut self, failure: Failure) -> Vec<SourceEffect> {
+        self.phase = SourcePhase::Undoing;
+        self.failure = Some(failure);
+        self.deadline = None;
+        vec![SourceEffect::Undo]
+    }
+
+    fn end(&mut self, report: SourceReport) -> Vec<SourceEffect> {
+        self.phase = SourcePhase::Ended;
+        self.deadline = None;
+        vec![SourceEffect::Report(report)]
+    }
+}

@@ -1,0 +1,182 @@
+//! Golden transcripts: events in, effects out. Bless changes with `INSTA_UPDATE=always cargo test -p throughline-cutover`.
+
+use std::{fmt::Write as _, time::Duration};
+
+use throughline_cutover::{
+    Destination, DestinationEvent as D, Failure, Generation, Limits, Progress, Source, SourceEvent as S,
+};
+
+const GENERATION: Generation = Generation(4);
+
+fn source(events: &[(u64, S)]) -> String {
+    let mut machine = Source::new(GENERATION, Limits::default());
+    let mut transcript = String::new();
+    for (ms, event) in events {
+        let effects = machine.step(event.clone(), Duration::from_millis(*ms));
+        writeln!(transcript, "{ms:>6} ms  {event:?}").expect("to a string");
+        for effect in effects {
+            writeln!(transcript, "           → {effect:?}").expect("to a string");
+        }
+        writeln!(transcript, "           = {:?}", machine.phase()).expect("to a string");
+    }
+    transcript
+}
+
+fn destination(events: &[(u64, D)]) -> String {
+    let mut machine = Destination::new(GENERATION, Limits::default());
+    let mut transcript = String::new();
+    for (ms, event) in events {
+        let effects = machine.step(event.clone(), Duration::from_millis(*ms));
+        writeln!(transcript, "{ms:>6} ms  {event:?}").expect("to a string");
+        for effect in effects {
+            writeln!(transcript, "           → {effect:?}").expect("to a string");
+        }
+        writeln!(transcript, "           = {:?}", machine.phase()).expect("to a string");
+    }
+    transcript
+}
+
+fn uri() -> String {
+    "tcp:192.0.2.2:49152".into()
+}
+
+fn lost(what: &str) -> Failure {
+    Failure::new("TEST", what)
+}
+
+fn converged() -> S {
+    S::Progress(Progress { passes: 2, expected_pause_us: 900, ..Progress::default() })
+}
+
+fn until_given_up() -> Vec<(u64, S)> {
+    vec![
+        (0, S::Begin),
+        (20, S::Ready),
+        (30, S::PeerPrepared { uri: uri() }),
+        (400, S::Progress(Progress { passes: 1, expected_pause_us: 90_000, ..Progress::default() })),
+        (900, converged()),
+        (901, S::Armed),
+        (902, S::Stopped),
+        (903, S::PreSwitchover),
+        (904, S::GiveUpRecorded),
+    ]
+}
+
+#[test]
+fn source_moves_a_guest() {
+    let mut events = until_given_up();
+    events.extend([
+        (906, S::PeerCommitted { generation: GENERATION.next() }),
+        (909, S::LineEmpty),
+        (915, S::SettleOrdered),
+        (1015, S::Quiet),
+        (1100, S::Removed),
+    ]);
+    insta::assert_snapshot!(source(&events));
+}
+
+#[test]
+fn source_whose_qemu_stops_by_itself() {
+    insta::assert_snapshot!(source(&[
+        (0, S::Begin),
+        (20, S::PeerPrepared { uri: uri() }),
+        (30, S::Ready),
+        (100, S::Stopped),
+        (101, S::PreSwitchover),
+        (101, S::Armed),
+        (102, S::GiveUpRecorded),
+    ]));
+}
+
+#[test]
+fn source_cancelled_in_precopy() {
+    insta::assert_snapshot!(source(&[
+        (0, S::Begin),
+        (20, S::Ready),
+        (30, S::PeerPrepared { uri: uri() }),
+        (400, S::Abort(lost("operator"))),
+        (410, S::Undone),
+    ]));
+}
+
+#[test]
+fn source_that_loses_the_destination_while_paused() {
+    let mut events = until_given_up();
+    events.truncate(7);
+    events.extend([(910, S::PeerLost), (912, S::Undone)]);
+    insta::assert_snapshot!(source(&events));
+}
+
+#[test]
+fn source_that_loses_the_destination_after_giving_up() {
+    let mut events = until_given_up();
+    events.extend([
+        (910, S::PeerLost),
+        (1000, S::Tick),
+        (1500, S::Tick),
+        (1510, S::PeerDeclined(lost("restarted, never committed"))),
+        (1520, S::Undone),
+    ]);
+    insta::assert_snapshot!(source(&events));
+}
+
+#[test]
+fn source_past_its_deadline() {
+    insta::assert_snapshot!(source(&[(0, S::Begin), (20, S::Ready), (300_000, S::Tick), (300_010, S::Undone)]));
+}
+
+fn until_received() -> Vec<(u64, D)> {
+    vec![
+        (0, D::Announced),
+        (5, D::SourceCalled),
+        (60, D::Ready { uri: uri() }),
+        (904, D::SourceGaveUp { generation: GENERATION }),
+        (905, D::MemoryIn),
+    ]
+}
+
+#[test]
+fn destination_takes_a_guest() {
+    let mut events = until_received();
+    events.extend([
+        (906, D::CommitRecorded),
+        (907, D::Running),
+        (909, D::LineEmpty),
+        (911, D::MarkersIn),
+        (912, D::Sealed),
+        (915, D::SettleOrdered),
+        (930, D::Closed),
+    ]);
+    insta::assert_snapshot!(destination(&events));
+}
+
+#[test]
+fn destination_with_a_silent_peer() {
+    let mut events = until_received();
+    events.extend([(906, D::CommitRecorded), (907, D::Running), (909, D::LineEmpty), (1008, D::Tick), (1009, D::Tick)]);
+    insta::assert_snapshot!(destination(&events));
+}
+
+#[test]
+fn destination_whose_source_goes_away() {
+    let mut events = until_received();
+    events.truncate(3);
+    events.extend([(500, D::SourceLost), (501, D::DeclineRecorded), (520, D::Undone)]);
+    insta::assert_snapshot!(destination(&events));
+}
+
+#[test]
+fn destination_asked_before_it_has_everything() {
+    let mut events = until_received();
+    events.truncate(4);
+    events.extend([(1500, D::Asked), (1501, D::DeclineRecorded), (1502, D::MemoryIn), (1520, D::Undone)]);
+    insta::assert_snapshot!(destination(&events));
+}
+
+#[test]
+fn destination_given_a_stale_generation() {
+    let mut events = until_received();
+    events.truncate(3);
+    events.push((900, D::SourceGaveUp { generation: Generation(3) }));
+    insta::assert_snapshot!(destination(&events));
+}

@@ -1,0 +1,172 @@
+//! Whatever happens, in whatever order: never two owners, and nobody acts before what must be durable is.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use throughline_cutover::{
+    Destination, DestinationEffect, DestinationEvent as D, Failure, Generation, Limits, Progress, Source, SourceEffect,
+    SourceEvent as S,
+};
+
+const GENERATION: Generation = Generation(4);
+
+fn failure() -> Failure {
+    Failure::new("TEST", "a reason")
+}
+
+fn source_event() -> impl Strategy<Value = S> {
+    prop_oneof![
+        Just(S::Ready),
+        Just(S::PeerPrepared { uri: "tcp:192.0.2.2:1".into() }),
+        Just(S::Progress(Progress { passes: 2, expected_pause_us: 1, ..Progress::default() })),
+        Just(S::Armed),
+        Just(S::Stopped),
+        Just(S::PreSwitchover),
+        Just(S::GiveUpRecorded),
+        Just(S::MemoryFailed(failure())),
+        Just(S::PeerCommitted { generation: GENERATION.next() }),
+        Just(S::PeerCommitted { generation: GENERATION }),
+        Just(S::PeerDeclined(failure())),
+        Just(S::PeerLost),
+        Just(S::LineEmpty),
+        Just(S::SettleOrdered),
+        Just(S::Quiet),
+        Just(S::Abort(failure())),
+        Just(S::Undone),
+        Just(S::Removed),
+        Just(S::Tick),
+    ]
+}
+
+fn destination_event() -> impl Strategy<Value = D> {
+    prop_oneof![
+        Just(D::Announced),
+        Just(D::SourceCalled),
+        Just(D::Ready { uri: "tcp:192.0.2.2:1".into() }),
+        Just(D::NotReady(failure())),
+        Just(D::MemoryIn),
+        Just(D::MemoryFailed(failure())),
+        Just(D::SourceGaveUp { generation: GENERATION }),
+        Just(D::SourceGaveUp { generation: Generation(1) }),
+        Just(D::CommitRecorded),
+        Just(D::Running),
+        Just(D::RunFailed),
+        Just(D::LineEmpty),
+        Just(D::MarkersIn),
+        Just(D::Sealed),
+        Just(D::SettleOrdered),
+        Just(D::Closed),
+        Just(D::SourceAborted(failure())),
+        Just(D::SourceLost),
+        Just(D::Asked),
+        Just(D::Abort(failure())),
+        Just(D::DeclineRecorded),
+        Just(D::Undone),
+        Just(D::Tick),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn a_source_that_gave_up_resumes_only_on_the_destinations_word(events in prop::collection::vec((source_event(), 0_u64..4_000), 1..60)) {
+        let mut machine = Source::new(GENERATION, Limits::default());
+        machine.step(S::Begin, Duration::ZERO);
+        let mut now = Duration::ZERO;
+        let (mut gave_up, mut removed, mut undone) = (false, false, false);
+        for (event, later) in events {
+            now += Duration::from_millis(later);
+            let declined = matches!(event, S::PeerDeclined(_));
+            let committed = matches!(event, S::PeerCommitted { generation } if generation == GENERATION.next());
+            for effect in machine.step(event, now) {
+                match effect {
+                    SourceEffect::TellGiveUp => { prop_assert!(!undone); gave_up = true; }
+                    SourceEffect::Undo => { prop_assert!(!gave_up || declined); prop_assert!(!removed && !undone); undone = true; }
+                    SourceEffect::ReleaseToCarry => { prop_assert!(gave_up && committed && !undone); }
+                    SourceEffect::RemoveGuest => { prop_assert!(gave_up && !undone); removed = true; }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_destination_runs_only_what_it_durably_owns(events in prop::collection::vec((destination_event(), 0_u64..4_000), 1..60)) {
+        let mut machine = Destination::new(GENERATION, Limits::default());
+        let mut now = Duration::ZERO;
+        let (mut memory_in, mut given_up, mut asked_to_record, mut recorded, mut declined) = (false, false, false, false, false);
+        for (event, later) in events {
+            now += Duration::from_millis(later);
+            memory_in |= event == D::MemoryIn;
+            given_up |= event == D::SourceGaveUp { generation: GENERATION };
+            recorded |= asked_to_record && event == D::CommitRecorded;
+            for effect in machine.step(event, now) {
+                match effect {
+                    DestinationEffect::RecordCommit { .. } => { prop_assert!(memory_in && given_up && !declined); asked_to_record = true; }
+                    DestinationEffect::RaiseGate | DestinationEffect::Run | DestinationEffect::FlipOwn | DestinationEffect::TellCommitted { .. } => prop_assert!(recorded && !declined),
+                    DestinationEffect::RecordDecline | DestinationEffect::TellDeclined(_) | DestinationEffect::Undo => { prop_assert!(!recorded); declined = true; }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Both machines, every message between them lost at the whim of the schedule, either asked and cancelled at any time.
+    #[test]
+    fn never_two_owners(schedule in prop::collection::vec((0_u8..12, any::<bool>()), 1..80)) {
+        let mut source = Source::new(GENERATION, Limits::default());
+        let mut destination = Destination::new(GENERATION, Limits::default());
+        let mut now = Duration::ZERO;
+        let mut to_source: Vec<S> = vec![S::Begin];
+        let mut to_destination: Vec<D> = vec![D::Announced];
+        let (mut resumed, mut ran) = (false, false);
+        for (choice, lose) in schedule {
+            now += Duration::from_millis(300);
+            match choice {
+                0 => to_source.push(S::Abort(failure())),
+                1 => to_destination.push(D::Abort(failure())),
+                2 => { to_source.push(S::PeerLost); to_destination.push(D::SourceLost); }
+                3 => { to_source.push(S::Tick); to_destination.push(D::Tick); }
+                _ => {}
+            }
+            for event in std::mem::take(&mut to_source) {
+                for effect in source.step(event, now) {
+                    match effect {
+                        SourceEffect::PrepareDatapath => to_source.push(S::Ready),
+                        SourceEffect::CallPeer => to_destination.push(D::SourceCalled),
+                        SourceEffect::StartPrecopy { .. } => to_source.push(S::Progress(Progress { passes: 2, ..Progress::default() })),
+                        SourceEffect::Arm => to_source.push(S::Armed),
+                        SourceEffect::Pause => to_source.extend([S::Stopped, S::PreSwitchover]),
+                        SourceEffect::RecordGiveUp => to_source.push(S::GiveUpRecorded),
+                        SourceEffect::ContinueSwitchover if !lose => to_destination.push(D::MemoryIn),
+                        SourceEffect::TellGiveUp if !lose => to_destination.push(D::SourceGaveUp { generation: GENERATION }),
+                        SourceEffect::TellAbort(why) if !lose => to_destination.push(D::SourceAborted(why)),
+                        SourceEffect::Resolve if !lose => {
+                            to_destination.push(D::Asked);
+                            if destination.committed() { to_source.push(S::PeerCommitted { generation: GENERATION.next() }); }
+                        }
+                        SourceEffect::Undo => { resumed = true; to_source.push(S::Undone); }
+                        _ => {}
+                    }
+                }
+            }
+            for event in std::mem::take(&mut to_destination) {
+                for effect in destination.step(event, now) {
+                    match effect {
+                        DestinationEffect::Prepare => to_destination.push(D::Ready { uri: "tcp:192.0.2.2:1".into() }),
+                        DestinationEffect::TellPrepared { uri } => to_source.push(S::PeerPrepared { uri }),
+                        DestinationEffect::RecordCommit { .. } => to_destination.push(D::CommitRecorded),
+                        DestinationEffect::TellCommitted { generation } if !lose => to_source.push(S::PeerCommitted { generation }),
+                        DestinationEffect::Run => { ran = true; to_destination.push(D::Running); }
+                        DestinationEffect::RecordDecline => to_destination.push(D::DeclineRecorded),
+                        DestinationEffect::TellDeclined(why) if !lose => to_source.push(S::PeerDeclined(why)),
+                        DestinationEffect::Undo => to_destination.push(D::Undone),
+                        _ => {}
+                    }
+                }
+            }
+            prop_assert!(!(resumed && ran), "the guest runs twice");
+        }
+    }
+}
