@@ -1,2 +1,140 @@
-//! Placeholder.
-fn main() {}
+//! `throughline-probe`: the probes as a program, static, so that the same file runs in the guest and on the hosts.
+
+use std::io::{self, BufRead, Write};
+use std::net::Ipv4Addr;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use throughline_probe::control::Ports;
+use throughline_probe::observe::{Filter, Observer, Sightings};
+use throughline_probe::peer::Peer;
+use throughline_probe::{guest, peer};
+
+/// Count what reaches a guest and what comes back, without asking any agent.
+#[derive(Debug, Parser)]
+#[command(name = "throughline-probe", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Inside the guest: answer, send, and keep memory busy.
+    Guest {
+        /// Memory to keep rewriting and checking, MiB.
+        #[arg(long, default_value_t = 8)]
+        memory_mib: usize,
+        /// How much of it to rewrite, KiB a second.
+        #[arg(long, default_value_t = 4096)]
+        memory_rate_kib: usize,
+    },
+    /// On a host that stays: probe a guest. Reads `mark` and `report FROM TO` from standard input, answers in JSON.
+    Peer {
+        /// The guest's address.
+        #[arg(long)]
+        guest: Ipv4Addr,
+        /// Numbered UDP packets a second, each way.
+        #[arg(long, default_value_t = 2000)]
+        pps: u32,
+        /// Messages of 1000 bytes a second on the TCP stream, each way.
+        #[arg(long, default_value_t = 100)]
+        stream_rate: u32,
+        /// ICMP echo requests a second.
+        #[arg(long, default_value_t = 50)]
+        ping_rate: u32,
+        /// Seconds to wait for the guest's first answer.
+        #[arg(long, default_value_t = 60)]
+        patience: u64,
+    },
+    /// On a hypervisor: see when echo packets were put on a guest's tap. Answers `take` on standard input in JSON.
+    Observe {
+        /// The guest's MAC address.
+        #[arg(long, value_parser = parse_mac)]
+        mac: [u8; 6],
+        /// The guest's address.
+        #[arg(long)]
+        guest: Ipv4Addr,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Guest { memory_mib, memory_rate_kib } => {
+            let config = guest::Config {
+                address: Ipv4Addr::UNSPECIFIED,
+                ports: Ports::default(),
+                memory: memory_mib << 20,
+                memory_rate: memory_rate_kib << 10,
+            };
+            guest::run(&config).context("the probe's guest end cannot go on")
+        }
+        Command::Peer { guest, pps, stream_rate, ping_rate, patience } => probe(&peer::Config {
+            guest,
+            ports: Ports::default(),
+            oneway_port: 0,
+            oneway_via: None,
+            pps,
+            stream_rate,
+            ping_rate,
+            patience: Duration::from_secs(patience),
+        }),
+        Command::Observe { mac, guest } => observe(Filter { mac, address: guest, port: Ports::default().echo }),
+    }
+}
+
+fn probe(config: &peer::Config) -> Result<()> {
+    let mut peer = Peer::start(config)
+        .with_context(|| format!("the guest at {} did not answer within {:?}", config.guest, config.patience))?;
+    answer(&"ready")?;
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+            ["mark"] => answer(&peer.mark()?)?,
+            ["report", from, to] => answer(&peer.report(from.parse()?, to.parse()?)?)?,
+            _ => bail!("cannot do {line:?}: say `mark` or `report FROM TO`"),
+        }
+    }
+    Ok(())
+}
+
+fn observe(filter: Filter) -> Result<()> {
+    let mut observer = Observer::start(filter).context("cannot watch the taps: root is needed")?;
+    let (asked, asking) = mpsc::channel();
+    thread::spawn(move || io::stdin().lock().lines().map_while(Result::ok).try_for_each(|line| asked.send(line)));
+    answer(&"ready")?;
+    let mut seen = Sightings::default();
+    loop {
+        seen.frames.extend(observer.look()?);
+        match asking.try_recv() {
+            Ok(line) if line == "take" => {
+                seen.missed = observer.missed()?;
+                answer(&std::mem::take(&mut seen))?;
+            }
+            Ok(line) => bail!("cannot do {line:?}: say `take`"),
+            Err(mpsc::TryRecvError::Empty) => {}
+            Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+        }
+    }
+}
+
+fn answer<T: Serialize>(value: &T) -> Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    let mut output = io::stdout().lock();
+    output.write_all(&line)?;
+    output.flush()?;
+    Ok(())
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], String> {
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect();
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| format!("{text:?} is not a MAC address of the form 02:00:00:00:00:01"))
+}
