@@ -4,6 +4,15 @@
 //! words with atomic operations. A port at rest has no program attached and no entry anywhere.
 #![no_std]
 
+mod marker;
+mod verdict;
+
+pub use marker::{
+    MARKER_ETHERTYPE, MARKER_FRAME_LEN, MARKER_MAGIC, MARKER_PAYLOAD_LEN, MARKER_PAYLOAD_OFFSET, MarkerPayload,
+    marker_frame,
+};
+pub use verdict::{Sight, Verdict, decide, is_group};
+
 /// Slots in the state map: ports one host can have on the move at one time.
 pub const SLOTS: u32 = 64;
 
@@ -32,7 +41,7 @@ pub mod direction {
 
 /// A port on the move: what the programs are to do with its frames, and what they have done.
 ///
-/// Index of the map is the port's slot. The agent writes the first ten words; `mode` and `direction` change under
+/// Index of the map is the port's slot. The agent writes the words up to `line_limit`; `mode` and `direction` change under
 /// traffic, each by one atomic store. Counters only grow, except `line`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +63,10 @@ pub struct PortState {
     /// `skb->mark` of frames that have had their turn: `steer` lets them pass. Random per move, never 0: a guest cannot set marks, and must not guess one.
     pub mark: u32,
     /// Most frames that may be in line; past it the newest are dropped and counted.
-    pub line_limit: u64,
+    pub line_limit: u32,
+    /// CPU that diverted the latest frame, plus one; 0: none yet. Whoever writes frames back follows it: on the same CPU
+    /// frames written back and frames that go straight on share every queue, so their order holds.
+    pub cpu: u32,
     /// Frames diverted to the hold less frames written back: the seal. Programs add before they divert and take back if
     /// that fails; the agent subtracts after it has written a frame back.
     pub line: i64,
@@ -108,31 +120,11 @@ pub struct MarkerKey {
 pub const MARKERS: u32 = 32;
 /// All of a peer's markers are in.
 pub const ALL_MARKERS: u64 = (1 << MARKERS) - 1;
-/// EtherType of markers: IPv4, so that flow hashing sees the ports.
-pub const MARKER_ETHERTYPE: u16 = 0x0800;
-/// Offset of [`MarkerPayload`] in a marker frame: Ethernet 14, IPv4 20, UDP 8.
-pub const MARKER_PAYLOAD_OFFSET: usize = 42;
-/// First word of a marker's payload, big endian on the wire: "TLmk".
-pub const MARKER_MAGIC: u32 = 0x544c_6d6b;
-
-/// What a marker says; all fields big endian on the wire, 16 bytes in this order.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MarkerPayload {
-    /// [`MARKER_MAGIC`].
-    pub magic: u32,
-    /// Carry id of the port.
-    pub carry_id: u32,
-    /// Number of the sending peer in this migration.
-    pub peer: u32,
-    /// 0 to [`MARKERS`] - 1.
-    pub sequence: u32,
-}
 
 const _: () = assert!(size_of::<PortState>() == 128);
 const _: () = assert!(core::mem::offset_of!(PortState, line_limit) == 32);
+const _: () = assert!(core::mem::offset_of!(PortState, cpu) == 36);
 const _: () = assert!(core::mem::offset_of!(PortState, line) == 40);
 const _: () = assert!(core::mem::offset_of!(PortState, refused) == 120);
 const _: () = assert!(size_of::<Landing>() == 16);
 const _: () = assert!(size_of::<MarkerKey>() == 8);
-const _: () = assert!(size_of::<MarkerPayload>() == 16);
