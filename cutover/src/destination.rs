@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Generation, Limits};
+use crate::{Failure, Generation, Limits, Machine};
 
 /// How long the source may take to call after the plan arrived.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
@@ -216,76 +216,6 @@ impl Destination {
             || (self.phase == DestinationPhase::Ended && self.running)
     }
 
-    /// When it wants a [`DestinationEvent::Tick`] at the latest.
-    pub fn next_deadline(&self) -> Option<Duration> {
-        self.deadline
-    }
-
-    /// Takes an event at `now` (a monotonic clock's reading) and returns what to do, in order.
-    pub fn step(&mut self, event: DestinationEvent, now: Duration) -> Vec<DestinationEffect> {
-        use DestinationEvent as On;
-        use DestinationPhase as At;
-        match (self.phase, event) {
-            (At::Expecting, On::Announced) => {
-                self.deadline = Some(now + CALL_DEADLINE);
-                vec![DestinationEffect::Report(DestinationReport::Expecting)]
-            }
-            (At::Expecting, On::SourceCalled) => {
-                self.phase = At::Preparing;
-                self.deadline = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
-                vec![DestinationEffect::Prepare]
-            }
-            (At::Preparing, On::Ready { uri }) => {
-                self.phase = At::Receiving;
-                vec![DestinationEffect::TellPrepared { uri }]
-            }
-            (At::Receiving, On::MemoryIn) => {
-                self.memory_in = true;
-                self.commit_if_complete()
-            }
-            (At::Receiving, On::SourceGaveUp { generation }) => self.source_gave_up(generation),
-            (At::Committing, On::CommitRecorded) => self.committed_now(now),
-            (At::Gated | At::Opening | At::Open, On::Running) => self.runs(now),
-            (At::Gated | At::Opening | At::Open, On::RunFailed) => {
-                self.deadline = Some(now + RUN_AGAIN);
-                vec![]
-            }
-            (At::Gated, On::LineEmpty) => {
-                self.line_empty = true;
-                if self.running {
-                    self.deadline = Some(now + MARKER_DEADLINE);
-                }
-                self.open_if_sealed()
-            }
-            (At::Gated, On::MarkersIn) => {
-                self.markers_in = true;
-                self.open_if_sealed()
-            }
-            (At::Gated | At::Opening | At::Open, On::Tick) if self.due(now) && !self.running => {
-                self.deadline = None;
-                vec![DestinationEffect::Run]
-            }
-            (At::Gated, On::Tick) if self.due(now) => self.open(),
-            (At::Opening, On::Sealed) => self.sealed(),
-            (At::Gated | At::Opening, On::SettleOrdered) => {
-                self.settle_ordered = true;
-                vec![]
-            }
-            (At::Open, On::SettleOrdered) => self.close(),
-            (At::Closing, On::Closed) => self.end(DestinationReport::Settled),
-            (At::Declining, On::DeclineRecorded) => {
-                self.phase = At::Undoing;
-                vec![DestinationEffect::TellDeclined(self.why()), DestinationEffect::Undo]
-            }
-            (At::Undoing, On::Undone) => {
-                let failure = self.why();
-                self.end(DestinationReport::Aborted(failure))
-            }
-            (phase, event) if Self::declinable(phase) => self.refuse(event, now),
-            _ => vec![],
-        }
-    }
-
     /// Before commit: may still say no.
     fn declinable(phase: DestinationPhase) -> bool {
         use DestinationPhase::{Expecting, Preparing, Receiving};
@@ -405,5 +335,86 @@ impl Destination {
         self.phase = DestinationPhase::Ended;
         self.deadline = None;
         vec![DestinationEffect::Report(report)]
+    }
+}
+
+impl Machine for Destination {
+    type Event = DestinationEvent;
+    type Effect = DestinationEffect;
+
+    fn next_deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    fn step(&mut self, event: DestinationEvent, now: Duration) -> Vec<DestinationEffect> {
+        use DestinationEvent as On;
+        use DestinationPhase as At;
+        match (self.phase, event) {
+            (At::Expecting, On::Announced) => {
+                self.deadline = Some(now + CALL_DEADLINE);
+                vec![DestinationEffect::Report(DestinationReport::Expecting)]
+            }
+            (At::Expecting, On::SourceCalled) => {
+                self.phase = At::Preparing;
+                self.deadline = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
+                vec![DestinationEffect::Prepare]
+            }
+            (At::Preparing, On::Ready { uri }) => {
+                self.phase = At::Receiving;
+                vec![DestinationEffect::TellPrepared { uri }]
+            }
+            (At::Receiving, On::MemoryIn) => {
+                self.memory_in = true;
+                self.commit_if_complete()
+            }
+            (At::Receiving, On::SourceGaveUp { generation }) => self.source_gave_up(generation),
+            (At::Committing, On::CommitRecorded) => self.committed_now(now),
+            (At::Gated | At::Opening | At::Open, On::Running) => self.runs(now),
+            (At::Gated | At::Opening | At::Open, On::RunFailed) => {
+                self.deadline = Some(now + RUN_AGAIN);
+                vec![]
+            }
+            (At::Gated, On::LineEmpty) => {
+                self.line_empty = true;
+                if self.running {
+                    self.deadline = Some(now + MARKER_DEADLINE);
+                }
+                self.open_if_sealed()
+            }
+            (At::Gated, On::MarkersIn) => {
+                self.markers_in = true;
+                self.open_if_sealed()
+            }
+            (At::Gated | At::Opening | At::Open, On::Tick) if self.due(now) && !self.running => {
+                self.deadline = None;
+                vec![DestinationEffect::Run]
+            }
+            (At::Gated, On::Tick) if self.due(now) => self.open(),
+            (At::Opening, On::Sealed) => self.sealed(),
+            (At::Gated | At::Opening, On::SettleOrdered) => {
+                self.settle_ordered = true;
+                vec![]
+            }
+            (At::Open, On::SettleOrdered) => self.close(),
+            (At::Closing, On::Closed) => self.end(DestinationReport::Settled),
+            (At::Declining, On::DeclineRecorded) => {
+                self.phase = At::Undoing;
+                vec![DestinationEffect::TellDeclined(self.why()), DestinationEffect::Undo]
+            }
+            (At::Undoing, On::Undone) => {
+                let failure = self.why();
+                self.end(DestinationReport::Aborted(failure))
+            }
+            (phase, event) if Self::declinable(phase) => self.refuse(event, now),
+            _ => vec![],
+        }
+    }
+
+    fn tick() -> DestinationEvent {
+        DestinationEvent::Tick
+    }
+
+    fn ended(&self) -> bool {
+        self.phase == DestinationPhase::Ended
     }
 }

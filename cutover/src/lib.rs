@@ -3,6 +3,7 @@
 
 mod converge;
 mod destination;
+mod machine;
 mod model;
 mod names;
 mod network;
@@ -11,6 +12,7 @@ mod source;
 pub use destination::{
     Destination, DestinationEffect, DestinationEvent, DestinationPhase, DestinationReport, MARKER_DEADLINE,
 };
+pub use machine::Machine;
 pub use model::{
     Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, Port, PortPlan,
     Progress,

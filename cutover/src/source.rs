@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Generation, Limits, Progress, converge::Convergence};
+use crate::{Failure, Generation, Limits, Machine, Progress, converge::Convergence};
 
 /// Longest wait for the hold to be in place, and for QEMU to stop once told.
 const ARM_DEADLINE: Duration = Duration::from_secs(2);
@@ -204,77 +204,6 @@ impl Source {
         matches!(self.phase, GivenUp | Unresolved | Carrying | Removing)
     }
 
-    /// When it wants a [`SourceEvent::Tick`] at the latest.
-    pub fn next_deadline(&self) -> Option<Duration> {
-        self.deadline
-    }
-
-    /// Takes an event at `now` (a monotonic clock's reading) and returns what to do, in order.
-    pub fn step(&mut self, event: SourceEvent, now: Duration) -> Vec<SourceEffect> {
-        use SourceEvent as On;
-        use SourcePhase as At;
-        match (self.phase, event) {
-            (At::Preparing, On::Begin) => self.begin(now),
-            (At::Preparing, On::Ready) => {
-                self.ready = true;
-                self.precopy_if_ready()
-            }
-            (At::Preparing, On::PeerPrepared { uri }) => {
-                self.uri = Some(uri);
-                self.precopy_if_ready()
-            }
-            (At::Precopy, On::Progress(progress)) => self.progress(progress, now),
-            (At::Precopy, On::Stopped) => self.stopped_early(now),
-            (At::Arming, On::Stopped) => {
-                self.stopped = true;
-                vec![]
-            }
-            (At::Arming, On::Armed) => self.armed(now),
-            (At::Pausing, On::Stopped) => self.paused(now),
-            (At::Arming | At::Pausing, On::PreSwitchover) => {
-                self.pre_switchover = true;
-                vec![]
-            }
-            (At::Switching, On::PreSwitchover) => {
-                self.pre_switchover = true;
-                vec![SourceEffect::ContinueSwitchover]
-            }
-            (At::GivenUp, On::PreSwitchover) => vec![SourceEffect::ContinueSwitchover],
-            (At::Switching, On::GiveUpRecorded) => {
-                self.phase = At::GivenUp;
-                vec![SourceEffect::TellGiveUp]
-            }
-            (At::GivenUp | At::Unresolved, On::PeerCommitted { generation }) => self.committed(generation),
-            (At::GivenUp | At::Unresolved, On::PeerDeclined(failure)) => self.undo(failure),
-            (At::GivenUp, On::PeerLost) => self.unresolved(now),
-            (At::Unresolved, On::Tick) if self.due(now) => self.unresolved(now),
-            (At::GivenUp, On::MemoryFailed(failure) | On::Abort(failure)) => self.ask_to_undo(failure, now),
-            (At::GivenUp, On::Tick) if self.due(now) => self.ask_to_undo(self.late(), now),
-            (At::Carrying, On::LineEmpty) => self.line_is_empty(),
-            (At::Carrying, On::SettleOrdered) => {
-                self.settle_ordered = true;
-                self.settle_if_empty()
-            }
-            (At::Carrying, On::Quiet) => {
-                self.phase = At::Removing;
-                vec![SourceEffect::RemoveGuest]
-            }
-            (At::Removing, On::Removed) => self.end(SourceReport::Settled),
-            (At::Undoing, On::Undone) => {
-                let failure = self.failure.take().unwrap_or_else(|| Failure::new("ABORTED", "undone"));
-                self.end(SourceReport::Aborted(failure))
-            }
-            (phase, On::Tick) if self.due(now) && Self::undoable(phase) => self.abandon(self.late()),
-            (phase, On::Abort(failure) | On::MemoryFailed(failure)) if Self::undoable(phase) => self.abandon(failure),
-            (phase, On::PeerDeclined(failure)) if Self::undoable(phase) => self.undo(failure),
-            (phase, On::PeerLost) if Self::undoable(phase) => self.undo(Failure::new(
-                "DESTINATION_LOST",
-                "the destination's agent went away before commit; the guest runs on here; migrate again when it is back",
-            )),
-            _ => vec![],
-        }
-    }
-
     /// Before the give-up: the source alone decides.
     fn undoable(phase: SourcePhase) -> bool {
         use SourcePhase::{Arming, Pausing, Precopy, Preparing, Switching};
@@ -294,7 +223,7 @@ impl Source {
 
     fn begin(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.deadline = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
-        vec![SourceEffect::PrepareDatapath, SourceEffect::CallPeer]
+        vec![SourceEffect::CallPeer, SourceEffect::PrepareDatapath]
     }
 
     fn precopy_if_ready(&mut self) -> Vec<SourceEffect> {
@@ -408,5 +337,87 @@ impl Source {
         self.phase = SourcePhase::Ended;
         self.deadline = None;
         vec![SourceEffect::Report(report)]
+    }
+}
+
+impl Machine for Source {
+    type Event = SourceEvent;
+    type Effect = SourceEffect;
+
+    fn next_deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    fn step(&mut self, event: SourceEvent, now: Duration) -> Vec<SourceEffect> {
+        use SourceEvent as On;
+        use SourcePhase as At;
+        match (self.phase, event) {
+            (At::Preparing, On::Begin) => self.begin(now),
+            (At::Preparing, On::Ready) => {
+                self.ready = true;
+                self.precopy_if_ready()
+            }
+            (At::Preparing, On::PeerPrepared { uri }) => {
+                self.uri = Some(uri);
+                self.precopy_if_ready()
+            }
+            (At::Precopy, On::Progress(progress)) => self.progress(progress, now),
+            (At::Precopy, On::Stopped) => self.stopped_early(now),
+            (At::Arming, On::Stopped) => {
+                self.stopped = true;
+                vec![]
+            }
+            (At::Arming, On::Armed) => self.armed(now),
+            (At::Pausing, On::Stopped) => self.paused(now),
+            (At::Arming | At::Pausing, On::PreSwitchover) => {
+                self.pre_switchover = true;
+                vec![]
+            }
+            (At::Switching, On::PreSwitchover) => {
+                self.pre_switchover = true;
+                vec![SourceEffect::ContinueSwitchover]
+            }
+            (At::GivenUp, On::PreSwitchover) => vec![SourceEffect::ContinueSwitchover],
+            (At::Switching, On::GiveUpRecorded) => {
+                self.phase = At::GivenUp;
+                vec![SourceEffect::TellGiveUp]
+            }
+            (At::GivenUp | At::Unresolved, On::PeerCommitted { generation }) => self.committed(generation),
+            (At::GivenUp | At::Unresolved, On::PeerDeclined(failure)) => self.undo(failure),
+            (At::GivenUp, On::PeerLost) => self.unresolved(now),
+            (At::Unresolved, On::Tick) if self.due(now) => self.unresolved(now),
+            (At::GivenUp, On::MemoryFailed(failure) | On::Abort(failure)) => self.ask_to_undo(failure, now),
+            (At::GivenUp, On::Tick) if self.due(now) => self.ask_to_undo(self.late(), now),
+            (At::Carrying, On::LineEmpty) => self.line_is_empty(),
+            (At::Carrying, On::SettleOrdered) => {
+                self.settle_ordered = true;
+                self.settle_if_empty()
+            }
+            (At::Carrying, On::Quiet) => {
+                self.phase = At::Removing;
+                vec![SourceEffect::RemoveGuest]
+            }
+            (At::Removing, On::Removed) => self.end(SourceReport::Settled),
+            (At::Undoing, On::Undone) => {
+                let failure = self.failure.take().unwrap_or_else(|| Failure::new("ABORTED", "undone"));
+                self.end(SourceReport::Aborted(failure))
+            }
+            (phase, On::Tick) if self.due(now) && Self::undoable(phase) => self.abandon(self.late()),
+            (phase, On::Abort(failure) | On::MemoryFailed(failure)) if Self::undoable(phase) => self.abandon(failure),
+            (phase, On::PeerDeclined(failure)) if Self::undoable(phase) => self.undo(failure),
+            (phase, On::PeerLost) if Self::undoable(phase) => self.undo(Failure::new(
+                "DESTINATION_LOST",
+                "the destination's agent went away before commit; the guest runs on here; migrate again when it is back",
+            )),
+            _ => vec![],
+        }
+    }
+
+    fn tick() -> SourceEvent {
+        SourceEvent::Tick
+    }
+
+    fn ended(&self) -> bool {
+        self.phase == SourcePhase::Ended
     }
 }

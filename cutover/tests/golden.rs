@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use throughline_cutover::{
-    Destination, DestinationEvent as D, Failure, Generation, Limits, Progress, Source, SourceEvent as S,
+    Destination, DestinationEvent as D, Failure, Generation, Limits, Machine, Progress, Source, SourceEvent as S,
 };
 
 const GENERATION: Generation = Generation(4);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use throughline_cutover::{
-    Destination, DestinationEffect, DestinationEvent as D, Failure, Generation, Limits, Progress, Source, SourceEffect,
-    SourceEvent as S,
+    Destination, DestinationEffect, DestinationEvent as D, Failure, Generation, Limits, Machine, Progress, Source,
+    SourceEffect, SourceEvent as S,
 };
 
 const GENERATION: Generation = Generation(4);

@@ -1,0 +1,60 @@
+//! May it go?
+
+use super::{Denial, View, create::known_host};
+use crate::{GuestName, HostName, InterfaceName, NetworkName};
+
+/// A network that no port is on.
+///
+/// # Errors
+/// `UNKNOWN_NETWORK`, `NETWORK_IN_USE`.
+pub fn delete_network(view: &impl View, name: &NetworkName) -> Result<(), Denial> {
+    if view.network(name).is_none() {
+        return Err(Denial::UnknownNetwork { field: "name".to_owned(), name: name.clone() });
+    }
+    match view.ports().find(|used| used.port.network == *name) {
+        Some(used) => {
+            Err(Denial::NetworkInUse { network: name.clone(), owner: format!("{} {}", used.kind, used.owner) })
+        }
+        None => Ok(()),
+    }
+}
+
+/// A host that nothing needs and whose agent is away.
+///
+/// # Errors
+/// `UNKNOWN_HOST`, `HOST_CONNECTED`, `HOST_IN_USE`.
+pub fn delete_host(view: &impl View, name: &HostName) -> Result<(), Denial> {
+    let host = known_host(view, "name", name)?;
+    if let Some(what) = view.host_needed_for(name) {
+        return Err(Denial::HostInUse { host: name.clone(), what });
+    }
+    if host.connected {
+        return Err(Denial::HostConnected { host: name.clone() });
+    }
+    Ok(())
+}
+
+/// A guest that is not on the move.
+///
+/// # Errors
+/// `UNKNOWN_GUEST`, `ALREADY_MIGRATING`.
+pub fn delete_guest(view: &impl View, name: &GuestName) -> Result<(), Denial> {
+    let Some(guest) = view.guest(name) else {
+        return Err(Denial::UnknownGuest { field: "name".to_owned(), name: name.clone() });
+    };
+    match guest.migration {
+        Some(migration) => Err(Denial::AlreadyMigrating { guest: name.clone(), migration }),
+        None => Ok(()),
+    }
+}
+
+/// An endpoint.
+///
+/// # Errors
+/// `UNKNOWN_ENDPOINT`.
+pub fn delete_endpoint(view: &impl View, name: &InterfaceName) -> Result<(), Denial> {
+    match view.endpoint(name) {
+        Some(_) => Ok(()),
+        None => Err(Denial::UnknownEndpoint { name: name.clone() }),
+    }
+}

@@ -1,0 +1,145 @@
+//! Every way to say no.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use crate::{GuestName, HostName, InterfaceName, MacAddr, NetworkName, Vni};
+
+/// A kind of thing that has a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A network.
+    Network,
+    /// A host.
+    Host,
+    /// A guest.
+    Guest,
+    /// An endpoint.
+    Endpoint,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Network => "network",
+            Self::Host => "host",
+            Self::Guest => "guest",
+            Self::Endpoint => "endpoint",
+        })
+    }
+}
+
+/// Why a request is refused. The text says what is wrong and what to do; [`Denial::reason`] is for scripts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the error texts say what each variant and its values mean")]
+pub enum Denial {
+    #[error("{kind} {name} already exists; choose another name or delete it first")]
+    NameInUse { field: String, kind: Kind, name: String },
+    #[error("VNI {vni} is used by network {network}; choose another")]
+    VniInUse { vni: Vni, network: NetworkName },
+    #[error("MAC address {mac} is used by {owner} on network {network}; choose another or leave it empty")]
+    MacInUse { field: String, mac: MacAddr, network: NetworkName, owner: String },
+    #[error("IP address {ip} is used by {owner} on network {network}; choose another")]
+    IpInUse { field: String, ip: IpAddr, network: NetworkName, owner: String },
+    #[error("tunnel end point {vtep} is used by host {host}; give each host its own underlay address")]
+    VtepInUse { vtep: Ipv4Addr, host: HostName },
+    #[error("there is no network {name}; create it first")]
+    UnknownNetwork { field: String, name: NetworkName },
+    #[error("there is no host {name}; start its agent or list the hosts there are")]
+    UnknownHost { field: String, name: HostName },
+    #[error("there is no guest {name}; list the guests there are")]
+    UnknownGuest { field: String, name: GuestName },
+    #[error("there is no endpoint {name}; list the endpoints there are")]
+    UnknownEndpoint { name: InterfaceName },
+    #[error("there is no migration with this id; list the migrations there are")]
+    UnknownMigration,
+    #[error("host {host} is not announced and this controller admits no others; create it first")]
+    HostNotEnrolled { host: HostName },
+    #[error("the agent of host {host} is not connected; start it or choose another host")]
+    HostDown { field: String, host: HostName },
+    #[error("host {host} runs no guests (peer only); choose another host")]
+    HostPeerOnly { field: String, host: HostName },
+    #[error("host {host} has {free_kib} KiB free, {asked_kib} KiB are needed; choose another host or free memory there")]
+    NotEnoughMemory { field: String, host: HostName, asked_kib: u64, free_kib: u64 },
+    #[error("guest {guest} is on host {host} already; choose another host")]
+    SameHost { guest: GuestName, host: HostName },
+    #[error("guest {guest} is being moved by migration {migration}; wait for its end or cancel it")]
+    AlreadyMigrating { guest: GuestName, migration: String },
+    #[error("guest {guest} is not running; see its state and detail, and start it anew if it failed")]
+    GuestNotRunning { guest: GuestName },
+    #[error("network {network} is used by {owner}; delete that first")]
+    NetworkInUse { network: NetworkName, owner: String },
+    #[error("host {host} is needed for {what}; move or delete that first")]
+    HostInUse { host: HostName, what: String },
+    #[error("the agent of host {host} is connected; stop it first")]
+    HostConnected { host: HostName },
+    #[error("migration {migration} has committed or ended and cannot be undone; migrate the guest back instead")]
+    TooLate { migration: String },
+    #[error(
+        "no host can take guest {guest}: it needs one that is connected, runs guests and has {asked_kib} KiB free; add or free one"
+    )]
+    NoDestination { guest: GuestName, asked_kib: u64 },
+    #[error("this request id began migration {migration}, which has another guest or destination; use a new id")]
+    RequestIdReused { migration: String },
+    #[error("all port numbers have been used; this fabric cannot make another port")]
+    PortsExhausted,
+}
+
+impl Denial {
+    /// The stable code of this denial.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NameInUse { .. } => "NAME_IN_USE",
+            Self::VniInUse { .. } => "VNI_IN_USE",
+            Self::MacInUse { .. } => "MAC_IN_USE",
+            Self::IpInUse { .. } => "IP_IN_USE",
+            Self::VtepInUse { .. } => "VTEP_IN_USE",
+            Self::UnknownNetwork { .. } => "UNKNOWN_NETWORK",
+            Self::UnknownHost { .. } => "UNKNOWN_HOST",
+            Self::UnknownGuest { .. } => "UNKNOWN_GUEST",
+            Self::UnknownEndpoint { .. } => "UNKNOWN_ENDPOINT",
+            Self::UnknownMigration => "UNKNOWN_MIGRATION",
+            Self::HostNotEnrolled { .. } => "HOST_NOT_ENROLLED",
+            Self::HostDown { .. } => "HOST_DOWN",
+            Self::HostPeerOnly { .. } => "HOST_PEER_ONLY",
+            Self::NotEnoughMemory { .. } => "NOT_ENOUGH_MEMORY",
+            Self::SameHost { .. } => "SAME_HOST",
+            Self::AlreadyMigrating { .. } => "ALREADY_MIGRATING",
+            Self::GuestNotRunning { .. } => "GUEST_NOT_RUNNING",
+            Self::NetworkInUse { .. } => "NETWORK_IN_USE",
+            Self::HostInUse { .. } => "HOST_IN_USE",
+            Self::HostConnected { .. } => "HOST_CONNECTED",
+            Self::TooLate { .. } => "TOO_LATE",
+            Self::NoDestination { .. } => "NO_DESTINATION",
+            Self::RequestIdReused { .. } => "REQUEST_ID_REUSED",
+            Self::PortsExhausted => "PORTS_EXHAUSTED",
+        }
+    }
+
+    /// The field of the request at fault, `spec.ports[0].mac` form.
+    pub fn field(&self) -> &str {
+        match self {
+            Self::NameInUse { field, .. }
+            | Self::MacInUse { field, .. }
+            | Self::IpInUse { field, .. }
+            | Self::UnknownNetwork { field, .. }
+            | Self::UnknownHost { field, .. }
+            | Self::UnknownGuest { field, .. }
+            | Self::HostDown { field, .. }
+            | Self::HostPeerOnly { field, .. }
+            | Self::NotEnoughMemory { field, .. } => field,
+            Self::VniInUse { .. } => "network.vni",
+            Self::VtepInUse { .. } => "hello.vtep",
+            Self::HostNotEnrolled { .. } => "hello.host",
+            Self::UnknownEndpoint { .. } | Self::NetworkInUse { .. } => "name",
+            Self::HostInUse { .. } | Self::HostConnected { .. } => "name",
+            Self::UnknownMigration | Self::TooLate { .. } => "id",
+            Self::SameHost { .. } | Self::NoDestination { .. } => "destination_host",
+            Self::AlreadyMigrating { .. } | Self::GuestNotRunning { .. } => "guest",
+            Self::RequestIdReused { .. } => "request_id",
+            Self::PortsExhausted => "port",
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! May the guest move, and where to?
+
+use std::cmp::Reverse;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Denial, GuestFacts, View,
+    create::{can_run, known_host},
+};
+use crate::{GuestName, HostName, Phase};
+
+/// A wish to move a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationRequest {
+    /// Chosen by the caller; the same twice is the same wish.
+    pub request_id: String,
+    /// Guest to move.
+    pub guest: GuestName,
+    /// Where to; `None`: the fabric chooses.
+    pub destination: Option<HostName>,
+}
+
+/// What becomes of a wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was made before and is this migration.
+    Known {
+        /// Its id.
+        migration: String,
+    },
+    /// It may begin.
+    Admitted {
+        /// Host that owns the guest.
+        source: HostName,
+        /// Host it goes to.
+        destination: HostName,
+    },
+}
+
+/// Whether a guest may move, and where to. `earlier` is the request that had the same id, with its migration's id.
+///
+/// # Errors
+/// `REQUEST_ID_REUSED`, `UNKNOWN_GUEST`, `ALREADY_MIGRATING`, `UNKNOWN_HOST`, `SAME_HOST`, `HOST_DOWN` (either end),
+/// `HOST_PEER_ONLY`, `NOT_ENOUGH_MEMORY`, `GUEST_NOT_RUNNING`, `NO_DESTINATION`.
+pub fn migrate(
+    view: &impl View,
+    request: &MigrationRequest,
+    earlier: Option<(&str, &MigrationRequest)>,
+) -> Result<Verdict, Denial> {
+    if let Some((migration, earlier)) = earlier {
+        return match earlier == request {
+            true => Ok(Verdict::Known { migration: migration.to_owned() }),
+            false => Err(Denial::RequestIdReused { migration: migration.to_owned() }),
+        };
+    }
+    let name = &request.guest;
+    let Some(guest) = view.guest(name) else {
+        return Err(Denial::UnknownGuest { field: "guest".to_owned(), name: name.clone() });
+    };
+    if let Some(migration) = guest.migration {
+        return Err(Denial::AlreadyMigrating { guest: name.clone(), migration });
+    }
+    let destination = match &request.destination {
+        Some(host) => named(view, name, &guest, host)?,
+        None => choose(view, name, &guest)?,
+    };
+    if !known_host(view, "guest", &guest.host)?.connected {
+        return Err(Denial::HostDown { field: "guest".to_owned(), host: guest.host });
+    }
+    if !guest.running {
+        return Err(Denial::GuestNotRunning { guest: name.clone() });
+    }
+    Ok(Verdict::Admitted { source: guest.host, destination })
+}
+
+/// Whether a migration may still be undone.
+///
+/// # Errors
+/// `TOO_LATE` once it has committed or ended.
+pub fn cancel(migration: &str, phase: Phase) -> Result<(), Denial> {
+    if phase < Phase::Committed { Ok(()) } else { Err(Denial::TooLate { migration: migration.to_owned() }) }
+}
+
+fn named(view: &impl View, name: &GuestName, guest: &GuestFacts, host: &HostName) -> Result<HostName, Denial> {
+    const FIELD: &str = "destination_host";
+    let facts = known_host(view, FIELD, host)?;
+    if *host == guest.host {
+        return Err(Denial::SameHost { guest: name.clone(), host: host.clone() });
+    }
+    can_run(&facts, FIELD, FIELD, guest.memory_kib)?;
+    Ok(facts.name)
+}
+
+/// Most free memory wins; of equals the first by name, so that the choice can be foretold.
+fn choose(view: &impl View, name: &GuestName, guest: &GuestFacts) -> Result<HostName, Denial> {
+    let able = view.hosts().filter(|host| host.name != guest.host);
+    let able = able.filter(|host| can_run(host, "", "", guest.memory_kib).is_ok());
+    let best = able.min_by_key(|host| (Reverse(host.memory_free_kib()), host.name.clone()));
+    best.map(|host| host.name)
+        .ok_or_else(|| Denial::NoDestination { guest: name.clone(), asked_kib: guest.memory_kib })
+}
