@@ -1,7 +1,9 @@
 //! The cutover's decisions, and nothing else: who owns a guest, what comes next, what to undo. No IO, no clock, no sleep:
 //! every machine takes an event and `now`, and returns effects.
 
+pub mod admission;
 mod converge;
+mod coordinator;
 mod destination;
 mod machine;
 mod model;
@@ -9,6 +11,10 @@ mod names;
 mod network;
 mod source;
 
+pub use coordinator::{
+    Coordinator, CoordinatorEffect, CoordinatorEvent, CutoverReport, InvalidRebindId, News, Phase, RebindId, Role,
+    Step, UNCOUNTED_MARKER, marker_peers,
+};
 pub use destination::{
     Destination, DestinationEffect, DestinationEvent, DestinationPhase, DestinationReport, MARKER_DEADLINE,
 };

@@ -84,12 +84,7 @@ pub(super) fn known_host(view: &impl View, field: &str, host: &HostName) -> Resu
 }
 
 /// Whether a host can take a guest of `memory_kib` now.
-pub(super) fn can_run(
-    host: &HostFacts,
-    host_field: &str,
-    memory_field: &str,
-    memory_kib: u64,
-) -> Result<(), Denial> {
+pub(super) fn can_run(host: &HostFacts, host_field: &str, memory_field: &str, memory_kib: u64) -> Result<(), Denial> {
     if !host.connected {
         return Err(Denial::HostDown { field: host_field.to_owned(), host: host.name.clone() });
     }

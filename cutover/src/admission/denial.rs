@@ -61,7 +61,9 @@ pub enum Denial {
     HostDown { field: String, host: HostName },
     #[error("host {host} runs no guests (peer only); choose another host")]
     HostPeerOnly { field: String, host: HostName },
-    #[error("host {host} has {free_kib} KiB free, {asked_kib} KiB are needed; choose another host or free memory there")]
+    #[error(
+        "host {host} has {free_kib} KiB free, {asked_kib} KiB are needed; choose another host or free memory there"
+    )]
     NotEnoughMemory { field: String, host: HostName, asked_kib: u64, free_kib: u64 },
     #[error("guest {guest} is on host {host} already; choose another host")]
     SameHost { guest: GuestName, host: HostName },

@@ -97,6 +97,5 @@ fn choose(view: &impl View, name: &GuestName, guest: &GuestFacts) -> Result<Host
     let able = view.hosts().filter(|host| host.name != guest.host);
     let able = able.filter(|host| can_run(host, "", "", guest.memory_kib).is_ok());
     let best = able.min_by_key(|host| (Reverse(host.memory_free_kib()), host.name.clone()));
-    best.map(|host| host.name)
-        .ok_or_else(|| Denial::NoDestination { guest: name.clone(), asked_kib: guest.memory_kib })
+    best.map(|host| host.name).ok_or_else(|| Denial::NoDestination { guest: name.clone(), asked_kib: guest.memory_kib })
 }

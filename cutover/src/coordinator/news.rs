@@ -132,23 +132,34 @@ pub struct CutoverReport {
 }
 
 impl CutoverReport {
-    /// Takes over what the other knows: each field is one end's own and only grows.
-    pub fn merge(&mut self, other: &Self) {
-        let Self { armed_at_ns, stopped_at_ns, committed_at_ns, running_at_ns, gate_open_at_ns, .. } = other;
-        self.armed_at_ns = self.armed_at_ns.max(*armed_at_ns);
-        self.stopped_at_ns = self.stopped_at_ns.max(*stopped_at_ns);
-        self.committed_at_ns = self.committed_at_ns.max(*committed_at_ns);
-        self.running_at_ns = self.running_at_ns.max(*running_at_ns);
-        self.gate_open_at_ns = self.gate_open_at_ns.max(*gate_open_at_ns);
-        self.line_empty_at_ns = self.line_empty_at_ns.max(other.line_empty_at_ns);
-        self.settled_at_ns = self.settled_at_ns.max(other.settled_at_ns);
-        self.held = self.held.max(other.held);
-        self.carried = self.carried.max(other.carried);
-        self.gated = self.gated.max(other.gated);
-        self.overflowed = self.overflowed.max(other.overflowed);
-        self.markers_in = self.markers_in.max(other.markers_in);
-        self.markers_missed = self.markers_missed.max(other.markers_missed);
-        self.qemu_downtime_ms = self.qemu_downtime_ms.max(other.qemu_downtime_ms);
-        self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
+    /// Takes over a later report of the same end: every field only grows.
+    pub(super) fn advance(&mut self, later: &Self) {
+        *self = self.with(later, u64::max);
+    }
+
+    /// What both ends counted, taken together: each field is one end's own, but both may have lost frames.
+    #[must_use]
+    pub(super) fn joined(&self, other: &Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+
+    fn with(&self, other: &Self, overflows: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            armed_at_ns: self.armed_at_ns.max(other.armed_at_ns),
+            stopped_at_ns: self.stopped_at_ns.max(other.stopped_at_ns),
+            committed_at_ns: self.committed_at_ns.max(other.committed_at_ns),
+            running_at_ns: self.running_at_ns.max(other.running_at_ns),
+            gate_open_at_ns: self.gate_open_at_ns.max(other.gate_open_at_ns),
+            line_empty_at_ns: self.line_empty_at_ns.max(other.line_empty_at_ns),
+            settled_at_ns: self.settled_at_ns.max(other.settled_at_ns),
+            held: self.held.max(other.held),
+            carried: self.carried.max(other.carried),
+            gated: self.gated.max(other.gated),
+            overflowed: overflows(self.overflowed, other.overflowed),
+            markers_in: self.markers_in.max(other.markers_in),
+            markers_missed: self.markers_missed.max(other.markers_missed),
+            qemu_downtime_ms: self.qemu_downtime_ms.max(other.qemu_downtime_ms),
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+        }
     }
 }

@@ -1,0 +1,303 @@
+//! The controller's part in one migration: it introduces the two ends, records who owns the guest, tells the peers, and
+//! sees both ends clean up. It is not on the path whose length the guest feels, but for telling the peers.
+//!
+//! ```text
+//!  Expecting ─ destination expects ─► Started ─ destination committed ─► Telling ─ all peers acked ─► Settling ─ both settled ─► Ended
+//!      │                                 │                                  ▲       (or down, or late)                            ▲
+//!      └── cancel, deadline, an end ─────┴──► Aborting ─ it had committed ──┘                                                     │
+//!          undid its part, lost                  └─ an end says it undid, the other too (or is lost, or late) ────────────────────┘
+//! ```
+//!
+//! Before commit only the ends know who owns the guest. *Aborting* therefore ends by an end's word, never by a deadline: a
+//! destination that says it undid its part has declined for ever, a source that says so runs the guest.
+//!
+//! The source is told of the move last of all: what a peer that has not flipped yet sends arrives at the source through
+//! its tunnel, and a bridge does not send a frame back out of the port it came in on.
+
+mod after;
+mod before;
+mod events;
+mod news;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+pub use events::{CoordinatorEffect, CoordinatorEvent, InvalidRebindId, RebindId};
+pub use news::{CutoverReport, News, Phase, Role, Step};
+pub use plan::{UNCOUNTED_MARKER, marker_peers};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Failure, HostName, MigrationPlan, Progress};
+use after::Told;
+
+/// How far the coordinator's own work is; the ends' work shows in [`Phase`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Stage {
+    /// The destination has been told; the source knows nothing yet.
+    Expecting,
+    /// The ends are at it.
+    Started,
+    /// The ends were told to undo.
+    Aborting,
+    /// The peers are being told.
+    Telling,
+    /// The ends were told to settle.
+    Settling,
+    /// Over.
+    Ended,
+}
+
+/// One migration at the controller.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Coordinator {
+    plan: MigrationPlan,
+    phase: Phase,
+    stage: Stage,
+    /// When the migration began.
+    began: Duration,
+    /// When the present stage or phase began; deadlines count from here.
+    since: Duration,
+    /// When what was not answered is sent again.
+    resend_at: Option<Duration>,
+    /// Hosts that are down count as told from here on.
+    excuse_from: Duration,
+    /// Every host that has the guest's networks: is its agent connected?
+    hosts: BTreeMap<HostName, bool>,
+    /// After commit: what each peer has still to acknowledge.
+    told: BTreeMap<HostName, Told>,
+    /// Ends that have undone their part, or settled.
+    answered: BTreeSet<Role>,
+    /// Steps that are in the history; a reconnected agent may repeat them.
+    noted: BTreeSet<Step>,
+    /// A lateness has been reported once.
+    late: bool,
+    failure: Option<Failure>,
+    progress: Option<Progress>,
+    source_report: CutoverReport,
+    destination_report: CutoverReport,
+    settled_at: Option<Duration>,
+}
+
+impl Coordinator {
+    /// The coordinator of an admitted migration; it does nothing before `Begin`.
+    pub fn new(plan: MigrationPlan, now: Duration) -> Self {
+        Self {
+            plan,
+            phase: Phase::Preparing,
+            stage: Stage::Expecting,
+            began: now,
+            since: now,
+            resend_at: None,
+            excuse_from: now,
+            hosts: BTreeMap::new(),
+            told: BTreeMap::new(),
+            answered: BTreeSet::new(),
+            noted: BTreeSet::new(),
+            late: false,
+            failure: None,
+            progress: None,
+            source_report: CutoverReport::default(),
+            destination_report: CutoverReport::default(),
+            settled_at: None,
+        }
+    }
+
+    /// The plan both ends were told.
+    pub fn plan(&self) -> &MigrationPlan {
+        &self.plan
+    }
+
+    /// Where the migration is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Latest progress of memory.
+    pub fn progress(&self) -> Option<&Progress> {
+        self.progress.as_ref()
+    }
+
+    /// Why it was or is being aborted, or why settling is late.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    /// What both ends have counted so far.
+    pub fn report(&self) -> CutoverReport {
+        let mut report = self.source_report.joined(&self.destination_report);
+        report.settled_at_ns = self.settled_at.map(nanoseconds).unwrap_or_default();
+        report
+    }
+
+    /// Takes an event, returns what to do about it, in order. `now`: time since 1970.
+    pub fn step(&mut self, event: CoordinatorEvent, now: Duration) -> Vec<CoordinatorEffect> {
+        if self.stage == Stage::Ended {
+            return self.repeat_the_end(&event);
+        }
+        match event {
+            CoordinatorEvent::Begin { hosts } => self.begin(hosts, now),
+            CoordinatorEvent::News(news) => self.news(*news, now),
+            CoordinatorEvent::RebindAck { host, port, outcome } => self.rebind_ack(&host, port, outcome, now),
+            CoordinatorEvent::HostLost(host) => self.host_lost(&host, now),
+            CoordinatorEvent::HostBack(host) => self.host_back(host, now),
+            CoordinatorEvent::Cancel(failure) => match self.stage {
+                Stage::Expecting | Stage::Started => self.abort(failure, now),
+                Stage::Aborting | Stage::Telling | Stage::Settling | Stage::Ended => Vec::new(),
+            },
+            CoordinatorEvent::Restarted => self.restarted(now),
+            CoordinatorEvent::Tick => self.tick(now),
+        }
+    }
+
+    /// When to `Tick` next, time since 1970; `None`: only an event can bring it on.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        match self.stage {
+            Stage::Expecting | Stage::Started | Stage::Aborting => self.deadline_before_commit(),
+            Stage::Telling | Stage::Settling => self.deadline_after_commit(),
+            Stage::Ended => None,
+        }
+    }
+
+    fn tick(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
+        match self.stage {
+            Stage::Expecting | Stage::Started => self.overdue(now),
+            Stage::Aborting => self.tick_aborting(now),
+            Stage::Telling => self.tick_telling(now),
+            Stage::Settling => self.tick_settling(now),
+            Stage::Ended => Vec::new(),
+        }
+    }
+
+    fn news(&mut self, news: News, now: Duration) -> Vec<CoordinatorEffect> {
+        let report = match news.role {
+            Role::Source => &mut self.source_report,
+            Role::Destination => &mut self.destination_report,
+        };
+        report.advance(&news.report);
+        match (news.role, news.step) {
+            (Role::Destination, Step::Expecting) => self.expecting(now),
+            (Role::Source, Step::Progress) => {
+                self.progress = news.progress.or(self.progress.take());
+                vec![CoordinatorEffect::Progressed]
+            }
+            (Role::Source, Step::Precopy) => self.advance(Phase::Precopy, "memory is being copied", now),
+            (Role::Source, Step::Armed) => self.advance(Phase::Armed, "frames for the guest are held", now),
+            (Role::Source, Step::Paused) => self.advance(Phase::Paused, "the guest is paused", now),
+            (Role::Source, Step::LineEmpty) => self.note(Step::LineEmpty, "the source's line is empty"),
+            (Role::Destination, Step::Committed) => {
+                self.committed(news.generation.unwrap_or(self.plan.generation.next()), now)
+            }
+            (Role::Destination, Step::Running) => {
+                let mut effects = self.committed(self.plan.generation.next(), now);
+                effects.push(CoordinatorEffect::GuestRuns);
+                effects.extend(self.note(Step::Running, "the guest runs at the destination"));
+                effects
+            }
+            (Role::Destination, Step::GateOpen) => {
+                let mut effects = self.committed(self.plan.generation.next(), now);
+                effects.extend(self.note(Step::GateOpen, "the gate is open: nothing older can follow"));
+                effects
+            }
+            (role, Step::Settled) => self.settled(role, now),
+            (role, Step::Aborted) => self.undone(role, news.failure, now),
+            (Role::Source, Step::Expecting | Step::Committed | Step::Running | Step::GateOpen)
+            | (Role::Destination, Step::Precopy | Step::Progress | Step::Armed | Step::Paused | Step::LineEmpty) => {
+                let (role, step) = (self.end_name(news.role), news.step);
+                vec![self.event(format!("{role} reported {step:?}, which is not its to report; ignored"))]
+            }
+        }
+    }
+
+    fn host_lost(&mut self, host: &HostName, now: Duration) -> Vec<CoordinatorEffect> {
+        if self.hosts.insert(host.clone(), false) == Some(false) {
+            return Vec::new();
+        }
+        match (self.stage, self.role_of(host)) {
+            (Stage::Expecting | Stage::Started | Stage::Aborting, Some(role)) => self.end_lost(role, now),
+            (Stage::Expecting | Stage::Started | Stage::Aborting, None) | (Stage::Ended, _) => Vec::new(),
+            (Stage::Telling, _) => self.peer_lost(host, now),
+            (Stage::Settling, Some(_)) => {
+                vec![self.event(format!("the agent of {host} is gone; waiting for it to return and settle"))]
+            }
+            (Stage::Settling, None) => Vec::new(),
+        }
+    }
+
+    fn host_back(&mut self, host: HostName, now: Duration) -> Vec<CoordinatorEffect> {
+        self.hosts.insert(host.clone(), true);
+        match (self.stage, self.role_of(&host)) {
+            (Stage::Aborting, Some(role)) => self.abort_again(role),
+            (Stage::Expecting | Stage::Started | Stage::Aborting | Stage::Ended, _) => Vec::new(),
+            (Stage::Telling, _) => self.tell_returned(&host, now),
+            (Stage::Settling, Some(role)) => self.settle_again(role),
+            (Stage::Settling, None) => self.tell_returned(&host, now),
+        }
+    }
+
+    /// Deadlines begin anew: the controller cannot hold its own absence against anyone.
+    fn restarted(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
+        self.hosts.values_mut().for_each(|connected| *connected = false);
+        self.since = now;
+        self.excuse_from = now + after::RETURN_GRACE;
+        vec![self.event("the controller was restarted; waiting for the agents to report".to_owned())]
+    }
+
+    /// An end that speaks of a migration that is over missed its end: tell it again.
+    fn repeat_the_end(&self, event: &CoordinatorEvent) -> Vec<CoordinatorEffect> {
+        let CoordinatorEvent::News(news) = event else { return Vec::new() };
+        let role = news.role;
+        match (self.phase, news.step) {
+            (_, Step::Settled | Step::Aborted) => Vec::new(),
+            (Phase::Done, _) => vec![CoordinatorEffect::Settle { role }],
+            (_, _) => vec![CoordinatorEffect::Abort { role, failure: self.reason_or_unknown() }],
+        }
+    }
+
+    fn reason_or_unknown(&self) -> Failure {
+        self.failure
+            .clone()
+            .unwrap_or_else(|| Failure::new("MIGRATION_ENDED", "the migration has ended; undo your part"))
+    }
+
+    fn role_of(&self, host: &HostName) -> Option<Role> {
+        [Role::Source, Role::Destination].into_iter().find(|role| self.host_of(*role) == host)
+    }
+
+    /// The host that plays a role.
+    pub fn host_of(&self, role: Role) -> &HostName {
+        match role {
+            Role::Source => &self.plan.source.host,
+            Role::Destination => &self.plan.destination.host,
+        }
+    }
+
+    fn end_name(&self, role: Role) -> String {
+        match role {
+            Role::Source => format!("the source {}", self.plan.source.host),
+            Role::Destination => format!("the destination {}", self.plan.destination.host),
+        }
+    }
+
+    fn connected(&self, host: &HostName) -> bool {
+        self.hosts.get(host).copied().unwrap_or(false)
+    }
+
+    fn event(&self, message: String) -> CoordinatorEffect {
+        CoordinatorEffect::Event { phase: self.phase, message }
+    }
+
+    /// A line in the history, once.
+    fn note(&mut self, step: Step, message: &str) -> Vec<CoordinatorEffect> {
+        if self.noted.insert(step) { vec![self.event(message.to_owned())] } else { Vec::new() }
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,23 @@
+//! Whose markers the gate waits for.
+
+use crate::{HostName, MarkerPeer};
+
+/// The number in the markers of a host the gate does not wait for.
+pub const UNCOUNTED_MARKER: u32 = 65_535;
+
+/// Chooses the hosts whose markers one port's gate waits for, numbered from 0 in the order given.
+///
+/// A host other than the two ends counts when it is connected: it may send to the port at any time. The ends count
+/// only when something else of theirs is on the network (`has_other_ports`): else nobody there can send.
+/// `hosts`: every host that has the network, with whether its agent is connected.
+pub fn marker_peers(
+    hosts: &[(HostName, bool)],
+    source: &HostName,
+    destination: &HostName,
+    has_other_ports: impl Fn(&HostName) -> bool,
+) -> Vec<MarkerPeer> {
+    let is_end = |host: &HostName| host == source || host == destination;
+    let counted =
+        hosts.iter().filter(|(host, connected)| if is_end(host) { has_other_ports(host) } else { *connected });
+    (0..UNCOUNTED_MARKER).zip(counted).map(|(index, (host, _))| MarkerPeer { host: host.clone(), index }).collect()
+}
