@@ -2,8 +2,10 @@
 
 mod convert;
 mod names;
+mod status;
 
-pub use convert::{InvalidField, Problem};
+pub use convert::{InvalidField, Problem, nested, parsed};
+pub use status::{ERROR_DOMAIN, Explanation, Refusal, status};
 
 /// Generated from `proto/throughline/v1/*.proto`.
 pub mod v1 {

@@ -1,7 +1,10 @@
 //! Messages to domain types and back. What comes from outside is checked here, field by field, and nowhere else.
 
 mod field;
+mod news;
 mod plan;
+mod requests;
 mod resources;
 
 pub use field::{InvalidField, Problem};
+pub use requests::{nested, parsed};

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use throughline_cutover::{
-    Binding, Boot, Endpoint, Failure, Generation, GuestSpec, Limits, MacAddr, Network, Port, Progress,
+    Binding, Boot, Endpoint, Failure, Generation, GuestName, GuestSpec, HostName, InterfaceName, Limits, MacAddr,
+    Network, Port, Progress,
 };
 
 use super::field::{InvalidField, Problem, number, parse, required, within};
@@ -31,12 +32,13 @@ impl From<Network> for v1::Network {
 }
 
 /// Checks a unicast MAC address.
-fn mac(field: &str, text: &str) -> Result<MacAddr, InvalidField> {
+pub(super) fn mac(field: &str, text: &str) -> Result<MacAddr, InvalidField> {
     let mac: MacAddr = parse(field, text)?;
     mac.unicast().map_err(|error| InvalidField::new(field, error))
 }
 
-fn ips(texts: &[String]) -> Result<Vec<IpAddr>, InvalidField> {
+/// Checks a port's addresses.
+pub(super) fn ips(texts: &[String]) -> Result<Vec<IpAddr>, InvalidField> {
     within("ips", texts.len() as u64, 1..=MOST_IPS as u64, "addresses a port")?;
     let mut ips = Vec::with_capacity(texts.len());
     for (at, text) in texts.iter().enumerate() {
@@ -120,22 +122,31 @@ impl From<Boot> for v1::Boot {
 impl TryFrom<v1::GuestSpec> for GuestSpec {
     type Error = InvalidField;
     fn try_from(spec: v1::GuestSpec) -> Result<Self, InvalidField> {
-        let name = parse("name", &spec.name)?;
-        within("vcpus", spec.vcpus.into(), 1..=64, "virtual processors")?;
-        within("memory_kib", spec.memory_kib, 16_384..=4_294_967_296, "KiB (16 MiB to 4 TiB)")?;
-        if !spec.memory_kib.is_multiple_of(4) {
-            return Err(InvalidField::new(
-                "memory_kib",
-                Problem::Other(format!("is {}; give whole pages, a multiple of 4", spec.memory_kib)),
-            ));
-        }
-        within("ports", spec.ports.len() as u64, 1..=MOST_PORTS as u64, "ports a guest")?;
-        let boot = required("boot", spec.boot)?.try_into().map_err(|e: InvalidField| e.within("boot"))?;
-        let ports = spec.ports.into_iter().enumerate();
-        let ports = ports.map(|(at, port)| Port::try_from(port).map_err(|e| e.within(format_args!("ports[{at}]"))));
-        let ports = ports.collect::<Result<_, _>>()?;
-        Ok(Self { name, vcpus: spec.vcpus, memory_kib: spec.memory_kib, boot, ports })
+        let (vcpus, memory_kib) = (spec.vcpus, spec.memory_kib);
+        let (name, boot, ports) = guest_parts(spec)?;
+        Ok(Self { name, vcpus, memory_kib, boot, ports })
     }
+}
+
+/// Checks a guest, whose ports are allotted already or still to be.
+pub(super) fn guest_parts<P>(spec: v1::GuestSpec) -> Result<(GuestName, Boot, Vec<P>), InvalidField>
+where
+    P: TryFrom<v1::Port, Error = InvalidField>,
+{
+    let name = parse("name", &spec.name)?;
+    within("vcpus", spec.vcpus.into(), 1..=64, "virtual processors")?;
+    within("memory_kib", spec.memory_kib, 16_384..=4_294_967_296, "KiB (16 MiB to 4 TiB)")?;
+    if !spec.memory_kib.is_multiple_of(4) {
+        return Err(InvalidField::new(
+            "memory_kib",
+            Problem::Other(format!("is {}; give whole pages, a multiple of 4", spec.memory_kib)),
+        ));
+    }
+    within("ports", spec.ports.len() as u64, 1..=MOST_PORTS as u64, "ports a guest")?;
+    let boot = required("boot", spec.boot)?.try_into().map_err(|e: InvalidField| e.within("boot"))?;
+    let ports = spec.ports.into_iter().enumerate();
+    let ports = ports.map(|(at, port)| P::try_from(port).map_err(|e| e.within(format_args!("ports[{at}]"))));
+    Ok((name, boot, ports.collect::<Result<_, _>>()?))
 }
 
 impl From<GuestSpec> for v1::GuestSpec {
@@ -153,12 +164,20 @@ impl From<GuestSpec> for v1::GuestSpec {
 impl TryFrom<v1::Endpoint> for Endpoint {
     type Error = InvalidField;
     fn try_from(endpoint: v1::Endpoint) -> Result<Self, InvalidField> {
-        let prefix_len = if endpoint.prefix_len == 0 { 24 } else { endpoint.prefix_len };
-        within("prefix_len", prefix_len.into(), 1..=32, "bits")?;
-        let port = required("port", endpoint.port)?.try_into().map_err(|e: InvalidField| e.within("port"))?;
-        let name = parse("name", &endpoint.name)?;
-        Ok(Self { name, host: parse("host", &endpoint.host)?, port, prefix_len: prefix_len as u8 })
+        let (name, host, port, prefix_len) = endpoint_parts(endpoint)?;
+        Ok(Self { name, host, port, prefix_len })
     }
+}
+
+/// Checks an endpoint, whose port is allotted already or still to be.
+pub(super) fn endpoint_parts<P>(endpoint: v1::Endpoint) -> Result<(InterfaceName, HostName, P, u8), InvalidField>
+where
+    P: TryFrom<v1::Port, Error = InvalidField>,
+{
+    let prefix_len = if endpoint.prefix_len == 0 { 24 } else { endpoint.prefix_len };
+    within("prefix_len", prefix_len.into(), 1..=32, "bits")?;
+    let port = P::try_from(required("port", endpoint.port)?).map_err(|e| e.within("port"))?;
+    Ok((parse("name", &endpoint.name)?, parse("host", &endpoint.host)?, port, prefix_len as u8))
 }
 
 impl From<Endpoint> for v1::Endpoint {

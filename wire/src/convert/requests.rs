@@ -1,0 +1,101 @@
+//! What callers and agents ask for: things whose numbers and addresses are still to be allotted.
+
+use std::net::SocketAddr;
+
+use throughline_cutover::admission::{Enrolment, MigrationRequest, NewEndpoint, NewGuest, NewPort};
+
+use super::{
+    field::{InvalidField, Problem, parse, required, within},
+    resources::{endpoint_parts, guest_parts, ips, mac},
+};
+use crate::v1;
+
+/// Longest free text an agent may say about itself, bytes.
+const LONGEST_WORD: u64 = 64;
+
+impl TryFrom<v1::Port> for NewPort {
+    type Error = InvalidField;
+    fn try_from(port: v1::Port) -> Result<Self, InvalidField> {
+        if port.id != 0 {
+            let words = format!("is {}; leave it 0, the controller allots it", port.id);
+            return Err(InvalidField::new("id", Problem::Other(words)));
+        }
+        let mac = if port.mac.is_empty() { None } else { Some(mac("mac", &port.mac)?) };
+        Ok(Self { network: parse("network", &port.network)?, mac, ips: ips(&port.ips)? })
+    }
+}
+
+impl TryFrom<v1::GuestSpec> for NewGuest {
+    type Error = InvalidField;
+    fn try_from(spec: v1::GuestSpec) -> Result<Self, InvalidField> {
+        let (vcpus, memory_kib) = (spec.vcpus, spec.memory_kib);
+        let (name, boot, ports) = guest_parts(spec)?;
+        Ok(Self { name, vcpus, memory_kib, boot, ports })
+    }
+}
+
+impl TryFrom<v1::Endpoint> for NewEndpoint {
+    type Error = InvalidField;
+    fn try_from(endpoint: v1::Endpoint) -> Result<Self, InvalidField> {
+        let (name, host, port, prefix_len) = endpoint_parts(endpoint)?;
+        Ok(Self { name, host, port, prefix_len })
+    }
+}
+
+impl TryFrom<v1::Hello> for Enrolment {
+    type Error = InvalidField;
+    fn try_from(hello: v1::Hello) -> Result<Self, InvalidField> {
+        let peer_endpoint: SocketAddr = parse("peer_endpoint", &hello.peer_endpoint)?;
+        within("accelerator", hello.accelerator.len() as u64, 0..=LONGEST_WORD, "bytes")?;
+        within("agent_version", hello.agent_version.len() as u64, 0..=LONGEST_WORD, "bytes")?;
+        Ok(Self {
+            host: parse("host", &hello.host)?,
+            vtep: parse("vtep", &hello.vtep)?,
+            peer_endpoint: peer_endpoint.to_string(),
+            memory_kib: hello.memory_kib,
+            accelerator: hello.accelerator,
+            agent_version: hello.agent_version,
+            peer_only: hello.peer_only,
+        })
+    }
+}
+
+impl TryFrom<v1::MigrateGuestRequest> for MigrationRequest {
+    type Error = InvalidField;
+    fn try_from(request: v1::MigrateGuestRequest) -> Result<Self, InvalidField> {
+        within("request_id", request.request_id.len() as u64, 1..=64, "characters")?;
+        if !request.request_id.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+            let words = "has a character that is not printable ASCII; a UUID is a good request id".to_owned();
+            return Err(InvalidField::new("request_id", Problem::Other(words)));
+        }
+        let destination = &request.destination_host;
+        Ok(Self {
+            guest: parse("guest", &request.guest)?,
+            destination: if destination.is_empty() { None } else { Some(parse("destination_host", destination)?) },
+            request_id: request.request_id,
+        })
+    }
+}
+
+/// The message a field must carry, converted; failures name the path from `field` on.
+///
+/// # Errors
+/// [`Problem::Missing`], or whatever is wrong within.
+pub fn nested<T, V>(field: &str, value: Option<V>) -> Result<T, InvalidField>
+where
+    T: TryFrom<V, Error = InvalidField>,
+{
+    T::try_from(required(field, value)?).map_err(|error| error.within(field))
+}
+
+/// A name, or any other value with a text form; a failure names the field.
+///
+/// # Errors
+/// Whatever is wrong with it.
+pub fn parsed<T>(field: &str, text: &str) -> Result<T, InvalidField>
+where
+    T: std::str::FromStr,
+    Problem: From<T::Err>,
+{
+    parse(field, text)
+}
