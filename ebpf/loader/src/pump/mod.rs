@@ -1,0 +1,193 @@
+//! Empties a port's line: reads frames from the hold and writes them back to it, where `refill` sends them on.
+//!
+//! One thread a port. A frame is subtracted from the line only after it has been written back, and writing back is
+//! synchronous as far as the tap's ring or the carry device, so whatever comes after it comes behind it.
+//!
+//! What makes this lose nothing and reorder nothing (each was seen to, without):
+//!
+//! | cause | cure |
+//! |---|---|
+//! | the tap's ring is full | `room`: no more frames than the ring takes between two looks at it empty |
+//! | the burst is more than the underlay takes | `pace`: bytes per second, and a yield after every few frames |
+//! | a frame is written back on another CPU than later ones go straight on | `follow`: the thread runs where `steer` diverts |
+//! | direct frames overtake those in the departed guest's own ring | the line is sealed until that ring is drained |
+//! | a write fails for want of memory | the same frame is tried again |
+
+mod device;
+mod follow;
+mod pace;
+mod room;
+mod thread;
+
+use std::{
+    io,
+    num::NonZeroU64,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+};
+
+use crate::{Direction, Mode, PortHandle};
+use device::Device;
+use room::Room;
+use thread::{Shared, Worker};
+
+/// Where a port's line goes.
+#[derive(Debug)]
+pub enum Exit {
+    /// Into the port's own tap: abort at the source, and the opening of the gate at the destination.
+    Tap {
+        /// A `dup` of the tap. Only looked at, to see when its ring is empty; never read: it is the guest's.
+        tap: OwnedFd,
+    },
+    /// Through the carry tunnel, after the guest.
+    Carry {
+        /// A `dup` of the tap whose guest has left. Frames that were in its ring when the guest paused go to the front of the
+        /// line. Never give the tap of a guest that may resume here: what is read from it is not put back.
+        drain: Option<OwnedFd>,
+    },
+}
+
+/// How fast.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PumpOptions {
+    /// Most bytes per second; `None`: as fast as one thread can. Set it below what the underlay takes without dropping.
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+/// What a pump has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PumpCounts {
+    /// Frames that had been in the tap's own ring, written back.
+    pub from_tap: u64,
+    /// Frames that had waited in the hold, written back.
+    pub from_hold: u64,
+    /// Writes that had to be repeated.
+    pub retried: u64,
+    /// Frames the kernel would not take back. Anything but 0 breaks the promise.
+    pub lost: u64,
+    /// Frames that an earlier process had taken out of the hold's ring, or counted, and took with it when it died.
+    pub unaccounted: u64,
+}
+
+/// Why a pump could not be started. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum PumpError {
+    /// The descriptor is not that of a tap.
+    #[error("the {role}'s descriptor is not that of a tap; the line cannot be released")]
+    NotATap {
+        /// "hold" or "tap".
+        role: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Frames of one cannot be written to the other.
+    #[error(
+        "the tap's vnet header has {tap} bytes, the hold's {hold}: its frames cannot join the line; create both with the \
+         header length QEMU sets (12)"
+    )]
+    HeaderLength {
+        /// The tap's, 0 if it has none.
+        tap: u32,
+        /// The hold's, 0 if it has none.
+        hold: u32,
+    },
+    /// The thread could not be started.
+    #[error("the thread that empties the line could not be started")]
+    Thread(#[source] io::Error),
+}
+
+/// A running pump. Dropping it stops it.
+#[derive(Debug)]
+pub struct Pump {
+    shared: Arc<Shared>,
+    port: PortHandle,
+    /// Its end wakes the thread.
+    wake: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Pump {
+    /// Releases `port`'s line to `exit`: sets direction and mode in the order that seals, then empties the line until
+    /// stopped. `hold` is a descriptor of the port's hold that this pump alone reads.
+    ///
+    /// # Errors
+    /// [`PumpError`]; the port is as it was.
+    pub fn release(port: &PortHandle, hold: OwnedFd, exit: Exit, options: PumpOptions) -> Result<Self, PumpError> {
+        let hold = Device::new(hold, "hold")?;
+        let (direction, mode, room, drain) = match exit {
+            Exit::Tap { tap } => {
+                let tap = Device::new(tap, "tap")?;
+                (Direction::Tap, Mode::Release, Some(Room::new(tap)?), None)
+            }
+            Exit::Carry { drain } => {
+                let drain = drain.map(|tap| Device::new(tap, "tap")).transpose()?;
+                (Direction::Carry, Mode::Carry, None, drain)
+            }
+        };
+        if let Some(tap) = drain.as_ref().map(Device::header_len).filter(|tap| *tap != hold.header_len()) {
+            return Err(PumpError::HeaderLength { tap, hold: hold.header_len() });
+        }
+        let (wake, woken) = UnixStream::pair().map_err(PumpError::Thread)?;
+        hold.set_nonblocking().map_err(PumpError::Thread)?;
+        if let Some(tap) = &drain {
+            tap.set_nonblocking().map_err(PumpError::Thread)?;
+        }
+
+        let sealed = drain.is_some();
+        let shared = Arc::new(Shared::new(sealed));
+        let worker = Worker::new(port.clone(), hold, drain, room, options, Arc::clone(&shared), woken);
+        let (start, started) = mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name(format!("pump-{}", port.tap_ifindex()))
+            .spawn(move || {
+                if started.recv().is_ok() {
+                    worker.run();
+                }
+            })
+            .map_err(PumpError::Thread)?;
+        // Nothing can fail from here on. The seal first: with frames in the tap's ring the line is not empty, though none
+        // of them was counted. Direction before mode and before the thread: what is written back must go the new way.
+        if sealed {
+            port.seal();
+        }
+        port.set_direction(direction);
+        port.set_mode(mode);
+        let _ = start.send(());
+        Ok(Self { shared, port: port.clone(), wake: Some(wake), thread: Some(thread) })
+    }
+
+    /// What it has done so far.
+    pub fn counts(&self) -> PumpCounts {
+        self.shared.counts()
+    }
+
+    /// Whether at this moment nothing is in line: the tap's ring is drained, and every frame diverted has been written back.
+    pub fn is_line_empty(&self) -> bool {
+        self.shared.is_drained() && self.port.line() <= 0
+    }
+
+    /// Stops after the frame in hand and waits for the thread; what it did. Frames that still wait stay in the hold, in
+    /// order, for the next pump.
+    pub fn stop(mut self) -> PumpCounts {
+        self.join();
+        self.shared.counts()
+    }
+
+    fn join(&mut self) {
+        self.shared.stop();
+        drop(self.wake.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(tap = self.port.tap_ifindex(), "the thread that empties the line panicked");
+        }
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.join();
+    }
+}

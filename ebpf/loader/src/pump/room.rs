@@ -1,0 +1,43 @@
+//! Room in the tap's ring: a frame written into a full one is dropped, and nobody is told.
+
+use super::{PumpError, device::Device};
+
+/// Counts what may still be written before the ring could be full. Only the pump fills the ring while the line is not empty
+/// (`steer` diverts the rest), so a ring seen empty takes as many frames as it has places.
+#[derive(Debug)]
+pub(super) struct Room {
+    tap: Device,
+    places: u32,
+    left: u32,
+}
+
+impl Room {
+    pub(super) fn new(tap: Device) -> Result<Self, PumpError> {
+        let places = tap.ring_len().map_err(|source| PumpError::NotATap { role: "tap", source })?.max(1);
+        Ok(Self { tap, places, left: 0 })
+    }
+
+    /// Takes one place; false if there may be none until the guest has read on.
+    pub(super) fn take(&mut self) -> bool {
+        if self.left == 0 && !self.tap.has_frames() {
+            self.left = self.places;
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The place taken last was not needed.
+    pub(super) fn put_back(&mut self) {
+        self.left += 1;
+    }
+
+    /// Frames now go straight on, unseen by the pump: look again before the next is written.
+    pub(super) fn forget(&mut self) {
+        self.left = 0;
+    }
+}
