@@ -1,1 +1,47 @@
-//! Placeholder.
+//! Runs guests in QEMU and drives their migration over QMP.
+//!
+//! A [`Guest`] is a handle to a QEMU process that outlives it: QEMU has its own session and keeps a duplicate of every
+//! descriptor the data path needs, so an agent that dies loses neither the guest nor a frame, and takes both back with
+//! [`Guest::adopt`] and [`Guest::take_fd`]. The decisions (when to pause, when to commit) belong to the caller; this
+//! crate sends commands, each with a deadline, and passes on events in the order QEMU sent them.
+//!
+//! What is pure (command line, RAM size, reading of statistics) is in functions without IO.
+//!
+//! ```text
+//!  source                          destination
+//!  launch                          launch(incoming)
+//!                                  listen                -> uri
+//!  start_migration(uri)
+//!  progress, progress, ...
+//!  stop; allow_switchover
+//!  event Migration(PreSwitchover)
+//!  continue_switchover             event Migration(Completed), run state Paused
+//!                                  cont                  <- the commit
+//!  quit
+//! ```
+//!
+//! `stop` may be left out: QEMU stops the guest itself when what is left fits the downtime limit, and an idle guest
+//! reaches that with any limit. Both show as event `Stop`, then `Migration(PreSwitchover)`.
+
+mod accelerator;
+mod command_line;
+mod descriptors;
+mod error;
+mod event;
+mod guest;
+mod launch;
+mod migration;
+mod process;
+mod progress;
+mod qmp;
+mod run_dir;
+
+pub use accelerator::{Accelerator, AcceleratorChoice, InvalidAccelerator, ram_kib};
+pub use descriptors::FdRole;
+pub use error::HypervisorError;
+pub use event::{GuestEvent, GuestEventKind, MigrationStatus, RunState};
+pub use guest::Guest;
+pub use launch::{Launch, NicFds};
+pub use process::Exit;
+pub use progress::MigrationProgress;
+pub use run_dir::RunDir;

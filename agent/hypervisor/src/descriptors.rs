@@ -1,0 +1,95 @@
+//! The descriptors QEMU keeps for the agent, and how a restarted agent finds them.
+
+use std::{
+    fmt,
+    os::fd::{OwnedFd, RawFd},
+};
+
+use qapi::qmp;
+use throughline_cutover::PortId;
+
+use crate::{Guest, HypervisorError};
+
+/// What a kept descriptor is. Its text form is the `opaque` of QEMU's fd set, at most 20 characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FdRole {
+    /// A duplicate of the tap QEMU serves the port from: reading it empties the tap's ring.
+    Tap(PortId),
+    /// The hold of the port: its ring is where frames wait.
+    Hold(PortId),
+}
+
+impl fmt::Display for FdRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tap(port) => write!(f, "tap:{port}"),
+            Self::Hold(port) => write!(f, "hold:{port}"),
+        }
+    }
+}
+
+impl FdRole {
+    /// The role with that text; `None` for what somebody else named.
+    fn parse(text: &str) -> Option<Self> {
+        let (role, port) = text.split_once(':')?;
+        let port = PortId::try_from(port.parse::<u64>().ok()?).ok()?;
+        match role {
+            "tap" => Some(Self::Tap(port)),
+            "hold" => Some(Self::Hold(port)),
+            _ => None,
+        }
+    }
+}
+
+/// The number, in QEMU, of the descriptor with `role`.
+fn find(sets: &[qmp::FdsetInfo], role: FdRole) -> Option<RawFd> {
+    let named = |fd: &&qmp::FdsetFdInfo| fd.opaque.as_deref().and_then(FdRole::parse) == Some(role);
+    let fd = sets.iter().flat_map(|set| &set.fds).find(named)?;
+    RawFd::try_from(fd.fd).ok()
+}
+
+impl Guest {
+    /// A duplicate of a descriptor that QEMU has kept since it started: the same open tap, close-on-exec, with its
+    /// ring as it stands. QEMU keeps its own; this can be repeated.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoSuchFd`] if the guest was not started with that port.
+    pub async fn take_fd(&self, role: FdRole) -> Result<OwnedFd, HypervisorError> {
+        let sets = self.execute(qmp::query_fdsets {}).await?;
+        let number = find(&sets, role).ok_or_else(|| HypervisorError::NoSuchFd { guest: self.name().clone(), role })?;
+        self.process().duplicate_fd(number).map_err(|source| self.process_error("take a descriptor of", source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(id: u32) -> PortId {
+        PortId::try_from(id).unwrap()
+    }
+
+    #[test]
+    fn roles_round_trip_and_near_misses_do_not() {
+        for role in [FdRole::Tap(port(7)), FdRole::Hold(port(u32::MAX))] {
+            assert_eq!(FdRole::parse(&role.to_string()), Some(role));
+        }
+        for bad in ["", "tap", "tap:", "tap:0", "hold:4294967296", "disk:1", "tap:1:2"] {
+            assert_eq!(FdRole::parse(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn finds_a_role_among_what_others_added() {
+        let sets: Vec<qmp::FdsetInfo> = serde_json::from_str(
+            r#"[{"fds": [{"fd": 15, "opaque": "hold:17"}], "fdset-id": 3},
+                {"fds": [{"fd": 9}], "fdset-id": 2},
+                {"fds": [{"fd": 12, "opaque": "tap:7"}], "fdset-id": 1},
+                {"fds": [{"fd": 11, "opaque": "hold:7"}], "fdset-id": 0}]"#,
+        )
+        .unwrap();
+        assert_eq!(find(&sets, FdRole::Hold(port(7))), Some(11));
+        assert_eq!(find(&sets, FdRole::Tap(port(7))), Some(12));
+        assert_eq!(find(&sets, FdRole::Tap(port(17))), None);
+    }
+}

@@ -1,0 +1,230 @@
+//! Starting a guest's QEMU so that it outlives the agent.
+
+use std::{
+    fs::OpenOptions,
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use throughline_cutover::{Boot, GuestName, MacAddr, Mtu, PortId};
+use tokio::{
+    net::UnixStream,
+    sync::broadcast,
+    time::{Instant, sleep, timeout},
+};
+use tracing::info;
+
+use crate::{
+    Accelerator, FdRole, Guest, HypervisorError, RunDir,
+    command_line::{CommandLine, NicArgs},
+    guest::{EVENTS_KEPT, ExitWatch, watch_exit},
+    process::Process,
+    qmp::Connection,
+    ram_kib,
+};
+
+/// The emulator.
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+/// How long QEMU may take to open its monitor.
+const START_DEADLINE: Duration = Duration::from_secs(15);
+/// How often the monitor is tried meanwhile.
+const START_POLL: Duration = Duration::from_millis(3);
+
+/// A network card and what it is plugged into.
+#[derive(Debug)]
+pub struct NicFds {
+    /// Its port.
+    pub port: PortId,
+    /// Its address.
+    pub mac: MacAddr,
+    /// What the guest is told its MTU is.
+    pub mtu: Mtu,
+    /// Its tap, open with a vnet header. QEMU serves it and keeps a duplicate, see [`FdRole::Tap`].
+    pub tap: OwnedFd,
+    /// Its hold, which QEMU only keeps, see [`FdRole::Hold`].
+    pub hold: OwnedFd,
+}
+
+/// A guest to be started.
+#[derive(Debug)]
+pub struct Launch {
+    /// Its name.
+    pub name: GuestName,
+    /// Where its sockets, logs and pid file go; made if absent.
+    pub run_dir: RunDir,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// RAM, KiB; what the guest gets is [`ram_kib`].
+    pub memory_kib: u64,
+    /// How it boots.
+    pub boot: Boot,
+    /// What runs it. Both ends of a migration need the same.
+    pub accelerator: Accelerator,
+    /// Network cards in slot order, at most 29.
+    pub nics: Vec<NicFds>,
+    /// Wait for a migration instead of booting.
+    pub incoming: bool,
+}
+
+impl Guest {
+    /// Starts QEMU in its own session and waits until its monitor answers. The guest runs, or waits for
+    /// [`Guest::listen`] if `launch.incoming`.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Occupied`] if one runs there already, [`HypervisorError::Died`] with QEMU's words if it
+    /// ended at once. After an error no QEMU of this launch runs; its log stays in the run directory.
+    pub async fn launch(launch: Launch) -> Result<Self, HypervisorError> {
+        prepare_run_dir(&launch)?;
+        let given = ram_kib(launch.memory_kib, launch.accelerator);
+        if given < launch.memory_kib {
+            info!(
+                guest = %launch.name, asked_kib = launch.memory_kib, given_kib = given,
+                "RAM reduced: a TCG guest with a multiple of 256 KiB loses memory when it migrates"
+            );
+        }
+        let child = spawn(&launch)?;
+        let Launch { name, run_dir, .. } = launch;
+        let (process, child) = hold(&name, child)?;
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let watch = process.watch(Some(child)).map_err(|source| process_error(&name, "watch", &process, source))?;
+        let exit = watch_exit(watch, run_dir.clone());
+        let connection = async {
+            let stream = connect(&name, &run_dir).await?;
+            Connection::open(&name, stream, events.clone()).await
+        };
+        let opened = tokio::select! {
+            opened = connection => opened,
+            exit = exit.ended() => return Err(HypervisorError::Died { guest: name, exit }),
+        };
+        match opened {
+            Ok(connection) => Ok(Self::new(name, run_dir, process, connection, events, exit)),
+            Err(error) => Err(end_failed_start(&name, &process, &exit, error).await),
+        }
+    }
+}
+
+/// Ends a QEMU that does not answer; gives the better reason of its own end and `error`.
+async fn end_failed_start(
+    guest: &GuestName,
+    process: &Process,
+    exit: &ExitWatch,
+    error: HypervisorError,
+) -> HypervisorError {
+    // A closed monitor is the sign of an end that is about to be known.
+    let by_itself = timeout(Duration::from_secs(1), exit.ended()).await;
+    if let (HypervisorError::Gone { .. }, Ok(exit)) = (&error, by_itself) {
+        return HypervisorError::Died { guest: guest.clone(), exit };
+    }
+    match process.signal(Signal::SIGKILL) {
+        Ok(()) => {
+            exit.ended().await;
+            error
+        }
+        Err(source) => process_error(guest, "signal", process, source),
+    }
+}
+
+fn prepare_run_dir(launch: &Launch) -> Result<(), HypervisorError> {
+    let (guest, run_dir) = (&launch.name, &launch.run_dir);
+    if !run_dir.fits_socket() {
+        return Err(HypervisorError::SocketPath { guest: guest.clone(), path: run_dir.qmp_socket() });
+    }
+    let unusable = |source| HypervisorError::RunDir { guest: guest.clone(), path: run_dir.path().to_owned(), source };
+    if run_dir.owner().map_err(unusable)?.is_some() {
+        return Err(HypervisorError::Occupied { guest: guest.clone(), run_dir: run_dir.path().to_owned() });
+    }
+    run_dir.prepare().map_err(unusable)
+}
+
+/// Connects as soon as QEMU has made its socket.
+async fn connect(guest: &GuestName, run_dir: &RunDir) -> Result<UnixStream, HypervisorError> {
+    let started = Instant::now();
+    loop {
+        match Connection::connect(&run_dir.qmp_socket()).await {
+            Ok((stream, _pid)) => return Ok(stream),
+            Err(_) if started.elapsed() < START_DEADLINE => sleep(START_POLL).await,
+            Err(_) => {
+                return Err(HypervisorError::Deadline {
+                    guest: guest.clone(),
+                    command: "start",
+                    after: START_DEADLINE,
+                });
+            }
+        }
+    }
+}
+
+fn spawn(launch: &Launch) -> Result<Child, HypervisorError> {
+    let program = PROGRAM;
+    let failed = |source| HypervisorError::Spawn { guest: launch.name.clone(), program, source };
+    let log = OpenOptions::new().append(true).create(true).open(launch.run_dir.qemu_log()).map_err(failed)?;
+    // QEMU closes what -add-fd names after it has duplicated it, so what it serves needs a number of its own.
+    let kept_taps: Vec<OwnedFd> =
+        launch.nics.iter().map(|nic| nic.tap.try_clone()).collect::<io::Result<_>>().map_err(failed)?;
+    let nics: Vec<NicArgs> = launch.nics.iter().zip(&kept_taps).map(|(nic, kept)| numbers(nic, kept)).collect();
+    let line = CommandLine {
+        name: &launch.name,
+        run_dir: &launch.run_dir,
+        vcpus: launch.vcpus,
+        memory_kib: launch.memory_kib,
+        boot: &launch.boot,
+        accelerator: launch.accelerator,
+        nics: &nics,
+        incoming: launch.incoming,
+    };
+    let mut command = Command::new(program);
+    command.args(line.arguments()).stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
+    let inherited = nics.iter().flat_map(|nic| [nic.tap, nic.kept[0].1, nic.kept[1].1]).collect();
+    detach(&mut command, inherited);
+    command.spawn().map_err(failed)
+}
+
+fn numbers(nic: &NicFds, kept_tap: &OwnedFd) -> NicArgs {
+    NicArgs {
+        port: nic.port,
+        mac: nic.mac,
+        mtu: nic.mtu,
+        tap: nic.tap.as_raw_fd(),
+        kept: [(FdRole::Tap(nic.port), kept_tap.as_raw_fd()), (FdRole::Hold(nic.port), nic.hold.as_raw_fd())],
+    }
+}
+
+/// Makes the child a session of its own, so that no signal to the agent's group reaches it, and lets it inherit just
+/// `fds`: everything else of the agent is close-on-exec and stays so, also for children other threads start meanwhile.
+fn detach(command: &mut Command, fds: Vec<RawFd>) {
+    let prepare = move || {
+        nix::unistd::setsid()?;
+        for fd in &fds {
+            // SAFETY: fcntl on a number; async-signal-safe. The descriptor is open: the parent owns it past the spawn.
+            if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec; it only makes the system calls setsid and fcntl, allocates
+    // nothing and takes no lock.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Holds a child by pidfd. It cannot have been reaped: `child` is ours.
+fn hold(guest: &GuestName, mut child: Child) -> Result<(Process, Child), HypervisorError> {
+    let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
+    match Process::open(pid) {
+        Ok(process) => Ok((process, child)),
+        Err(source) => {
+            let _killed = child.kill().and_then(|()| child.wait());
+            Err(HypervisorError::Process { guest: guest.clone(), action: "hold", pid, source })
+        }
+    }
+}
+
+fn process_error(guest: &GuestName, action: &'static str, process: &Process, source: io::Error) -> HypervisorError {
+    HypervisorError::Process { guest: guest.clone(), action, pid: process.pid(), source }
+}

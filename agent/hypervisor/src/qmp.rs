@@ -1,0 +1,313 @@
+//! A connection to one QEMU's monitor: commands typed by the QMP schema, answers by id, events as they come.
+//!
+//! Commands of several tasks go out in the order they were made, without waiting for each other's answers. Two tasks
+//! serve a connection, a reader and a writer; both end with it, or when the monitor closes. An event this version
+//! does not know is passed over: a newer QEMU must not cost the connection.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use qapi::{Command, Execute, qmp};
+use serde::Deserialize;
+use serde_json::Value;
+use throughline_cutover::GuestName;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{broadcast, mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tracing::{debug, warn};
+
+use crate::{GuestEvent, HypervisorError, event};
+
+/// How long QEMU may take to answer, unless told otherwise.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
+/// Longest line accepted from QEMU, bytes: a broken QEMU must not fill the agent's memory.
+const LINE_MAX: u64 = 4 << 20;
+
+/// QMP's error object.
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    class: String,
+    desc: String,
+}
+
+type Answer = Result<Value, Refusal>;
+/// Who waits for which answer; `None` once the connection is closed.
+type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>>;
+
+/// An open monitor. Closed when dropped.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    guest: GuestName,
+    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    waiting: Waiting,
+    next_id: AtomicU64,
+    closed: watch::Receiver<bool>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Connection {
+    /// Connects to the monitor at `socket`; also tells the pid of the process that serves it.
+    ///
+    /// # Errors
+    /// What connecting says; QEMU may not have made the socket yet.
+    pub(crate) async fn connect(socket: &Path) -> io::Result<(UnixStream, Option<i32>)> {
+        let stream = UnixStream::connect(socket).await?;
+        let pid = stream.peer_cred()?.pid();
+        Ok((stream, pid))
+    }
+
+    /// Negotiates on a connected `stream`. From here on events go to `events`.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Deadline`] when QEMU does not greet: it hangs, or already talks to somebody else.
+    pub(crate) async fn open(
+        guest: &GuestName,
+        stream: UnixStream,
+        events: broadcast::Sender<GuestEvent>,
+    ) -> Result<Self, HypervisorError> {
+        let (reader, writer) = stream.into_split();
+        let mut reader = BufReader::new(reader);
+        let command = "greeting";
+        match timeout(DEADLINE, read_line(&mut reader)).await {
+            Ok(Ok(Some(greeting))) if greeting.get("QMP").is_some() => {}
+            Ok(Ok(Some(_))) => {
+                let detail = "it is not a QMP greeting".to_owned();
+                return Err(HypervisorError::Answer { guest: guest.clone(), command, detail });
+            }
+            Ok(Ok(None) | Err(_)) => return Err(HypervisorError::Gone { guest: guest.clone(), command }),
+            Err(_) => return Err(HypervisorError::Deadline { guest: guest.clone(), command, after: DEADLINE }),
+        }
+        let (outgoing, lines) = mpsc::unbounded_channel();
+        let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
+        let (closing, closed) = watch::channel(false);
+        let tasks = [
+            tokio::spawn(read(guest.clone(), reader, waiting.clone(), events, closing)),
+            tokio::spawn(write(writer, lines)),
+        ];
+        let connection = Self { guest: guest.clone(), outgoing, waiting, next_id: AtomicU64::new(0), closed, tasks };
+        connection.execute(qmp::qmp_capabilities { enable: None }).await?;
+        Ok(connection)
+    }
+
+    /// Carries out `command` within [`DEADLINE`].
+    pub(crate) async fn execute<C: Command>(&self, command: C) -> Result<C::Ok, HypervisorError> {
+        self.execute_within(command, DEADLINE).await
+    }
+
+    /// Carries out `command` within `deadline`. The line is queued before the first await: a caller that goes away has
+    /// still sent a whole command.
+    pub(crate) async fn execute_within<C: Command>(
+        &self,
+        command: C,
+        deadline: Duration,
+    ) -> Result<C::Ok, HypervisorError> {
+        let guest = || self.guest.clone();
+        let answer = match timeout(deadline, self.send(command)?).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_closed)) => return Err(HypervisorError::Gone { guest: guest(), command: C::NAME }),
+            Err(_) => return Err(HypervisorError::Deadline { guest: guest(), command: C::NAME, after: deadline }),
+        };
+        let value = answer.map_err(|Refusal { class, desc }| HypervisorError::Refused {
+            guest: guest(),
+            command: C::NAME,
+            class,
+            desc,
+        })?;
+        C::Ok::deserialize(value).map_err(|error| self.unreadable(C::NAME, &error))
+    }
+
+    /// Becomes true when the monitor has closed and every event it sent has been passed on.
+    pub(crate) fn closed(&self) -> watch::Receiver<bool> {
+        self.closed.clone()
+    }
+
+    fn send<C: Command>(&self, command: C) -> Result<oneshot::Receiver<Answer>, HypervisorError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let mut line =
+            serde_json::to_vec(&Execute::with_id(command, id)).map_err(|error| self.unreadable(C::NAME, &error))?;
+        line.push(b'\n');
+        let gone = || HypervisorError::Gone { guest: self.guest.clone(), command: C::NAME };
+        let (answer, answered) = oneshot::channel();
+        lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(id, answer);
+        self.outgoing.send(line).map_err(|_| gone())?;
+        Ok(answered)
+    }
+
+    fn unreadable(&self, command: &'static str, error: &serde_json::Error) -> HypervisorError {
+        HypervisorError::Answer { guest: self.guest.clone(), command, detail: error.to_string() }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn write(mut writer: OwnedWriteHalf, mut lines: mpsc::UnboundedReceiver<Vec<u8>>) {
+    while let Some(line) = lines.recv().await {
+        // A broken connection is the reader's to report.
+        if writer.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read(
+    guest: GuestName,
+    mut reader: BufReader<OwnedReadHalf>,
+    waiting: Waiting,
+    events: broadcast::Sender<GuestEvent>,
+    closing: watch::Sender<bool>,
+) {
+    loop {
+        match read_line(&mut reader).await {
+            Ok(Some(line)) => dispatch(&guest, line, &waiting, &events),
+            Ok(None) => break,
+            Err(error) => {
+                warn!(%guest, %error, "QEMU's monitor is lost");
+                break;
+            }
+        }
+    }
+    // Drops the senders: whoever waits learns that QEMU is gone.
+    lock(&waiting).take();
+    closing.send_replace(true);
+}
+
+/// The next line; `None` when the monitor has closed.
+async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Value>> {
+    let mut line = Vec::new();
+    reader.take(LINE_MAX).read_until(b'\n', &mut line).await?;
+    if !line.ends_with(b"\n") {
+        return if line.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+    }
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+fn dispatch(guest: &GuestName, mut line: Value, waiting: &Waiting, events: &broadcast::Sender<GuestEvent>) {
+    if line.get("event").is_some() {
+        match serde_json::from_value::<qmp::Event>(line) {
+            Ok(event) => {
+                // No receiver is fine: nobody needs to listen.
+                let _heard = event::translate(&event).map(|event| events.send(event));
+            }
+            Err(error) => debug!(%guest, %error, "passed over an event of QEMU"),
+        }
+        return;
+    }
+    let Some(id) = line.get("id").and_then(Value::as_u64) else {
+        warn!(%guest, "QEMU sent an answer to nothing that was asked");
+        return;
+    };
+    let answer = match line.get_mut("return") {
+        Some(value) => Ok(value.take()),
+        None => Err(refusal(&line)),
+    };
+    if let Some(Err(_late)) = lock(waiting).as_mut().and_then(|w| w.remove(&id)).map(|waiter| waiter.send(answer)) {
+        debug!(%guest, id, "an answer came after its deadline");
+    }
+}
+
+fn refusal(line: &Value) -> Refusal {
+    let error = line.get("error").unwrap_or(line);
+    Refusal::deserialize(error).unwrap_or_else(|_| Refusal { class: "unknown".to_owned(), desc: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GuestEventKind, MigrationStatus};
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}"#;
+
+    /// Plays a monitor: greets, then sends `replies[n]` and nothing else for the n-th command; `@` stands for its id.
+    async fn monitor(
+        replies: &'static [&'static str],
+    ) -> (Result<Connection, HypervisorError>, broadcast::Receiver<GuestEvent>) {
+        let (near, far) = UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let (reader, mut writer) = far.into_split();
+            writer.write_all(format!("{GREETING}\r\n").as_bytes()).await.unwrap();
+            let mut reader = BufReader::new(reader);
+            for reply in replies {
+                let Ok(Some(command)) = read_line(&mut reader).await else { return };
+                let reply = reply.replace('@', &command["id"].to_string());
+                writer.write_all(reply.as_bytes()).await.unwrap();
+            }
+        });
+        let (events, receiver) = broadcast::channel(8);
+        (Connection::open(&"g".parse().unwrap(), near, events).await, receiver)
+    }
+
+    const OK: &str = "{\"return\": {}, \"id\": @}\r\n";
+
+    #[tokio::test]
+    async fn an_answer_finds_its_command_and_events_pass_by_in_order() {
+        let (connection, mut events) = monitor(&[
+            OK,
+            "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 0}, \"event\": \"STOP\"}\r\n\
+             {\"timestamp\": {\"seconds\": 1, \"microseconds\": 0}, \"event\": \"NEVER_HEARD_OF\", \"data\": {\"x\": 1}}\r\n\
+             {\"timestamp\": {\"seconds\": 1, \"microseconds\": 9}, \"event\": \"MIGRATION\", \"data\": {\"status\": \"active\"}}\r\n\
+             {\"return\": {\"running\": false, \"status\": \"paused\", \"singlestep\": false}, \"id\": @}\r\n",
+        ])
+        .await;
+        let status = connection.unwrap().execute(qmp::query_status {}).await.unwrap();
+        assert_eq!(status.status, qmp::RunState::paused);
+        assert_eq!(events.recv().await.unwrap().kind, GuestEventKind::Stop);
+        assert_eq!(events.recv().await.unwrap().kind, GuestEventKind::Migration(MigrationStatus::Active));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_names_guest_command_class_and_reason() {
+        let (connection, _events) =
+            monitor(&[OK, "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such thing\"}, \"id\": @}\r\n"])
+                .await;
+        let error = connection.unwrap().execute(qmp::cont {}).await.unwrap_err().to_string();
+        for part in ["guest g", "cont", "no such thing", "GenericError"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_late_answer_is_dropped_and_the_connection_lives() {
+        let (connection, _events) =
+            monitor(&[OK, "", "{\"return\": {}, \"id\": 1}\r\n{\"return\": {}, \"id\": @}\r\n"]).await;
+        let connection = connection.unwrap();
+        let late = connection.execute_within(qmp::stop {}, Duration::from_millis(20)).await;
+        assert!(matches!(late, Err(HypervisorError::Deadline { command: "stop", .. })), "{late:?}");
+        connection.execute(qmp::cont {}).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_closed_monitor_is_gone_for_those_who_wait_and_those_who_come() {
+        let (connection, _events) = monitor(&[OK]).await;
+        let connection = connection.unwrap();
+        for _ in 0..2 {
+            let gone = connection.execute(qmp::stop {}).await;
+            assert!(matches!(gone, Err(HypervisorError::Gone { .. })), "{gone:?}");
+        }
+        assert!(*connection.closed().wait_for(|closed| *closed).await.unwrap());
+    }
+}
