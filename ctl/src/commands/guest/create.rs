@@ -1,0 +1,136 @@
+//! `throughline guest create`: asks for the guest, then looks until it runs.
+
+use std::time::Duration;
+
+use clap::{ArgGroup, Args};
+use throughline_wire::v1::{
+    Boot, CreateGuestRequest, GetGuestRequest, Guest, GuestSpec, GuestState, Port, fabric_client::FabricClient,
+};
+use tokio::time::{Instant, sleep};
+use tonic::transport::Channel;
+
+use crate::{
+    commands::port::port,
+    exit::Exit,
+    failure::Failure,
+    session::{Session, interruptible},
+    units,
+};
+
+pub(super) const EXAMPLES: &str = "\
+EXAMPLES:
+  throughline guest create web-1 --network blue --ip 10.0.0.10 --host h1 --memory 1G --kernel /boot/vmlinuz
+  throughline guest create web-2 --network blue --mac 02:00:00:00:00:02 --ip 10.0.0.11 --ip fd00::11 --host h1 \
+--memory 262136KiB --vcpus 2 --kernel /srv/vmlinuz --initrd /srv/initrd --cmdline 'console=ttyS0 quiet'
+  throughline guest create db-1 --port network=blue,ip=10.0.0.20 --port network=storage,ip=10.1.0.20 --host h2 \
+--memory 4GiB --kernel /boot/vmlinuz --no-wait";
+
+/// How often to look whether the guest runs.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Arguments of `guest create`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("cards").required(true).multiple(true).args(["network", "ports"])))]
+pub(crate) struct Create {
+    /// Name, unique in the fabric: a-z, 0-9, '-' and '.', at most 63 characters
+    name: String,
+    /// Host to start it on
+    #[arg(long)]
+    host: String,
+    /// RAM, at least 16M: 256M, 262136KiB, 1GiB, 1G; a plain number counts MiB
+    #[arg(long = "memory", value_name = "SIZE", value_parser = units::memory_kib)]
+    memory_kib: u64,
+    /// Virtual processors, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    vcpus: u32,
+    /// Kernel image; the path on every host that may start the guest
+    #[arg(long, value_name = "PATH")]
+    kernel: String,
+    /// Initial RAM disk; a path like --kernel
+    #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true)]
+    initrd: String,
+    /// Kernel command line
+    #[arg(long, value_name = "STRING", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    cmdline: String,
+    /// Network of the first network card
+    #[arg(long, value_name = "NET", requires = "ips")]
+    network: Option<String>,
+    /// MAC address of the first card; allotted when not given
+    #[arg(long, requires = "network")]
+    mac: Option<String>,
+    /// IP address of the first card, IPv4 or IPv6, without prefix; repeat for more
+    #[arg(long = "ip", value_name = "IP", requires = "network")]
+    ips: Vec<String>,
+    /// A network card: network=NET,mac=MAC,ip=IP,ip=IP (mac may be left out); repeat for more
+    #[arg(long = "port", value_name = "PORT", value_parser = port)]
+    ports: Vec<Port>,
+    /// Wait until it runs or has failed (the default)
+    #[arg(long, conflicts_with_all = ["no_wait"])]
+    wait: bool,
+    /// Return when the controller has accepted it
+    #[arg(long)]
+    no_wait: bool,
+    /// How long to wait, in seconds or with a unit
+    #[arg(long, value_name = "TIME", default_value = "60", value_parser = units::duration, conflicts_with = "no_wait")]
+    wait_timeout: Duration,
+}
+
+impl Create {
+    /// Creates it; waits until it runs unless told not to.
+    ///
+    /// # Errors
+    /// It was refused, it failed, or it did not run in time.
+    pub(super) async fn run(self, session: &Session, mut fabric: FabricClient<Channel>) -> Result<(), Failure> {
+        let (name, no_wait, wait) = (self.name.clone(), self.no_wait, self.wait_timeout);
+        let what = format!("create guest {name}");
+        let mut guest = session.answer(&what, fabric.create_guest(CreateGuestRequest::from(self))).await?;
+        if !no_wait {
+            let running = wait_until_running(session, fabric, guest, wait);
+            guest = interruptible(running, || {
+                Failure::new(Exit::Interrupted, "INTERRUPTED", format!("wait for guest {name}"), "it is being started")
+                    .next(session.hint(&format!("guest get {name}")))
+            })
+            .await?;
+        }
+        session.output.one(&guest)?;
+        if guest.state() == GuestState::Failed { Err(failed(session, &name, &guest)) } else { Ok(()) }
+    }
+}
+
+/// Asks until the guest runs or has failed.
+async fn wait_until_running(
+    session: &Session,
+    mut fabric: FabricClient<Channel>,
+    mut guest: Guest,
+    wait: Duration,
+) -> Result<Guest, Failure> {
+    let name = guest.spec.as_ref().map(|spec| spec.name.clone()).unwrap_or_default();
+    let what = format!("wait for guest {name}");
+    let began = Instant::now();
+    while !matches!(guest.state(), GuestState::Running | GuestState::Failed) {
+        if began.elapsed() >= wait {
+            let message = format!("it did not run within {}; the controller keeps trying", units::span(wait));
+            return Err(Failure::new(Exit::Unreachable, "WAIT_TIMEOUT", what, message)
+                .next(session.hint(&format!("guest get {name}"))));
+        }
+        sleep(LOOK_EVERY).await;
+        guest = session.answer(&what, fabric.get_guest(GetGuestRequest { name: name.clone() })).await?;
+    }
+    Ok(guest)
+}
+
+fn failed(session: &Session, name: &str, guest: &Guest) -> Failure {
+    let detail = if guest.detail.is_empty() { "its host gave no reason" } else { &guest.detail };
+    Failure::new(Exit::Other, "GUEST_FAILED", format!("start guest {name}"), detail)
+        .next(format!("put it right, then {} and create it again", session.hint(&format!("guest delete {name}"))))
+}
+
+impl From<Create> for CreateGuestRequest {
+    fn from(create: Create) -> Self {
+        let Create { name, host, memory_kib, vcpus, kernel, initrd, cmdline, network, mac, ips, ports, .. } = create;
+        let first = network.map(|network| Port { id: 0, network, mac: mac.unwrap_or_default(), ips });
+        let ports = first.into_iter().chain(ports).collect();
+        let boot = Some(Boot { kernel, initrd, cmdline });
+        Self { spec: Some(GuestSpec { name, vcpus, memory_kib, boot, ports }), host }
+    }
+}

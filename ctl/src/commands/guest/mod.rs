@@ -1,0 +1,85 @@
+//! `throughline guest`.
+
+mod create;
+mod show;
+
+use clap::Subcommand;
+use throughline_wire::v1::{DeleteGuestRequest, GetGuestRequest, ListGuestsRequest, ListGuestsResponse};
+
+use crate::{
+    failure::Failure,
+    session::{PAGE_SIZE, Session, all_pages},
+};
+
+pub(super) const EXAMPLES: &str = "\
+EXAMPLES:
+  throughline guest create web-1 --network blue --ip 10.0.0.10 --host h1 --memory 1G --kernel /boot/vmlinuz
+  throughline guest list --host h1
+  throughline guest delete web-1";
+
+/// Subcommands of `guest`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a guest, start it, and wait until it runs
+    #[command(after_help = create::EXAMPLES)]
+    Create(Box<create::Create>),
+    /// Show one guest
+    #[command(after_help = "\
+EXAMPLES:
+  throughline guest get web-1
+  throughline guest get web-1 -o json | jq -r .state")]
+    Get {
+        /// Its name
+        name: String,
+    },
+    /// List all guests
+    #[command(after_help = "\
+EXAMPLES:
+  throughline guest list
+  throughline guest list --host h1 -o json | jq -r '.guests[].spec.name'")]
+    List {
+        /// Only guests on this host
+        #[arg(long, default_value = "", hide_default_value = true)]
+        host: String,
+    },
+    /// Stop a guest and forget it
+    #[command(after_help = "\
+EXAMPLES:
+  throughline guest delete web-1")]
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Whatever stood in the way.
+    pub(crate) async fn run(self, session: &Session) -> Result<(), Failure> {
+        let mut fabric = session.connect().await?;
+        match self {
+            Self::Create(create) => create.run(session, fabric).await,
+            Self::Get { name } => {
+                let what = format!("get guest {name}");
+                session.output.one(&session.answer(&what, fabric.get_guest(GetGuestRequest { name })).await?)
+            }
+            Self::List { host } => {
+                let guests = all_pages(async |page_token| {
+                    let request = ListGuestsRequest { page_size: PAGE_SIZE, page_token, host: host.clone() };
+                    let page = session.answer("list guests", fabric.list_guests(request)).await?;
+                    Ok((page.guests, page.next_page_token))
+                });
+                let all = ListGuestsResponse { guests: guests.await?, next_page_token: String::new() };
+                session.output.list(&all.guests, &all)
+            }
+            Self::Delete { name } => {
+                let what = format!("delete guest {name}");
+                let done = format!("guest {name} deleted");
+                let response = session.answer(&what, fabric.delete_guest(DeleteGuestRequest { name })).await?;
+                session.output.done(&done, &response)
+            }
+        }
+    }
+}

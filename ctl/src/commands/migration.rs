@@ -1,0 +1,130 @@
+//! `throughline migration`.
+
+use clap::Subcommand;
+use throughline_wire::v1::{
+    CancelMigrationRequest, GetMigrationRequest, ListMigrationsRequest, ListMigrationsResponse, Migration,
+};
+
+use crate::{
+    failure::Failure,
+    output::Show,
+    session::{PAGE_SIZE, Session, all_pages},
+    units,
+    watch::{self, pause, phase, report_lines},
+};
+
+pub(super) const EXAMPLES: &str = "\
+EXAMPLES:
+  throughline migration list --guest web-1
+  throughline migration watch 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11
+  throughline migration cancel 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11";
+
+/// Subcommands of `migration`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List migrations, newest first
+    #[command(after_help = "\
+EXAMPLES:
+  throughline migration list
+  throughline migration list --guest web-1 -o json | jq '.migrations[0].report'")]
+    List {
+        /// Only migrations of this guest
+        #[arg(long, default_value = "", hide_default_value = true)]
+        guest: String,
+    },
+    /// Show one migration, as it is or as it ended
+    #[command(after_help = "\
+EXAMPLES:
+  throughline migration show 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11")]
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Watch a migration to its end, its history first
+    #[command(after_help = "\
+Exit codes as for migrate: 0 when the guest is there, 7 when the move was undone. Ctrl-C ends the watching, not the migration.
+
+EXAMPLES:
+  throughline migration watch 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11
+  throughline migration watch 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11 -o json | jq -r .message")]
+    Watch {
+        /// Its id
+        id: String,
+    },
+    /// Undo a migration that has not committed; the guest runs on where it is
+    #[command(after_help = "\
+EXAMPLES:
+  throughline migration cancel 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11")]
+    Cancel {
+        /// Its id
+        id: String,
+    },
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Whatever stood in the way.
+    pub(crate) async fn run(self, session: &Session) -> Result<(), Failure> {
+        match self {
+            Self::List { guest } => list(session, &guest).await,
+            Self::Show { id } => {
+                let what = format!("get migration {id}");
+                let mut fabric = session.connect().await?;
+                session.output.one(&session.answer(&what, fabric.get_migration(GetMigrationRequest { id })).await?)
+            }
+            Self::Watch { id } => watch::to_the_end(session, &id).await,
+            Self::Cancel { id } => {
+                let what = format!("cancel migration {id}");
+                let mut fabric = session.connect().await?;
+                let request = CancelMigrationRequest { id };
+                session.output.one(&session.answer(&what, fabric.cancel_migration(request)).await?)
+            }
+        }
+    }
+}
+
+async fn list(session: &Session, guest: &str) -> Result<(), Failure> {
+    let mut fabric = session.connect().await?;
+    let migrations = all_pages(async |page_token| {
+        let request = ListMigrationsRequest { page_size: PAGE_SIZE, page_token, guest: guest.to_owned() };
+        let page = session.answer("list migrations", fabric.list_migrations(request)).await?;
+        Ok((page.migrations, page.next_page_token))
+    });
+    let all = ListMigrationsResponse { migrations: migrations.await?, next_page_token: String::new() };
+    session.output.list(&all.migrations, &all)
+}
+
+impl Show<7> for Migration {
+    const HEADING: [&'static str; 7] = ["ID", "GUEST", "FROM", "TO", "PHASE", "ACCEPTED", "PAUSE"];
+
+    fn row(&self) -> [String; 7] {
+        [
+            self.id.clone(),
+            self.guest.clone(),
+            self.source_host.clone(),
+            self.destination_host.clone(),
+            phase(self),
+            units::utc(self.created_at_ms),
+            self.report.as_ref().and_then(pause).map(units::span).unwrap_or_default(),
+        ]
+    }
+
+    fn properties(&self) -> Vec<(&'static str, String)> {
+        let failure = self.failure.as_ref();
+        let mut all = vec![
+            ("id", self.id.clone()),
+            ("request id", self.request_id.clone()),
+            ("guest", self.guest.clone()),
+            ("from", self.source_host.clone()),
+            ("to", self.destination_host.clone()),
+            ("phase", phase(self)),
+            ("failure", failure.map(|failure| format!("{} ({})", failure.message, failure.reason)).unwrap_or_default()),
+            ("accepted", units::utc(self.created_at_ms)),
+            ("ended", units::utc(self.ended_at_ms)),
+        ];
+        all.extend(self.report.iter().flat_map(report_lines));
+        all
+    }
+}

@@ -1,0 +1,168 @@
+//! The way to the controller: one connection, a time limit on every call.
+
+use std::time::Duration;
+
+use throughline_wire::v1::fabric_client::FabricClient;
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint, Uri},
+};
+
+use crate::{exit::Exit, failure::Failure, output::Format};
+
+/// Where the controller listens unless told otherwise.
+pub(crate) const DEFAULT_CONTROLLER: &str = "http://127.0.0.1:7700";
+
+/// How often an idle connection is probed, so that a watch notices a controller that vanished without a word.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Entries asked for at a time; the protocol allows 1000.
+pub(crate) const PAGE_SIZE: u32 = 250;
+
+/// How to reach the controller and how to show what it says.
+#[derive(Debug, Clone)]
+pub(crate) struct Session {
+    /// The controller's address.
+    pub(crate) controller: Uri,
+    /// For each call.
+    pub(crate) timeout: Duration,
+    /// Form of the output.
+    pub(crate) output: Format,
+}
+
+impl Session {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Nobody answers at that address.
+    pub(crate) async fn connect(&self) -> Result<FabricClient<Channel>, Failure> {
+        let endpoint = Endpoint::from(self.controller.clone())
+            .connect_timeout(self.timeout)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(self.timeout);
+        match endpoint.connect().await {
+            Ok(channel) => Ok(FabricClient::new(channel)),
+            Err(error) => Err(Failure::unreachable(format!("reach the controller at {}", self.controller), &error)),
+        }
+    }
+
+    /// Waits for the answer to a call. `what` is what the call should do, for the error.
+    ///
+    /// # Errors
+    /// The controller refused, the connection broke, or time is up.
+    pub(crate) async fn answer<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(Failure::answered(what, &status)),
+            Err(_) => {
+                let message = format!("no answer from {} within {} s", self.controller, self.timeout.as_secs_f64());
+                Err(Failure::new(Exit::Unreachable, "TIMEOUT", what, message)
+                    .next("it may have been done all the same: look before you repeat it, or give --timeout more"))
+            }
+        }
+    }
+
+    /// A command line for the operator to type, aimed at the same controller.
+    pub(crate) fn hint(&self, command: &str) -> String {
+        let here = self.controller.to_string();
+        let default = std::env::var("THROUGHLINE_CONTROLLER").unwrap_or_else(|_| DEFAULT_CONTROLLER.to_owned());
+        if default.trim_end_matches('/') == here.trim_end_matches('/') {
+            format!("throughline {command}")
+        } else {
+            format!("throughline {command} --controller {here}")
+        }
+    }
+}
+
+/// Reads a list to its end. `page` asks for the page at a token and gives its entries and the next token.
+///
+/// # Errors
+/// Those of `page`, or a controller whose pages lead in a circle.
+pub(crate) async fn all_pages<T>(
+    mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, String), Failure>,
+) -> Result<Vec<T>, Failure> {
+    let mut all = Vec::new();
+    let mut token = String::new();
+    loop {
+        let (entries, next) = page(token.clone()).await?;
+        all.extend(entries);
+        if next.is_empty() {
+            return Ok(all);
+        }
+        if next == token {
+            return Err(Failure::new(Exit::Other, "BAD_ANSWER", "read the list", "the controller repeats a page"));
+        }
+        token = next;
+    }
+}
+
+/// The address of a controller: `http://HOST:PORT`.
+pub(crate) fn controller(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text.parse().map_err(|error| format!("{error}; expected http://HOST:PORT"))?;
+    match uri.scheme_str() {
+        Some("http") if uri.path() == "/" && uri.query().is_none() => Ok(uri),
+        Some("http") => Err("has a path; expected http://HOST:PORT".to_owned()),
+        Some(scheme) => Err(format!("cannot speak {scheme}; expected http://HOST:PORT")),
+        None => Err("expected http://HOST:PORT".to_owned()),
+    }
+}
+
+/// Does `work` unless Ctrl-C comes first.
+///
+/// # Errors
+/// Those of `work`; or what `interrupted` makes of Ctrl-C.
+pub(crate) async fn interruptible<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+    interrupted: impl FnOnce() -> Failure,
+) -> Result<T, Failure> {
+    tokio::select! {
+        done = work => done,
+        Ok(()) = tokio::signal::ctrl_c() => Err(interrupted()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked() {
+        for good in [DEFAULT_CONTROLLER, "http://[::1]:7700", "http://controller.example:7700/"] {
+            controller(good).expect(good);
+        }
+        for bad in ["", "127.0.0.1:7700", "https://a:1", "http://", "http://a:1/v1", "http://a:1?x", "http://a b"] {
+            controller(bad).expect_err(bad);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_is_read_to_its_end() {
+        let pages = [(vec![1, 2], "a"), (vec![], "b"), (vec![3], "")];
+        let mut left = pages.into_iter();
+        let all = all_pages(async |token| {
+            let (entries, next) = left.next().expect("no page after the last");
+            assert_eq!(
+                token,
+                if entries == [1, 2] {
+                    ""
+                } else if entries.is_empty() {
+                    "a"
+                } else {
+                    "b"
+                }
+            );
+            Ok((entries, next.to_owned()))
+        });
+        assert_eq!(all.await.unwrap(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn pages_in_a_circle_end() {
+        let all = all_pages(async |_| Ok((vec![0], "again".to_owned())));
+        assert!(format!("{:?}", all.await.unwrap_err()).contains("BAD_ANSWER"));
+    }
+}

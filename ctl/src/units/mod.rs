@@ -1,0 +1,7 @@
+//! Quantities as people write and read them: memory, rates, spans of time, dates.
+
+mod parse;
+mod show;
+
+pub(crate) use parse::{duration, duration_ms, memory_kib, rate};
+pub(crate) use show::{bytes, per_second, span, utc};

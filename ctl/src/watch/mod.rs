@@ -1,0 +1,130 @@
+//! Watching a migration to its end: `migrate` and `migration watch`.
+//!
+//! The controller sends the history first, then what happens. When the controller goes away in between, the migration
+//! goes on without it; so does this: it attaches again for as long as a call may take, and skips what it has seen.
+
+mod live;
+mod report;
+mod view;
+
+use std::time::Duration;
+
+use throughline_wire::v1::{Migration, Phase, WatchMigrationRequest};
+use tokio::time::{Instant, sleep};
+
+pub(crate) use self::report::{pause, phase, report_lines};
+use self::view::View;
+use crate::{
+    exit::Exit,
+    failure::Failure,
+    session::{Session, interruptible},
+};
+
+/// Between attempts to attach again.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
+
+/// Shows the migration until it has ended.
+///
+/// # Errors
+/// It was aborted, there is no such migration, the controller went away for longer than a call may take, or Ctrl-C.
+pub(crate) async fn to_the_end(session: &Session, id: &str) -> Result<(), Failure> {
+    let mut watcher = Watcher { session, id, seen: None, view: view::choose(session.output) };
+    let end = interruptible(watcher.follow(), || interrupted(session, id)).await?;
+    watcher.view.end(&end)?;
+    if end.phase() == Phase::Aborted { Err(aborted(&end)) } else { Ok(()) }
+}
+
+struct Watcher<'a> {
+    session: &'a Session,
+    id: &'a str,
+    /// Sequence of the last event shown.
+    seen: Option<u64>,
+    view: Box<dyn View>,
+}
+
+/// Why one attachment ended.
+enum Detached {
+    /// The migration has ended.
+    End(Box<Migration>),
+    /// The stream broke; whether anything new came over it.
+    Lost { failure: Failure, progressed: bool },
+}
+
+impl Watcher<'_> {
+    /// Attaches, again and again if need be, until the migration has ended.
+    async fn follow(&mut self) -> Result<Migration, Failure> {
+        let mut lost_since: Option<Instant> = None;
+        loop {
+            match self.attach().await? {
+                Detached::End(migration) => return Ok(*migration),
+                Detached::Lost { failure, progressed } => {
+                    let now = Instant::now();
+                    let since = lost_since.filter(|_| !progressed).unwrap_or(now);
+                    if self.seen.is_none() || now - since >= self.session.timeout {
+                        return Err(failure.next(format!("the migration goes on; {}", ways_on(self.session, self.id))));
+                    }
+                    if since == now {
+                        self.view.notice("lost the controller; the migration goes on, trying to watch it again");
+                    }
+                    lost_since = Some(since);
+                    sleep(RETRY_EVERY).await;
+                }
+            }
+        }
+    }
+
+    /// Watches over one connection. What trying again may cure comes back as `Lost`.
+    async fn attach(&mut self) -> Result<Detached, Failure> {
+        let what = format!("watch migration {}", self.id);
+        let before = self.seen;
+        match self.read(&what).await {
+            Ok(end) => Ok(Detached::End(Box::new(end))),
+            Err(failure) if failure.is_unreachable() => Ok(Detached::Lost { failure, progressed: self.seen != before }),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn read(&mut self, what: &str) -> Result<Migration, Failure> {
+        let mut fabric = self.session.connect().await?;
+        let request = WatchMigrationRequest { id: self.id.to_owned() };
+        let mut events = self.session.answer(what, fabric.watch_migration(request)).await?;
+        while let Some(event) = events.message().await.map_err(|status| Failure::answered(what, &status))? {
+            if self.seen.is_some_and(|seen| event.sequence <= seen) {
+                continue;
+            }
+            self.seen = Some(event.sequence);
+            self.view.event(&event)?;
+            if let Some(migration) = event.migration
+                && matches!(migration.phase(), Phase::Done | Phase::Aborted)
+            {
+                return Ok(migration);
+            }
+        }
+        Err(Failure::new(
+            Exit::Unreachable,
+            "STREAM_ENDED",
+            what,
+            "the controller ended the stream before the migration",
+        ))
+    }
+}
+
+fn ways_on(session: &Session, id: &str) -> String {
+    let [watch, cancel] = ["watch", "cancel"].map(|verb| session.hint(&format!("migration {verb} {id}")));
+    format!("watch it: {watch}; undo it: {cancel}")
+}
+
+fn interrupted(session: &Session, id: &str) -> Failure {
+    Failure::new(Exit::Interrupted, "INTERRUPTED", format!("watch migration {id}"), "the migration goes on")
+        .next(ways_on(session, id))
+}
+
+fn aborted(end: &Migration) -> Failure {
+    let what = format!("migrate guest {} to {}", end.guest, end.destination_host);
+    let (message, reason) = match &end.failure {
+        Some(failure) => (failure.message.as_str(), failure.reason.as_str()),
+        None => ("it was aborted; the record does not say why", "ABORTED"),
+    };
+    Failure::new(Exit::MigrationAborted, reason, what, message)
+        .next(format!("the guest runs on at {}; put it right and migrate again", end.source_host))
+}
