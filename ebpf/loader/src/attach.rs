@@ -135,15 +135,24 @@ impl Attacher {
                 if !path.exists() {
                     return self.attach(ebpf, program, ifindex);
                 }
-                let link = replace(ebpf, program, ifindex, &path)?;
+                let left = SchedClassifierLink::try_from(FdLink::from(open(&path)?))
+                    .map_err(|source| pinned_error(&path, "recognised", source))?;
+                // Two descriptors of one link: that of the replacement may go, the pin keeps the link.
+                replace(ebpf, program, left).map_err(|source| DatapathError::Attach {
+                    program: program.name(),
+                    ifindex,
+                    source,
+                })?;
+                let link = open(&path)?;
                 Ok(Attachment { program, ifindex, link: Some(AttachedLink::Pinned { link, path }) })
             }
             (AttachVia::Clsact, Some(_)) => {
-                if let Ok(mut left) = left_filter(program, ifindex) {
-                    // Adding a filter that is there already fails; there is none to be removed if it went by itself.
-                    let _ = left.detach();
+                let Ok(left) = filter(program, ifindex) else { return self.attach(ebpf, program, ifindex) };
+                match replace(ebpf, program, left) {
+                    Ok(link) => Ok(Attachment { program, ifindex, link: Some(AttachedLink::Filter(link)) }),
+                    // No such filter: it was never attached, or went with an interface that had this index before.
+                    Err(_) => self.attach(ebpf, program, ifindex),
                 }
-                self.attach(ebpf, program, ifindex)
             }
             (_, None) => self.attach(ebpf, program, ifindex),
         }
@@ -160,7 +169,10 @@ impl Attacher {
                 let link = open(&path)?;
                 Ok(Some(Attachment { program, ifindex, link: Some(AttachedLink::Pinned { link, path }) }))
             }
-            (AttachVia::Clsact, Some(_)) => Ok(left_filter(program, ifindex).ok()),
+            (AttachVia::Clsact, Some(_)) => {
+                let link = filter(program, ifindex).ok().map(AttachedLink::Filter);
+                Ok(link.map(|link| Attachment { program, ifindex, link: Some(link) }))
+            }
             (_, None) => Ok(None),
         }
     }
@@ -224,29 +236,19 @@ fn open(path: &Path) -> Result<PinnedLink, DatapathError> {
     PinnedLink::from_pin(path).map_err(|source| pinned_error(path, "opened", source))
 }
 
-fn replace(ebpf: &mut Ebpf, program: Program, ifindex: u32, path: &Path) -> Result<PinnedLink, DatapathError> {
-    let name = program.name();
-    let link = SchedClassifierLink::try_from(FdLink::from(open(path)?))
-        .map_err(|source| pinned_error(path, "recognised", source))?;
-    let classifier = program.of(ebpf)?;
-    // Both descriptors of the same link: ours goes with the program's list, the pin keeps the link.
-    classifier
-        .attach_to_link(link)
-        .and_then(|id| classifier.take_link(id))
-        .map_err(|source| DatapathError::Attach { program: name, ifindex, source })?;
-    open(path)
+/// Puts this process's program in the place of another's, in one step.
+fn replace(ebpf: &mut Ebpf, program: Program, link: SchedClassifierLink) -> Result<SchedClassifierLink, ProgramError> {
+    let classifier: &mut SchedClassifier =
+        ebpf.program_mut(program.name()).ok_or(ProgramError::NotLoaded)?.try_into()?;
+    let id = classifier.attach_to_link(link)?;
+    classifier.take_link(id)
 }
 
-fn left_filter(program: Program, ifindex: u32) -> io::Result<Attachment> {
+/// Our filter on an interface, if it is there.
+fn filter(program: Program, ifindex: u32) -> io::Result<SchedClassifierLink> {
     let interface = if_indextoname(ifindex)?;
-    let link = SchedClassifierLink::attached(
-        &interface.to_string_lossy(),
-        program.hook(),
-        FILTER_PRIORITY,
-        FILTER_HANDLE,
-        None,
-    )?;
-    Ok(Attachment { program, ifindex, link: Some(AttachedLink::Filter(link)) })
+    let interface = interface.to_string_lossy();
+    SchedClassifierLink::attached(&interface, program.hook(), FILTER_PRIORITY, FILTER_HANDLE, None)
 }
 
 fn interface_name(ifindex: u32, program: &'static str) -> Result<String, DatapathError> {

@@ -93,12 +93,13 @@ impl Datapath {
             }
         }
         let mut ebpf = loader.load(OBJECT)?;
+        // Maps before programs: pins of another layout are told as such, not as the verifier sees them.
+        let pages = maps::take_ports(&mut ebpf, pins.as_ref())?;
+        let maps = Maps::take(&mut ebpf, pins.as_ref())?;
         for program in Program::ALL {
             let loaded = program.of(&mut ebpf)?.load();
             loaded.map_err(|source| DatapathError::Verify { program: program.name(), source })?;
         }
-        let pages = maps::take_ports(&mut ebpf, pins.as_ref())?;
-        let maps = Maps::take(&mut ebpf, pins.as_ref())?;
         let via = options.attach.unwrap_or_else(AttachVia::detect);
         Ok(Self {
             kernel: Arc::new(Kernel {

@@ -17,7 +17,7 @@
 //!
 //! - The **hold** is a tap with a vnet header and `TUNSETOFFLOAD` (a super-frame segmented after it was counted would open
 //!   the seal early), with queueing discipline `noqueue` (another would hide that the ring was full) and a `txqueuelen` of
-//!   at least [`PortConfig::line_limit`]. Nothing else may send through it: no address, no IPv6 (`disable_ipv6`) before it
+//!   [`PortConfig::line_limit`] and 32 more (the kernel frees places in batches). Nothing else may send through it: no address, no IPv6 (`disable_ipv6`) before it
 //!   goes up, because a frame the kernel sends by itself was never counted into the line.
 //! - The **tap**'s vnet header is as long as the hold's; [`Pump::release`] refuses anything else.
 //! - The **carry** device is VXLAN, `external`, with `nolearning`.

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
@@ -106,7 +105,7 @@ pub(crate) fn take_ports(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<Pages, 
     let Map::Array(ports) = take(ebpf, "PORTS", layout, pins)? else {
         return Err(DatapathError::Object { name: "PORTS" });
     };
-    Pages::map(ports.fd().as_fd()).map_err(DatapathError::Mmap)
+    Pages::map(ports).map_err(DatapathError::Mmap)
 }
 
 impl Maps {

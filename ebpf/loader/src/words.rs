@@ -2,11 +2,12 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd},
     ptr::{self, NonNull},
     sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::SeqCst},
 };
 
+use aya::maps::MapData;
 use throughline_abi::{PortState, SLOTS, direction, mode};
 
 /// What `steer` does with a frame for the guest; see [`throughline_abi::mode`].
@@ -164,7 +165,11 @@ pub(crate) fn initial(mode: Mode, direction: Direction) -> PortState {
 
 /// The mapped pages: one [`Words`] a slot.
 #[derive(Debug)]
-pub(crate) struct Pages(NonNull<Words>);
+pub(crate) struct Pages {
+    base: NonNull<Words>,
+    /// Programs are loaded with its descriptor, so it has to stay open.
+    _map: MapData,
+}
 
 const LENGTH: usize = SLOTS as usize * size_of::<Words>();
 
@@ -174,29 +179,37 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// Maps the pages of the map behind `fd`, which must have [`SLOTS`] values of [`PortState`] and `BPF_F_MMAPABLE`.
-    pub(crate) fn map(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    /// Maps the pages of `map`, which must have [`SLOTS`] values of [`PortState`] and `BPF_F_MMAPABLE`.
+    pub(crate) fn map(map: MapData) -> io::Result<Self> {
         // SAFETY: a new shared mapping at an address the kernel chooses; it refuses a length beyond the map.
         let address = unsafe {
-            libc::mmap(ptr::null_mut(), LENGTH, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd.as_raw_fd(), 0)
+            libc::mmap(
+                ptr::null_mut(),
+                LENGTH,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.fd().as_fd().as_raw_fd(),
+                0,
+            )
         };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(address.cast()).map(Self).ok_or_else(|| io::Error::other("mapped at address 0"))
+        let base = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
+        Ok(Self { base, _map: map })
     }
 
     /// The words of `slot`, which is below [`SLOTS`].
     pub(crate) fn slot(&self, slot: u32) -> &Words {
         assert!(slot < SLOTS, "slot {slot} of {SLOTS}");
         // SAFETY: within the mapping, aligned (a slot is 128 bytes, the mapping a page), only ever accessed by atomics.
-        unsafe { self.0.add(slot as usize).as_ref() }
+        unsafe { self.base.add(slot as usize).as_ref() }
     }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `map`, whole, and no reference outlives `self`.
-        unsafe { libc::munmap(self.0.as_ptr().cast(), LENGTH) };
+        unsafe { libc::munmap(self.base.as_ptr().cast(), LENGTH) };
     }
 }

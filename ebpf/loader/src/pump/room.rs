@@ -2,6 +2,10 @@
 
 use super::{PumpError, device::Device};
 
+/// Places that look taken in an empty ring: the kernel clears what was read in batches of two cache lines of pointers
+/// (`ptr_ring`), 32 where a line has 128 bytes, but never more than half the ring.
+const UNCLEARED: u32 = 32;
+
 /// Counts what may still be written before the ring could be full. Only the pump fills the ring while the line is not empty
 /// (`steer` diverts the rest), so a ring seen empty takes as many frames as it has places.
 #[derive(Debug)]
@@ -13,8 +17,9 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(tap: Device) -> Result<Self, PumpError> {
-        let places = tap.ring_len().map_err(|source| PumpError::NotATap { role: "tap", source })?.max(1);
-        Ok(Self { tap, places, left: 0 })
+        let length = tap.ring_len().map_err(|source| PumpError::NotATap { role: "tap", source })?;
+        let places = length - UNCLEARED.min(length / 2);
+        Ok(Self { tap, places: places.max(1), left: 0 })
     }
 
     /// Takes one place; false if there may be none until the guest has read on.

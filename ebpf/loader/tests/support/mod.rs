@@ -1,0 +1,19 @@
+//! What the tests of the datapath share.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub(crate) mod frames;
+pub(crate) mod netns;
+pub(crate) mod tap;
+pub(crate) mod topology;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `condition` holds, at most five seconds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within 5 s: {what}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}

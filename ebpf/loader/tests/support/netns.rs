@@ -1,0 +1,60 @@
+//! Network namespaces that live as long as a test.
+
+use std::{fs::File, os::fd::AsRawFd, process::Command, thread};
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// A network namespace; gone, with everything in it, when the last descriptor is dropped.
+pub(crate) struct Netns(File);
+
+impl Netns {
+    /// A new one, its loopback up and its IPv6 silent.
+    pub(crate) fn new() -> Self {
+        let file = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: these tests need root (CAP_SYS_ADMIN)");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let netns = Self(file.join().unwrap());
+        netns.run(|| {
+            for scope in ["all", "default"] {
+                std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1").unwrap();
+            }
+            ip("link set lo up");
+        });
+        netns
+    }
+
+    /// Moves the calling thread in, for good.
+    pub(crate) fn enter(&self) {
+        setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
+    }
+
+    /// Runs `work` inside, on a thread of its own.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    self.enter();
+                    work()
+                })
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// What `ip` calls it.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+}
+
+/// Runs `ip` in the calling thread's namespace.
+pub(crate) fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Index of an interface in the calling thread's namespace.
+pub(crate) fn ifindex(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).unwrap()
+}

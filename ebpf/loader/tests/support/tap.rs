@@ -1,0 +1,87 @@
+//! Taps as the agent makes them: vnet header of 12 bytes, offloads on.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::fd::{AsRawFd, OwnedFd},
+    os::unix::fs::OpenOptionsExt,
+};
+
+use super::netns::{ifindex, ip};
+
+/// Bytes of the vnet header, as QEMU sets it.
+pub(crate) const VNET_HEADER: usize = 12;
+/// TUN_F_CSUM, TSO4, TSO6, TSO_ECN, UFO.
+const OFFLOADS: libc::c_ulong = 0x1f;
+
+/// A tap, and its descriptor.
+pub(crate) struct Tap {
+    pub(crate) name: String,
+    pub(crate) ifindex: u32,
+    file: File,
+}
+
+impl Tap {
+    /// A tap that is up, in the calling thread's namespace, its ring taking `ring` frames.
+    pub(crate) fn new(name: &str, ring: u32) -> Self {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/net/tun")
+            .expect("/dev/net/tun: these tests need the tun driver");
+        // SAFETY: plain old data.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+        let header = VNET_HEADER as libc::c_int;
+        // SAFETY: each ioctl gets what it reads: an `ifreq`, a pointer to int, a number.
+        unsafe {
+            assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request), 0, "TUNSETIFF {name}");
+            assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header), 0, "TUNSETVNETHDRSZ");
+            assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS), 0, "TUNSETOFFLOAD");
+        }
+        ip(&format!("link set {name} txqueuelen {ring}"));
+        ip(&format!("link set {name} up"));
+        Self { name: name.to_owned(), ifindex: ifindex(name), file }
+    }
+
+    /// A hold: a tap whose full ring is told.
+    pub(crate) fn hold(name: &str, ring: u32) -> Self {
+        let hold = Self::new(name, ring);
+        let output = std::process::Command::new("tc")
+            .args(["qdisc", "replace", "dev", name, "root", "noqueue"])
+            .output()
+            .expect("tc is installed");
+        assert!(output.status.success(), "noqueue: {}", String::from_utf8_lossy(&output.stderr));
+        hold
+    }
+
+    /// Another descriptor of it.
+    pub(crate) fn dup(&self) -> OwnedFd {
+        self.file.try_clone().unwrap().into()
+    }
+
+    /// Only for reading frames.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
+        Self { name: String::new(), ifindex: 0, file: fd.into() }
+    }
+
+    /// Next frame in the ring, without its vnet header.
+    pub(crate) fn read(&self) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; 80 * 1024];
+        match (&self.file).read(&mut buffer) {
+            Ok(length) => Some(buffer[VNET_HEADER..length].to_vec()),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{}: {error}", self.name),
+        }
+    }
+
+    /// Writes a frame with its vnet header, as a guest sends it.
+    pub(crate) fn write(&self, header: &[u8; VNET_HEADER], frame: &[u8]) {
+        let buffer = [header, frame].concat();
+        assert_eq!((&self.file).write(&buffer).unwrap(), buffer.len());
+    }
+}
