@@ -1,0 +1,129 @@
+//! Taps: what a guest reads its frames from, and the holds where frames wait for it.
+
+use std::{
+    ffi::c_uint,
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
+};
+
+use libc::{
+    IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6,
+    TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ,
+};
+use netlink_packet_route::link::LinkAttribute;
+use throughline_cutover::Mtu;
+
+use crate::{Error, Netlink, Result, error::Cause};
+
+/// `struct virtio_net_hdr_mrg_rxbuf`, which QEMU sets too: every reader and writer of the ring must agree.
+const VNET_HEADER: libc::c_int = 12;
+const QDISC: &str = "noqueue";
+
+/// A tap or hold to be made. Its own MAC address is the kernel's random choice: were it the guest's, the bridge would
+/// take the guest's frames for its host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapConfig {
+    /// Its name; see [`crate::names`].
+    pub name: String,
+    /// Largest payload of a frame, bytes.
+    pub mtu: Mtu,
+    /// Depth of its ring, frames; the kernel takes 8 bytes for each at once.
+    pub queue_len: u32,
+}
+
+/// A tap that is up.
+#[derive(Debug)]
+pub struct Tap {
+    /// Its queue, non-blocking and close-on-exec, each frame behind a virtio-net header of 12 bytes. The device and
+    /// the frames in its ring live as long as a descriptor of it.
+    pub fd: OwnedFd,
+    /// Its interface index.
+    pub index: u32,
+}
+
+impl Netlink {
+    /// Makes a tap and brings it up: not in any bridge, silent, taking super-frames whole, without a queueing
+    /// discipline. So what its ring does not take is refused to the sender and counted in `tx_dropped`, never hidden.
+    ///
+    /// # Errors
+    /// The name is taken (EBUSY); the kernel's refusal; [`Error::Setting`] if it reads back differently. The device is
+    /// gone again.
+    pub async fn create_tap(&self, config: &TapConfig) -> Result<Tap> {
+        let name = config.name.as_str();
+        let queue = open_queue(name).map_err(Cause::from).map_err(Error::device("create tap", name))?;
+        let link = self.required(name).await?;
+        self.silence(&link).await?;
+        let change = vec![LinkAttribute::Mtu(config.mtu.get()), LinkAttribute::TxQueueLen(config.queue_len)];
+        self.verbs.change_link(link.index, change).await.map_err(Error::device("set MTU and queue of", name))?;
+        self.verbs.set_noqueue(link.index).await.map_err(Error::device("set qdisc noqueue on", name))?;
+        self.verbs.set_up(link.index).await.map_err(Error::device("bring up", name))?;
+        self.verify(config).await?;
+        Ok(Tap { fd: queue.into(), index: link.index })
+    }
+
+    /// Makes a hold: a tap of its own kind that is never put into a bridge. A program that diverts to it learns of a
+    /// full ring only because it has no queueing discipline.
+    ///
+    /// # Errors
+    /// As [`Netlink::create_tap`].
+    pub async fn create_hold(&self, config: &TapConfig) -> Result<Tap> {
+        self.create_tap(config).await
+    }
+
+    async fn verify(&self, config: &TapConfig) -> Result<()> {
+        let link = self.required(&config.name).await?;
+        let setting = if link.qdisc != QDISC {
+            format!("qdisc {QDISC} (it is {})", link.qdisc)
+        } else if link.queue_len != config.queue_len {
+            format!("queue length {} (it is {})", config.queue_len, link.queue_len)
+        } else if link.mtu != config.mtu.get() {
+            format!("MTU {} (it is {})", config.mtu, link.mtu)
+        } else if link.silent == Some(false) {
+            "disabled IPv6".to_owned()
+        } else if !link.up {
+            "up".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(Error::Setting { device: config.name.clone(), setting })
+    }
+}
+
+fn open_queue(name: &str) -> io::Result<File> {
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a device's name has 1 to 15 bytes"));
+    }
+    let queue = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    // SAFETY: ifreq is plain data for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes an ifreq, which outlives the call.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
+    let header = VNET_HEADER;
+    // SAFETY: TUNSETVNETHDRSZ reads an int, which outlives the call.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) })?;
+    take_super_frames(&queue)?;
+    Ok(queue)
+}
+
+/// Super-frames stay whole in the ring, as the guest's driver would take them; UDP ones where the kernel can (6.2).
+fn take_super_frames(queue: &File) -> io::Result<()> {
+    let tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+    set_offload(queue, tcp | TUN_F_USO4 | TUN_F_USO6).or_else(|_| set_offload(queue, tcp))
+}
+
+fn set_offload(queue: &File, offloads: c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(offloads)) })
+}
+
+fn check(returned: libc::c_int) -> io::Result<()> {
+    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
