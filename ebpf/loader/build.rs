@@ -24,7 +24,14 @@ enum Compiler {
     Debian,
 }
 
-fn main() -> Result<()> {
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<()> {
     let programs = Path::new("../programs").canonicalize()?;
     for input in ["src", "Cargo.toml", "Cargo.lock", "../abi/src", "../abi/Cargo.toml"] {
         println!("cargo::rerun-if-changed={}", programs.join(input).display());

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -67,6 +68,12 @@ impl Kernel {
 
     pub(crate) fn left(&self, program: Program, ifindex: u32) -> Result<Option<Attachment>, DatapathError> {
         self.attacher.left(program, ifindex)
+    }
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath").field("attacher", &self.kernel.attacher).finish_non_exhaustive()
     }
 }
 
@@ -165,16 +172,17 @@ impl Datapath {
     /// [`DatapathError::NotOpen`] if there is none on that tap, [`DatapathError::Teardown`] with all that failed.
     pub fn discard_port(&self, tap_ifindex: u32) -> Result<PortState, DatapathError> {
         let slot = self.slot_of(tap_ifindex)?;
-        let hold = self.kernel.words(slot).snapshot().hold;
+        let last = self.kernel.words(slot).snapshot();
         let mut errors = Vec::new();
         let mut left = Vec::new();
-        for (program, ifindex) in [(Program::Steer, tap_ifindex), (Program::Refill, hold)] {
+        for (program, ifindex) in [(Program::Steer, tap_ifindex), (Program::Refill, last.hold)] {
             match self.kernel.left(program, ifindex) {
                 Ok(attachment) => left.extend(attachment),
                 Err(error) => errors.push(error),
             }
         }
-        port::teardown(&self.kernel, slot, &mut left, errors)
+        errors.extend(port::detach_all(&mut left));
+        port::free(&self.kernel, slot, errors).map(|()| last)
     }
 
     fn slot_of(&self, tap_ifindex: u32) -> Result<u32, DatapathError> {

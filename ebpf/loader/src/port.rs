@@ -3,7 +3,10 @@
 use std::{
     fmt,
     net::Ipv4Addr,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use throughline_abi::PortState;
@@ -71,6 +74,8 @@ struct Port {
     tap: u32,
     adopted: bool,
     attachments: Mutex<Vec<Attachment>>,
+    /// Whether the line counts one frame that is none, see [`PortHandle::seal`].
+    sealed: AtomicBool,
     /// The last words, once closed: the slot may be another port's by then.
     closed: OnceLock<PortState>,
 }
@@ -98,7 +103,8 @@ impl PortHandle {
                 Err(error) => {
                     if origin == Origin::Opened {
                         // The first error is the one to tell; what undoing says more would only hide it.
-                        let _ = teardown(kernel, slot, &mut attachments, Vec::new());
+                        detach_all(&mut attachments);
+                        let _ = free(kernel, slot, Vec::new());
                     }
                     return Err(error);
                 }
@@ -110,6 +116,7 @@ impl PortHandle {
             tap,
             adopted: origin == Origin::Adopted,
             attachments: Mutex::new(attachments),
+            sealed: AtomicBool::new(false),
             closed: OnceLock::new(),
         })))
     }
@@ -165,10 +172,21 @@ impl PortHandle {
         }
     }
 
-    /// Keeps the line sealed, as one frame more would, until the same is subtracted.
+    /// Keeps the line sealed, as one frame more would, until [`PortHandle::unseal`]; a second time changes nothing.
     pub(crate) fn seal(&self) {
-        if let Some(words) = self.words() {
+        if let Some(words) = self.words()
+            && !self.0.sealed.swap(true, SeqCst)
+        {
             words.add_line(1);
+        }
+    }
+
+    /// Takes [`PortHandle::seal`] back.
+    pub(crate) fn unseal(&self) {
+        if let Some(words) = self.words()
+            && self.0.sealed.swap(false, SeqCst)
+        {
+            words.add_line(-1);
         }
     }
 
@@ -192,25 +210,24 @@ impl PortHandle {
         if let Some(last) = self.0.closed.get() {
             return Ok(*last);
         }
-        let _ = self.0.closed.set(self.0.kernel.words(self.0.slot).snapshot());
-        teardown(&self.0.kernel, self.0.slot, &mut attachments, Vec::new())
+        let errors = detach_all(&mut attachments);
+        // No program counts any more, and no handle may touch the words of whoever has the slot next.
+        let last = self.0.closed.get_or_init(|| self.0.kernel.words(self.0.slot).snapshot());
+        free(&self.0.kernel, self.0.slot, errors).map(|()| *last)
     }
 }
 
-/// Takes `slot`'s port apart, to the end whatever fails on the way; its last words. `errors` are those met before.
-pub(crate) fn teardown(
-    kernel: &Kernel,
-    slot: u32,
-    attachments: &mut Vec<Attachment>,
-    mut errors: Vec<DatapathError>,
-) -> Result<PortState, DatapathError> {
-    for mut attachment in attachments.drain(..).rev() {
-        errors.extend(attachment.detach().err());
-    }
-    let last = kernel.words(slot).snapshot();
+/// Takes programs off their interfaces, the latest first; everything that failed.
+pub(crate) fn detach_all(attachments: &mut Vec<Attachment>) -> Vec<DatapathError> {
+    attachments.drain(..).rev().filter_map(|mut attachment| attachment.detach().err()).collect()
+}
+
+/// Frees a slot whose programs are gone, to the end whatever fails on the way. `errors` are those met before.
+pub(crate) fn free(kernel: &Kernel, slot: u32, mut errors: Vec<DatapathError>) -> Result<(), DatapathError> {
+    let PortState { tap, hold, .. } = kernel.words(slot).snapshot();
     let mut maps = kernel.maps();
     // The words before the entries: a slot without a tap is free for the next port.
     kernel.words(slot).write(&PortState::default());
-    errors.extend(maps.remove_port(slot, last.tap, last.hold));
-    if errors.is_empty() { Ok(last) } else { Err(DatapathError::Teardown { ifindex: last.tap, errors }) }
+    errors.extend(maps.remove_port(slot, tap, hold));
+    if errors.is_empty() { Ok(()) } else { Err(DatapathError::Teardown { ifindex: tap, errors }) }
 }

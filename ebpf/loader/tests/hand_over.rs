@@ -139,8 +139,6 @@ fn a_line_held_again_during_its_flush_does_not_go_to_the_guest_that_left() {
     source.port.set_mode(Mode::Hold);
     fabric.send(0..3_000);
     eventually("all are held", || source.port.counters().held == 3_000);
-    let traffic = fabric.traffic(1);
-    traffic.stop();
 
     let guest = destination.run_guest();
     let pump = source.release_to_carry();

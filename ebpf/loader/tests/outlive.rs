@@ -139,7 +139,7 @@ fn pins_of_another_layout_are_refused() {
     with_bpffs(|pin_dir| {
         std::fs::create_dir_all(&pin_dir).unwrap();
         Array::<MapData, [u64; 4]>::create(64, 0).unwrap().pin(pin_dir.join("ports")).unwrap();
-        let error = Datapath::load(Some(&pin_dir)).err().expect("refused");
+        let error = Datapath::load(Some(&pin_dir)).expect_err("refused");
         assert!(matches!(error, DatapathError::Layout { .. }), "{error}");
     });
 }

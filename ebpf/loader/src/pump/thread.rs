@@ -151,8 +151,9 @@ impl Worker {
                     }
                 }
                 Ok(None) => {
+                    self.port.unseal();
                     self.shared.drained.store(true, SeqCst);
-                    break;
+                    return;
                 }
                 Err(error) => {
                     tracing::warn!(%error, tap = self.port.tap_ifindex(), "the tap cannot be read; trying again");
@@ -160,7 +161,7 @@ impl Worker {
                 }
             }
         }
-        self.port.subtract_line(1);
+        // Stopped before the end: the line stays sealed, for the pump that goes on.
     }
 
     /// The hold's ring is empty.

@@ -24,6 +24,11 @@ pub(crate) struct Tap {
 impl Tap {
     /// A tap that is up, in the calling thread's namespace, its ring taking `ring` frames.
     pub(crate) fn new(name: &str, ring: u32) -> Self {
+        Self::with_header(name, ring, VNET_HEADER)
+    }
+
+    /// As [`Tap::new`], with a vnet header of another length.
+    pub(crate) fn with_header(name: &str, ring: u32, header: usize) -> Self {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -36,15 +41,15 @@ impl Tap {
             *to = from as libc::c_char;
         }
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        let header = VNET_HEADER as libc::c_int;
+        let header = header as libc::c_int;
         // SAFETY: each ioctl gets what it reads: an `ifreq`, a pointer to int, a number.
         unsafe {
             assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request), 0, "TUNSETIFF {name}");
             assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header), 0, "TUNSETVNETHDRSZ");
             assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS), 0, "TUNSETOFFLOAD");
         }
-        ip(&format!("link set {name} txqueuelen {ring}"));
-        ip(&format!("link set {name} up"));
+        ip(&format!("link set dev {name} txqueuelen {ring}"));
+        ip(&format!("link set dev {name} up"));
         Self { name: name.to_owned(), ifindex: ifindex(name), file }
     }
 
