@@ -16,13 +16,15 @@ use crate::{
 const EXAMPLES: &str = "\
 EXAMPLES:
   throughline network create blue --vni 7001
-  throughline guest create web-1 --network blue --ip 10.0.0.10 --host h1 --memory 1G --kernel /boot/vmlinuz
+  throughline guest create web-1 --host h1 --network blue --ip 10.0.0.10 \\
+    --memory 1G --kernel /boot/vmlinuz
   throughline migrate web-1 --to h2
   throughline migration list --output json";
 
 const ERRORS: &str = "\
-ERRORS go to stderr. With --output json each is one object: {\"error\": {\"what\", \"message\", \"reason\", \"code\", \"field\",
-\"next\", \"exit_code\"}}; reason is stable.";
+ERRORS go to stderr. With --output json each is one object, whose reason is stable:
+  {\"error\": {\"what\", \"message\", \"reason\", \"code\", \"field\", \"next\", \"exit_code\"}}
+Usage errors (2) are always text.";
 
 /// Move running guests between hosts without their network noticing.
 #[derive(Debug, Parser)]
@@ -79,6 +81,7 @@ mod tests {
     fn examples(command: &clap::Command) -> Vec<String> {
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         let section = help.split_once("EXAMPLES:\n").map(|(_, section)| section).unwrap_or_default();
+        let section = section.replace("\\\n", "");
         let lines = section.lines().map_while(|line| line.strip_prefix("  "));
         let commands = lines.map(|line| [" | ", " > "].iter().fold(line, |line, cut| line.split(cut).next().unwrap()));
         commands.map(str::to_owned).collect()
@@ -112,6 +115,16 @@ mod tests {
                 if let Err(error) = Cli::try_parse_from(words(&example)) {
                     panic!("the example {example:?} of `{path} --help` does not parse: {error}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn help_fits_the_widest_terminal_clap_wraps_for() {
+        for (path, command) in commands(&Cli::command(), "") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines() {
+                assert!(line.chars().count() <= 100, "`{path} --help` would wrap: {line}");
             }
         }
     }

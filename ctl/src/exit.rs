@@ -32,7 +32,7 @@ EXIT CODES:
   0    done
   1    any other failure
   2    usage: wrong flags or arguments
-  3    refused: a precondition does not hold (exists already, migrating, host down, no memory, too late ...)
+  3    refused: a precondition does not hold (exists already, host down, no memory, too late ...)
   4    not found
   5    wrong input: the controller names the field
   6    controller unreachable, or no answer in time

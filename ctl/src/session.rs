@@ -42,7 +42,7 @@ impl Session {
             .keep_alive_timeout(self.timeout);
         match endpoint.connect().await {
             Ok(channel) => Ok(FabricClient::new(channel)),
-            Err(error) => Err(Failure::unreachable(format!("reach the controller at {}", self.controller), &error)),
+            Err(error) => Err(Failure::unreachable(format!("reach the controller at {}", self.address()), &error)),
         }
     }
 
@@ -59,18 +59,23 @@ impl Session {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(Failure::answered(what, &status)),
             Err(_) => {
-                let message = format!("no answer from {} within {} s", self.controller, self.timeout.as_secs_f64());
+                let message = format!("no answer from {} within {} s", self.address(), self.timeout.as_secs_f64());
                 Err(Failure::new(Exit::Unreachable, "TIMEOUT", what, message)
                     .next("it may have been done all the same: look before you repeat it, or give --timeout more"))
             }
         }
     }
 
+    /// The controller's address as the operator would write it.
+    fn address(&self) -> String {
+        self.controller.to_string().trim_end_matches('/').to_owned()
+    }
+
     /// A command line for the operator to type, aimed at the same controller.
     pub(crate) fn hint(&self, command: &str) -> String {
-        let here = self.controller.to_string();
+        let here = self.address();
         let default = std::env::var("THROUGHLINE_CONTROLLER").unwrap_or_else(|_| DEFAULT_CONTROLLER.to_owned());
-        if default.trim_end_matches('/') == here.trim_end_matches('/') {
+        if default.trim_end_matches('/') == here {
             format!("throughline {command}")
         } else {
             format!("throughline {command} --controller {here}")

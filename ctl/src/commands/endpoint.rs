@@ -24,7 +24,8 @@ pub(crate) enum Command {
     #[command(after_help = "\
 EXAMPLES:
   throughline endpoint create gw0 --host h3 --network blue --ip 10.0.0.1 --prefix-len 24
-  throughline endpoint create probe0 --host h3 --network blue --mac 02:00:00:00:00:99 --ip 10.0.0.99 --ip fd00::99")]
+  throughline endpoint create probe0 --host h3 \\
+    --network blue --mac 02:00:00:00:00:99 --ip 10.0.0.99 --ip fd00::99")]
     Create(Create),
     /// Show one endpoint
     #[command(after_help = "\

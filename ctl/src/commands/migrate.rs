@@ -14,8 +14,8 @@ use crate::{
 /// Arguments of `migrate`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --detach the command ends when the migration has ended: 0 when the guest is there, 7 when the move was undone and
-the guest runs on where it was. Ctrl-C ends the watching, not the migration.
+Without --detach the command ends when the migration has ended: 0 when the guest is there, 7 when
+the move was undone and the guest runs on where it was. Ctrl-C ends the watching, not the migration.
 
 EXAMPLES:
   throughline migrate web-1 --to h2

@@ -42,7 +42,8 @@ EXAMPLES:
     },
     /// Watch a migration to its end, its history first
     #[command(after_help = "\
-Exit codes as for migrate: 0 when the guest is there, 7 when the move was undone. Ctrl-C ends the watching, not the migration.
+Exit codes as for migrate: 0 when the guest is there, 7 when the move was undone. Ctrl-C ends the
+watching, not the migration.
 
 EXAMPLES:
   throughline migration watch 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11

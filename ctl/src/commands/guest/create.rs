@@ -19,11 +19,14 @@ use crate::{
 
 pub(super) const EXAMPLES: &str = "\
 EXAMPLES:
-  throughline guest create web-1 --network blue --ip 10.0.0.10 --host h1 --memory 1G --kernel /boot/vmlinuz
-  throughline guest create web-2 --network blue --mac 02:00:00:00:00:02 --ip 10.0.0.11 --ip fd00::11 --host h1 \
---memory 262136KiB --vcpus 2 --kernel /srv/vmlinuz --initrd /srv/initrd --cmdline 'console=ttyS0 quiet'
-  throughline guest create db-1 --port network=blue,ip=10.0.0.20 --port network=storage,ip=10.1.0.20 --host h2 \
---memory 4GiB --kernel /boot/vmlinuz --no-wait";
+  throughline guest create web-1 --host h1 --network blue --ip 10.0.0.10 \\
+    --memory 1G --kernel /boot/vmlinuz
+  throughline guest create web-2 --host h1 \\
+    --network blue --mac 02:00:00:00:00:02 --ip 10.0.0.11 --ip fd00::11 \\
+    --memory 262136KiB --vcpus 2 \\
+    --kernel /srv/vmlinuz --initrd /srv/initrd --cmdline 'console=ttyS0 quiet'
+  throughline guest create db-1 --host h2 --memory 4GiB --kernel /boot/vmlinuz --no-wait \\
+    --port network=blue,ip=10.0.0.20 --port network=storage,ip=10.1.0.20";
 
 /// How often to look whether the guest runs.
 const LOOK_EVERY: Duration = Duration::from_millis(200);

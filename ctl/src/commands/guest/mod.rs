@@ -13,7 +13,8 @@ use crate::{
 
 pub(super) const EXAMPLES: &str = "\
 EXAMPLES:
-  throughline guest create web-1 --network blue --ip 10.0.0.10 --host h1 --memory 1G --kernel /boot/vmlinuz
+  throughline guest create web-1 --host h1 --network blue --ip 10.0.0.10 \\
+    --memory 1G --kernel /boot/vmlinuz
   throughline guest list --host h1
   throughline guest delete web-1";
 

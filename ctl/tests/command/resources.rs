@@ -1,0 +1,138 @@
+//! Networks, hosts, guests and endpoints: what is asked and what is shown.
+
+use serde_json::{Value, json};
+
+use crate::{fake::Controller, run::run};
+
+fn guest(state: &str, detail: &str) -> Value {
+    let port = json!({ "id": 7, "network": "blue", "mac": "02:00:00:00:00:01", "ips": ["10.0.0.10"] });
+    let spec =
+        json!({ "name": "web-1", "vcpus": 2, "memory_kib": 262_136, "boot": { "kernel": "/k" }, "ports": [port] });
+    json!({ "spec": spec, "host": "h1", "generation": 1, "state": state, "detail": detail })
+}
+
+const CREATE: &str =
+    "guest create web-1 --network blue --ip 10.0.0.10 --host h1 --memory 262136KiB --vcpus 2 --kernel /k";
+
+#[test]
+fn json_is_the_protocols_message() {
+    let fabric = Controller::start();
+    let network = json!({ "name": "blue", "vni": 7001, "mtu": 1450 });
+    fabric.says("create_network", network.clone());
+    let ended = run(fabric.address, "network create blue --vni 7001 -o json").with(0);
+    assert_eq!(ended.json(), network);
+    assert_eq!(ended.stderr, "");
+    assert_eq!(fabric.asked("create_network"), [json!({ "network": { "name": "blue", "vni": 7001, "mtu": 0 } })]);
+}
+
+#[test]
+fn every_get_and_delete_asks_for_its_name() {
+    let fabric = Controller::start();
+    for noun in ["network", "host", "guest", "endpoint"] {
+        fabric.says(&format!("get_{noun}"), json!({})).says(&format!("delete_{noun}"), json!({}));
+        run(fabric.address, &format!("{noun} get x-1 -o json")).with(0).json();
+        assert_eq!(fabric.asked(&format!("get_{noun}")), [json!({ "name": "x-1" })]);
+        let deleted = run(fabric.address, &format!("{noun} delete x-1")).with(0);
+        assert_eq!(deleted.stdout, format!("{noun} x-1 deleted\n"));
+        assert_eq!(fabric.asked(&format!("delete_{noun}")), [json!({ "name": "x-1" })]);
+    }
+}
+
+#[test]
+fn lists_are_read_to_their_end() {
+    let fabric = Controller::start();
+    let page = |names: &[&str], next: &str| {
+        let networks: Vec<_> = names.iter().map(|name| json!({ "name": name, "vni": 1, "mtu": 1450 })).collect();
+        json!({ "networks": networks, "next_page_token": next })
+    };
+    fabric.says("list_networks", page(&["a", "b"], "b")).says("list_networks", page(&["c"], ""));
+    let ended = run(fabric.address, "network list -o json").with(0);
+    assert_eq!(ended.json(), page(&["a", "b", "c"], ""));
+    let tokens: Vec<_> = fabric.asked("list_networks").iter().map(|request| request["page_token"].clone()).collect();
+    assert_eq!(tokens, [json!(""), json!("b")]);
+}
+
+#[test]
+fn lists_are_tables() {
+    let fabric = Controller::start();
+    let h1 = json!({
+        "name": "h1", "vtep": "192.0.2.1", "connected": true, "memory_kib": 1 << 20, "memory_used_kib": 1 << 18,
+        "accelerator": "tcg", "agent_version": "0.1.0",
+    });
+    let h2 = json!({ "name": "gateway", "peer_only": true });
+    fabric.says("list_hosts", json!({ "hosts": [h1, h2] }));
+    let expected = "\
+NAME     CONNECTED  VTEP       MEMORY USED       ACCELERATOR  AGENT
+h1       yes        192.0.2.1  256 MiB of 1 GiB  tcg          0.1.0
+gateway  no         -          runs no guests    -            -
+";
+    assert_eq!(run(fabric.address, "host list").with(0).stdout, expected);
+}
+
+#[test]
+fn every_other_list_has_its_heading() {
+    let fabric = Controller::start();
+    for (noun, heading) in [("network", "VNI"), ("guest", "STATE"), ("endpoint", "MAC"), ("migration", "PHASE")] {
+        fabric.says(&format!("list_{noun}s"), json!({}));
+        let listed = run(fabric.address, &format!("{noun} list")).with(0).stdout;
+        assert!(listed.contains(heading) && listed.lines().count() == 1, "{listed}");
+    }
+}
+
+#[test]
+fn a_guest_is_created_and_waited_for() {
+    let fabric = Controller::start();
+    fabric.says("create_guest", guest("UNSPECIFIED", ""));
+    fabric.says("get_guest", guest("STARTING", "")).says("get_guest", guest("RUNNING", ""));
+    let ended = run(fabric.address, &format!("{CREATE} --port network=red,ip=::1 -o json")).with(0);
+    assert_eq!(ended.json()["state"], json!("RUNNING"), "one document: the guest as it runs");
+    let spec = &fabric.asked("create_guest")[0]["spec"];
+    assert_eq!((&spec["memory_kib"], &spec["vcpus"]), (&json!(262_136), &json!(2)));
+    let networks: Vec<_> = spec["ports"].as_array().unwrap().iter().map(|port| port["network"].clone()).collect();
+    assert_eq!(networks, ["blue", "red"], "the first card first");
+    assert_eq!(fabric.asked("get_guest").len(), 2);
+}
+
+#[test]
+fn a_guest_is_not_waited_for_when_told_so() {
+    let fabric = Controller::start();
+    fabric.says("create_guest", guest("UNSPECIFIED", ""));
+    let shown = run(fabric.address, &format!("{CREATE} --no-wait")).with(0).stdout;
+    for line in ["state       not reported", "memory      256 MiB", "port        blue 02:00:00:00:00:01 10.0.0.10"] {
+        assert!(shown.lines().any(|shown| shown == line), "{shown}");
+    }
+    assert!(fabric.asked("get_guest").is_empty());
+}
+
+#[test]
+fn a_guest_that_fails_is_an_error() {
+    let fabric = Controller::start();
+    fabric.says("create_guest", guest("STARTING", "")).says("get_guest", guest("FAILED", "no such kernel /k"));
+    let ended = run(fabric.address, CREATE).with(1);
+    assert!(ended.stdout.contains("failed"), "{ended:?}");
+    assert!(ended.stderr.starts_with("error: start guest web-1: no such kernel /k (GUEST_FAILED)\n"), "{ended:?}");
+    assert!(ended.stderr.contains("throughline guest delete web-1"), "{ended:?}");
+}
+
+#[test]
+fn a_guest_that_does_not_come_up_ends_the_wait() {
+    let fabric = Controller::start();
+    fabric.says("create_guest", guest("STARTING", ""));
+    for _ in 0..20 {
+        fabric.says("get_guest", guest("STARTING", ""));
+    }
+    let ended = run(fabric.address, &format!("{CREATE} --wait-timeout 300ms -o json")).with(6);
+    assert_eq!(ended.error()["reason"], json!("WAIT_TIMEOUT"));
+    assert_eq!(ended.stdout, "");
+}
+
+#[test]
+fn an_endpoint_is_created() {
+    let fabric = Controller::start();
+    fabric.says("create_endpoint", json!({ "name": "gw0", "host": "h3", "prefix_len": 24 }));
+    let line = "endpoint create gw0 --host h3 --network blue --mac 02:00:00:00:00:99 --ip 10.0.0.1 --ip fd00::1";
+    run(fabric.address, line).with(0);
+    let endpoint = fabric.asked("create_endpoint")[0]["endpoint"].clone();
+    assert_eq!(endpoint["port"]["ips"], json!(["10.0.0.1", "fd00::1"]));
+    assert_eq!((&endpoint["host"], &endpoint["prefix_len"]), (&json!("h3"), &json!(0)));
+}
