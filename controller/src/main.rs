@@ -1,2 +1,86 @@
-//! Placeholder.
-fn main() {}
+//! The daemon `throughline-controller`.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use throughline_controller::{Config, serve};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing_subscriber::EnvFilter;
+
+/// Keeps the fabric's record and moves its guests.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Where to serve gRPC, address and port
+    #[arg(long, default_value = "127.0.0.1:7700", env = "THROUGHLINE_LISTEN")]
+    listen: SocketAddr,
+    /// Where the record is kept; made if it is not there
+    #[arg(long, default_value = "/var/lib/throughline/controller", env = "THROUGHLINE_STATE_DIR")]
+    state_dir: PathBuf,
+    /// May a host that nobody announced join?
+    #[arg(long, value_enum, default_value_t = Enrol::Open)]
+    enroll: Enrol,
+    /// How to write the log, on standard error; RUST_LOG says how much
+    #[arg(long, value_enum, default_value_t = Log::Text)]
+    log: Log,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Enrol {
+    /// Any agent that connects is taken in
+    Open,
+    /// Only hosts created before
+    Closed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Log {
+    /// Lines for people
+    Text,
+    /// One object a line
+    Json,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    init_log(arguments.log);
+    match run(arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { listen, state_dir, enroll, .. } = arguments;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener.local_addr().context("cannot read the listener's address")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+    };
+    tracing::info!(%address, state_dir = %state_dir.display(), "serving");
+    let config = Config { open_enrolment: enroll == Enrol::Open, ..Config::new(state_dir) };
+    serve(listener, config, shutdown).await.context("the controller stopped")
+}
+
+fn init_log(log: Log) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log {
+        Log::Text => builder.init(),
+        Log::Json => builder.json().init(),
+    }
+}

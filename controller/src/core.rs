@@ -1,0 +1,183 @@
+//! The controller's one mind: the record, the connected agents and what is under way. Only the driver's task touches it,
+//! one job at a time, and no job waits for anything.
+//!
+//! A job changes the record in memory; [`Core::flush`] hands the changes to the writer. Whatever may be told only once
+//! the changes are durable (answers, orders to agents) is deferred until the writer says so. `Rebind` alone is not: the
+//! destination has recorded its commit by itself, and its gate waits for the peers.
+
+mod agents;
+mod migrations;
+mod resources;
+mod view;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    time::{Duration, SystemTime},
+};
+
+pub(crate) use agents::{ObservedGuest, Uplink};
+pub(crate) use migrations::Chapter;
+use throughline_cutover::{GuestName, HostName};
+use tokio::{sync::watch, time::Instant};
+pub(crate) use view::{GuestState, GuestView, HostView, Observation};
+
+use crate::{
+    desired::desired,
+    links::Links,
+    record::Record,
+    store::{Batch, Writer},
+};
+
+/// Something to be done once everything before it is durable.
+type Deferred = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// The controller's state. See the module.
+pub(crate) struct Core {
+    record: Record,
+    links: Links,
+    observed: BTreeMap<GuestName, Observation>,
+    /// Live migrations, with the number of the last thing that happened to each.
+    live: BTreeMap<String, watch::Sender<u64>>,
+    /// May hosts nobody announced join?
+    open: bool,
+    clock: Clock,
+    writer: Writer,
+    /// Number of the last batch handed to the writer, and of the last that is durable.
+    written: u64,
+    durable: u64,
+    deferred: Vec<Deferred>,
+    waiting: VecDeque<(u64, Deferred)>,
+    push_desired: bool,
+}
+
+impl Core {
+    /// A mind with what the record holds. Live migrations go on when their agents report.
+    pub(crate) fn new(record: Record, writer: Writer, open: bool, heartbeat: Duration) -> Self {
+        let mut core = Self {
+            record,
+            links: Links::new(heartbeat),
+            observed: BTreeMap::new(),
+            live: BTreeMap::new(),
+            open,
+            clock: Clock::start(),
+            writer,
+            written: 0,
+            durable: 0,
+            deferred: Vec::new(),
+            waiting: VecDeque::new(),
+            push_desired: false,
+        };
+        core.resume_migrations();
+        core
+    }
+
+    /// Does something once all changes made so far are durable.
+    pub(crate) fn when_durable(&mut self, action: impl FnOnce(&mut Self) + Send + 'static) {
+        self.deferred.push(Box::new(action));
+    }
+
+    /// The writer says that everything up to this batch is durable.
+    pub(crate) fn became_durable(&mut self, number: u64) {
+        self.durable = self.durable.max(number);
+    }
+
+    /// Time has passed: looks after silent agents and overdue migrations.
+    pub(crate) fn tick(&mut self) {
+        let now = self.clock.now();
+        let due = |id: &&String| {
+            let migration = self.record.migrations().get(*id);
+            migration.and_then(|it| it.coordinator.next_deadline()).is_some_and(|at| at <= now)
+        };
+        let due: Vec<String> = self.live.keys().filter(due).cloned().collect();
+        for id in due {
+            self.tick_migration(&id);
+        }
+    }
+
+    /// When to tick next.
+    pub(crate) fn next_tick(&self) -> Option<Instant> {
+        let migrations = self.live.keys().filter_map(|id| self.record.migrations().get(id));
+        let deadline = migrations.filter_map(|it| it.coordinator.next_deadline()).min();
+        [deadline.map(|at| self.clock.instant(at)), self.links.next_check()].into_iter().flatten().min()
+    }
+
+    /// Brings to an end what jobs have begun: changes go to the writer, what is durable is acted on, agents that stopped
+    /// reading are cut off, and each agent is sent the desired state it does not have yet.
+    pub(crate) fn flush(&mut self) {
+        loop {
+            self.submit_changes();
+            self.act_on_durable();
+            let silent = self.links.silent();
+            for (host, session) in &silent {
+                self.detach(host, *session, None);
+            }
+            if silent.is_empty() && self.deferred.is_empty() && !self.push_desired {
+                return;
+            }
+            if mem::take(&mut self.push_desired) {
+                self.send_desired_states();
+            }
+        }
+    }
+
+    fn submit_changes(&mut self) {
+        let changes = self.record.take_changes();
+        if !changes.is_empty() {
+            self.written += 1;
+            self.writer.submit(Batch { number: self.written, changes });
+            self.want_desired_states();
+        }
+        let number = self.written;
+        self.waiting.extend(mem::take(&mut self.deferred).into_iter().map(|action| (number, action)));
+    }
+
+    fn act_on_durable(&mut self) {
+        while self.waiting.front().is_some_and(|(number, _)| *number <= self.durable) {
+            if let Some((_, action)) = self.waiting.pop_front() {
+                action(self);
+            }
+        }
+    }
+
+    /// Desired states are sent after what was deferred before them, many changes in one.
+    fn want_desired_states(&mut self) {
+        self.when_durable(|core| core.push_desired = true);
+    }
+
+    fn send_desired_states(&mut self) {
+        let revision = self.record.revision();
+        for host in self.links.hosts() {
+            let state = desired(&self.record, &host);
+            self.links.send_desired(&host, revision, state);
+        }
+    }
+
+    /// Every host, with whether its agent is connected.
+    fn connections(&self) -> Vec<(HostName, bool)> {
+        self.record.hosts().keys().map(|host| (host.clone(), self.links.is_connected(host))).collect()
+    }
+}
+
+/// Time since 1970 that does not jump while the process runs.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    started: Instant,
+    since_1970: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { started: Instant::now(), since_1970 }
+    }
+
+    fn now(&self) -> Duration {
+        self.since_1970 + self.started.elapsed()
+    }
+
+    /// The moment that is `at`; one that has passed is now.
+    fn instant(&self, at: Duration) -> Instant {
+        Instant::now() + at.saturating_sub(self.now())
+    }
+}

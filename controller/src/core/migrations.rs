@@ -1,0 +1,265 @@
+//! Migrations: admitted, driven, told of.
+
+use std::collections::BTreeMap;
+
+use throughline_cutover::{
+    Binding, CoordinatorEffect, CoordinatorEvent, Failure, GuestName, HostName, Limits, News, RebindId, Role, Step,
+    admission::{self, Denial, MigrationRequest, Verdict},
+};
+use tokio::sync::watch;
+
+use super::{Core, GuestState, Observation, resources::page_of};
+use crate::{
+    links::{Downlink, Rebind},
+    planner::{self, Wish},
+    record::{Happening, MigrationRecord},
+};
+
+/// Migrations that are over and still remembered, with their request ids; the oldest are forgotten first.
+const REMEMBERED: usize = 10_000;
+
+/// Part of a migration's history.
+#[derive(Debug)]
+pub(crate) struct Chapter {
+    /// The migration.
+    pub(crate) migration: MigrationRecord,
+    /// What happened since.
+    pub(crate) happenings: Vec<Happening>,
+    /// Changes when more has happened; `None`: nothing more will.
+    pub(crate) more: Option<watch::Receiver<u64>>,
+}
+
+impl Core {
+    /// Moves a guest; the same request again gives the same migration.
+    ///
+    /// # Errors
+    /// See [`admission::migrate`].
+    pub(crate) fn migrate(&mut self, request: MigrationRequest, limits: Limits) -> Result<MigrationRecord, Denial> {
+        let earlier = self.record.migrations().values().find(|it| it.request.request_id == request.request_id);
+        let earlier = earlier.map(|it| (it.id(), &it.request));
+        match admission::migrate(self, &request, earlier)? {
+            Verdict::Known { migration } => self.migration(&migration),
+            Verdict::Admitted { destination, .. } => self.begin(request, &destination, limits),
+        }
+    }
+
+    fn begin(
+        &mut self,
+        request: MigrationRequest,
+        destination: &HostName,
+        limits: Limits,
+    ) -> Result<MigrationRecord, Denial> {
+        let hosts = self.connections();
+        let unknown = || Denial::UnknownGuest { field: "guest".to_owned(), name: request.guest.clone() };
+        let guest = self.record.guests().get(&request.guest).ok_or_else(unknown)?;
+        let plan = planner::plan(&self.record, &Wish { guest, destination, limits, hosts: &hosts }, &mut rand::rng())?;
+        let (id, name) = (plan.id.clone(), request.guest.clone());
+        let (source, target) = (plan.source.host.clone(), plan.destination.host.clone());
+        tracing::info!(migration = id, guest = %name, %source, destination = %target, "migration admitted");
+        let number = self.record.next_migration();
+        self.record.put_migration(MigrationRecord::new(number, request, plan, self.clock.now()));
+        self.record.change_guest(&name, |guest| guest.migration = Some(id.clone()));
+        self.live.insert(id.clone(), watch::Sender::new(0));
+        let hosts: BTreeMap<_, _> = hosts.into_iter().collect();
+        self.step_migration(&id, CoordinatorEvent::Begin { hosts });
+        self.migration(&id)
+    }
+
+    /// One migration.
+    ///
+    /// # Errors
+    /// `UNKNOWN_MIGRATION`.
+    pub(crate) fn migration(&self, id: &str) -> Result<MigrationRecord, Denial> {
+        self.record.migrations().get(id).cloned().ok_or(Denial::UnknownMigration)
+    }
+
+    /// Migrations older than a number, newest first, of one guest or of all, and whether there are more.
+    pub(crate) fn migrations(
+        &self,
+        before: Option<u64>,
+        guest: Option<&GuestName>,
+        size: usize,
+    ) -> (Vec<MigrationRecord>, bool) {
+        let wanted = |it: &&MigrationRecord| {
+            before.is_none_or(|before| it.number < before) && guest.is_none_or(|guest| it.request.guest == *guest)
+        };
+        let mut found: Vec<_> = self.record.migrations().values().filter(wanted).collect();
+        found.sort_unstable_by_key(|it| std::cmp::Reverse(it.number));
+        let (page, more) = page_of(found.into_iter(), size);
+        (page.into_iter().cloned().collect(), more)
+    }
+
+    /// Undoes a migration that has not committed.
+    ///
+    /// # Errors
+    /// `UNKNOWN_MIGRATION`, `TOO_LATE`.
+    pub(crate) fn cancel(&mut self, id: &str) -> Result<MigrationRecord, Denial> {
+        admission::cancel(id, self.migration(id)?.coordinator.phase())?;
+        let failure = Failure::new("CANCELLED", "cancelled by request; the guest stays where it was");
+        self.step_migration(id, CoordinatorEvent::Cancel(failure));
+        self.migration(id)
+    }
+
+    /// What happened to a migration after `sequence`.
+    ///
+    /// # Errors
+    /// `UNKNOWN_MIGRATION`.
+    pub(crate) fn chapter(&self, id: &str, sequence: u64) -> Result<Chapter, Denial> {
+        let migration = self.migration(id)?;
+        let happenings = migration.since(sequence).to_vec();
+        let more = self.live.get(id).map(watch::Sender::subscribe);
+        Ok(Chapter { migration, happenings, more })
+    }
+
+    /// Takes up what a record from before a restart left under way.
+    pub(super) fn resume_migrations(&mut self) {
+        let live = self.record.migrations().values().filter(|it| !it.has_ended());
+        self.live = live.map(|it| (it.id().to_owned(), watch::Sender::new(it.sequence()))).collect();
+        self.tell_migrations(|| CoordinatorEvent::Restarted);
+    }
+
+    /// The same event for every live migration.
+    pub(super) fn tell_migrations(&mut self, event: impl Fn() -> CoordinatorEvent) {
+        let live: Vec<String> = self.live.keys().cloned().collect();
+        for id in live {
+            self.step_migration(&id, event());
+        }
+    }
+
+    pub(super) fn tick_migration(&mut self, id: &str) {
+        self.step_migration(id, CoordinatorEvent::Tick);
+    }
+
+    /// Event in, decisions out, decisions done.
+    pub(super) fn step_migration(&mut self, id: &str, event: CoordinatorEvent) {
+        let now = self.clock.now();
+        let Some(migration) = self.record.migration_mut(id) else { return };
+        let effects = migration.coordinator.step(event, now);
+        let changed = effects.iter().any(|effect| *effect != CoordinatorEffect::Progressed);
+        for effect in effects {
+            self.execute(id, effect);
+        }
+        if changed {
+            self.record.save_migration(id);
+        }
+    }
+
+    fn execute(&mut self, id: &str, effect: CoordinatorEffect) {
+        let now = self.clock.now();
+        let Some(migration) = self.record.migration_mut(id) else { return };
+        match effect {
+            CoordinatorEffect::Expect => {
+                self.order(id, Role::Destination, |it| Downlink::Expect(Box::new(it.plan().clone())))
+            }
+            CoordinatorEffect::Start => self.order(id, Role::Source, |it| Downlink::Start(Box::new(it.plan().clone()))),
+            CoordinatorEffect::Abort { role, failure } => {
+                self.order(id, role, |it| Downlink::Abort { migration: it.id().to_owned(), failure });
+            }
+            CoordinatorEffect::Settle { role } => {
+                self.order(id, role, |it| Downlink::Settle { migration: it.id().to_owned() });
+            }
+            CoordinatorEffect::Rebind { host, port, marker_index } => self.rebind(id, &host, port, marker_index),
+            CoordinatorEffect::RecordOwner { generation } => {
+                let (guest, host) = (migration.plan().guest.name.clone(), migration.plan().destination.host.clone());
+                self.record.change_guest(&guest, |guest| (guest.host, guest.generation) = (host, generation));
+                self.saw(guest, GuestState::Paused);
+            }
+            CoordinatorEffect::GuestRuns => {
+                let guest = migration.plan().guest.name.clone();
+                self.saw(guest, GuestState::Running);
+            }
+            CoordinatorEffect::Refresh => self.refresh_ends(id),
+            CoordinatorEffect::Progressed => {
+                migration.progressed(now);
+                self.announce(id);
+            }
+            CoordinatorEffect::Event { phase, message } => {
+                tracing::info!(migration = id, ?phase, "{message}");
+                migration.happened(phase, message, now);
+                self.announce(id);
+            }
+            CoordinatorEffect::Done | CoordinatorEffect::Aborted { .. } => self.end(id),
+        }
+    }
+
+    /// An order to one end, once the decision behind it is durable.
+    fn order(&mut self, id: &str, role: Role, message: impl FnOnce(&MigrationRecord) -> Downlink) {
+        if let Some(migration) = self.record.migrations().get(id) {
+            let host = migration.coordinator.host_of(role).clone();
+            let message = message(migration);
+            self.when_durable(move |core| core.links.send(&host, message));
+        }
+    }
+
+    /// At once: the destination's gate waits for the peers.
+    fn rebind(&mut self, id: &str, host: &HostName, port: usize, marker_index: u32) {
+        let Some(migration) = self.record.migrations().get(id) else { return };
+        let plan = migration.plan();
+        let Some(moved) = plan.ports.get(port) else { return };
+        let rebind = Rebind {
+            id: RebindId { migration: id.to_owned(), port },
+            binding: Binding {
+                vni: moved.vni,
+                port: moved.port.clone(),
+                host: plan.destination.host.clone(),
+                vtep: Some(plan.destination.vtep),
+                generation: plan.generation.next(),
+            },
+            old_vtep: plan.source.vtep,
+            marker_mac: moved.marker_mac,
+            marker_index,
+            carry_id: moved.carry_id,
+        };
+        self.links.send(host, Downlink::Rebind(Box::new(rebind)));
+    }
+
+    fn saw(&mut self, guest: GuestName, state: GuestState) {
+        self.observed.insert(guest, Observation { state, detail: String::new() });
+    }
+
+    /// Both ends ignored their desired state for the guest's ports while it moved.
+    fn refresh_ends(&mut self, id: &str) {
+        let Some(migration) = self.record.migrations().get(id) else { return };
+        for role in [Role::Source, Role::Destination] {
+            let host = migration.coordinator.host_of(role).clone();
+            self.links.forget_desired(&host);
+        }
+    }
+
+    /// Wakes whoever watches. They read from the history, each at its own pace.
+    fn announce(&self, id: &str) {
+        if let (Some(migration), Some(watchers)) = (self.record.migrations().get(id), self.live.get(id)) {
+            watchers.send_replace(migration.sequence());
+        }
+    }
+
+    fn end(&mut self, id: &str) {
+        let Some(migration) = self.record.migrations().get(id) else { return };
+        let guest = migration.plan().guest.name.clone();
+        self.record.change_guest(&guest, |guest| {
+            if guest.migration.as_deref() == Some(id) {
+                guest.migration = None;
+            }
+        });
+        self.live.remove(id);
+        self.forget_oldest();
+    }
+
+    fn forget_oldest(&mut self) {
+        let ended = self.record.migrations().values().filter(|it| it.has_ended());
+        let mut ended: Vec<_> = ended.map(|it| (it.number, it.id().to_owned())).collect();
+        if ended.len() > REMEMBERED {
+            ended.sort_unstable();
+            let surplus = ended.len() - REMEMBERED;
+            ended[..surplus].iter().for_each(|(_, id)| self.record.remove_migration(id));
+        }
+    }
+
+    /// An end of a migration nobody remembers is told to undo it; if it has committed it will not.
+    pub(super) fn forbid_unknown(&mut self, host: &HostName, migration: &str, news: &News) {
+        if !matches!(news.step, Step::Aborted | Step::Settled) {
+            let failure = Failure::new("UNKNOWN_MIGRATION", "the controller has no record of this migration; undo it");
+            self.links.send(host, Downlink::Abort { migration: migration.to_owned(), failure });
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Networks, hosts, guests and endpoints: admitted, recorded, listed.
+
+use std::{collections::BTreeMap, ops::Bound};
+
+use throughline_cutover::{
+    Endpoint, Generation, GuestName, HostName, InterfaceName, Network, NetworkName,
+    admission::{self, Denial, NewEndpoint, NewGuest},
+};
+
+use super::{Core, GuestView, HostView, Observation};
+use crate::record::{GuestRecord, HostRecord};
+
+/// What comes after a key, at most `size`; and whether there is more.
+fn page<'a, K: Ord, V>(all: &'a BTreeMap<K, V>, after: Option<&K>, size: usize) -> (Vec<&'a V>, bool) {
+    page_of(entries_after(all, after), size)
+}
+
+fn entries_after<'a, K: Ord, V>(all: &'a BTreeMap<K, V>, after: Option<&K>) -> impl Iterator<Item = &'a V> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    all.range((from, Bound::Unbounded)).map(|(_, value)| value)
+}
+
+/// The first `size`, and whether there are more.
+pub(super) fn page_of<T>(values: impl Iterator<Item = T>, size: usize) -> (Vec<T>, bool) {
+    let mut values = values.fuse();
+    let page: Vec<_> = values.by_ref().take(size).collect();
+    (page, values.next().is_some())
+}
+
+impl Core {
+    /// Creates a network.
+    ///
+    /// # Errors
+    /// See [`admission::create_network`].
+    pub(crate) fn create_network(&mut self, network: Network) -> Result<Network, Denial> {
+        admission::create_network(self, &network)?;
+        self.record.put_network(network.clone());
+        Ok(network)
+    }
+
+    /// One network.
+    ///
+    /// # Errors
+    /// `UNKNOWN_NETWORK`.
+    pub(crate) fn network(&self, name: &NetworkName) -> Result<Network, Denial> {
+        let unknown = || Denial::UnknownNetwork { field: "name".to_owned(), name: name.clone() };
+        self.record.networks().get(name).cloned().ok_or_else(unknown)
+    }
+
+    /// Networks after a name, and whether there are more.
+    pub(crate) fn networks(&self, after: Option<&NetworkName>, size: usize) -> (Vec<Network>, bool) {
+        let (page, more) = page(self.record.networks(), after, size);
+        (page.into_iter().cloned().collect(), more)
+    }
+
+    /// Deletes a network.
+    ///
+    /// # Errors
+    /// See [`admission::delete_network`].
+    pub(crate) fn delete_network(&mut self, name: &NetworkName) -> Result<(), Denial> {
+        admission::delete_network(self, name)?;
+        self.record.remove_network(name);
+        Ok(())
+    }
+
+    /// Announces a host.
+    ///
+    /// # Errors
+    /// See [`admission::create_host`].
+    pub(crate) fn create_host(&mut self, name: HostName) -> Result<HostView, Denial> {
+        admission::create_host(self, &name)?;
+        let record = HostRecord { name, enrolment: None };
+        self.record.put_host(record.clone());
+        Ok(self.host_view(&record))
+    }
+
+    /// One host.
+    ///
+    /// # Errors
+    /// `UNKNOWN_HOST`.
+    pub(crate) fn host(&self, name: &HostName) -> Result<HostView, Denial> {
+        let unknown = || Denial::UnknownHost { field: "name".to_owned(), name: name.clone() };
+        self.record.hosts().get(name).map(|host| self.host_view(host)).ok_or_else(unknown)
+    }
+
+    /// Hosts after a name, and whether there are more.
+    pub(crate) fn hosts(&self, after: Option<&HostName>, size: usize) -> (Vec<HostView>, bool) {
+        let (page, more) = page(self.record.hosts(), after, size);
+        (page.into_iter().map(|host| self.host_view(host)).collect(), more)
+    }
+
+    /// Forgets a host.
+    ///
+    /// # Errors
+    /// See [`admission::delete_host`].
+    pub(crate) fn delete_host(&mut self, name: &HostName) -> Result<(), Denial> {
+        admission::delete_host(self, name)?;
+        self.record.remove_host(name);
+        Ok(())
+    }
+
+    /// Creates a guest; its host's agent starts it.
+    ///
+    /// # Errors
+    /// See [`admission::create_guest`], and `PORTS_EXHAUSTED`.
+    pub(crate) fn create_guest(&mut self, mut guest: NewGuest, host: HostName) -> Result<GuestView, Denial> {
+        admission::create_guest(self, &guest, &host)?;
+        let ports = self.record.allot(std::mem::take(&mut guest.ports))?;
+        let spec = guest.allot(ports);
+        let name = spec.name.clone();
+        self.record.put_guest(GuestRecord { spec, host, generation: Generation::FIRST, migration: None });
+        self.observed.insert(name.clone(), Observation::default());
+        self.guest(&name)
+    }
+
+    /// One guest.
+    ///
+    /// # Errors
+    /// `UNKNOWN_GUEST`.
+    pub(crate) fn guest(&self, name: &GuestName) -> Result<GuestView, Denial> {
+        self.guest_view(name).ok_or_else(|| Denial::UnknownGuest { field: "name".to_owned(), name: name.clone() })
+    }
+
+    /// Guests after a name, on one host or on all, and whether there are more.
+    pub(crate) fn guests(
+        &self,
+        after: Option<&GuestName>,
+        host: Option<&HostName>,
+        size: usize,
+    ) -> (Vec<GuestView>, bool) {
+        let here = entries_after(self.record.guests(), after).filter(|it| host.is_none_or(|host| it.host == *host));
+        page_of(here.filter_map(|guest| self.guest_view(&guest.spec.name)), size)
+    }
+
+    /// Forgets a guest; its host's agent stops it.
+    ///
+    /// # Errors
+    /// See [`admission::delete_guest`].
+    pub(crate) fn delete_guest(&mut self, name: &GuestName) -> Result<(), Denial> {
+        admission::delete_guest(self, name)?;
+        self.record.remove_guest(name);
+        self.observed.remove(name);
+        Ok(())
+    }
+
+    /// Creates an endpoint; its host's agent makes the interface.
+    ///
+    /// # Errors
+    /// See [`admission::create_endpoint`], and `PORTS_EXHAUSTED`.
+    pub(crate) fn create_endpoint(&mut self, endpoint: NewEndpoint) -> Result<Endpoint, Denial> {
+        admission::create_endpoint(self, &endpoint)?;
+        let mut ports = self.record.allot(vec![endpoint.port.clone()])?;
+        let endpoint = endpoint.allot(ports.remove(0));
+        self.record.put_endpoint(endpoint.clone());
+        Ok(endpoint)
+    }
+
+    /// One endpoint.
+    ///
+    /// # Errors
+    /// `UNKNOWN_ENDPOINT`.
+    pub(crate) fn endpoint(&self, name: &InterfaceName) -> Result<Endpoint, Denial> {
+        let unknown = || Denial::UnknownEndpoint { name: name.clone() };
+        self.record.endpoints().get(name).cloned().ok_or_else(unknown)
+    }
+
+    /// Endpoints after a name, and whether there are more.
+    pub(crate) fn endpoints(&self, after: Option<&InterfaceName>, size: usize) -> (Vec<Endpoint>, bool) {
+        let (page, more) = page(self.record.endpoints(), after, size);
+        (page.into_iter().cloned().collect(), more)
+    }
+
+    /// Forgets an endpoint; its host's agent removes the interface.
+    ///
+    /// # Errors
+    /// See [`admission::delete_endpoint`].
+    pub(crate) fn delete_endpoint(&mut self, name: &InterfaceName) -> Result<(), Denial> {
+        admission::delete_endpoint(self, name)?;
+        self.record.remove_endpoint(name);
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! What callers and policy may see.
+
+use throughline_cutover::{
+    Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, Network, NetworkName,
+    admission::{GuestFacts, HostFacts, UsedPort, View},
+};
+
+use super::Core;
+use crate::record::HostRecord;
+
+/// Whether a guest runs, as its host's agent last saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum GuestState {
+    /// Not reported yet.
+    #[default]
+    Unknown,
+    /// Asked for, not running yet.
+    Starting,
+    /// Running.
+    Running,
+    /// Paused.
+    Paused,
+    /// Ended, or could not be started.
+    Failed,
+}
+
+/// What an agent last said of a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Observation {
+    /// Whether it runs.
+    pub(crate) state: GuestState,
+    /// For people.
+    pub(crate) detail: String,
+}
+
+/// A host as callers see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostView {
+    /// As recorded.
+    pub(crate) record: HostRecord,
+    /// Its agent's stream is up.
+    pub(crate) connected: bool,
+    /// Memory promised to guests, KiB.
+    pub(crate) memory_used_kib: u64,
+}
+
+/// A guest as callers see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GuestView {
+    /// As asked for, everything allotted.
+    pub(crate) spec: GuestSpec,
+    /// Host that owns it.
+    pub(crate) host: HostName,
+    /// Generation of the ownership.
+    pub(crate) generation: Generation,
+    /// As last observed.
+    pub(crate) observation: Observation,
+    /// Migration that moves it now.
+    pub(crate) migration: Option<String>,
+}
+
+impl Core {
+    pub(super) fn host_view(&self, record: &HostRecord) -> HostView {
+        HostView {
+            record: record.clone(),
+            connected: self.links.is_connected(&record.name),
+            memory_used_kib: self.memory_used_kib(&record.name),
+        }
+    }
+
+    pub(super) fn guest_view(&self, name: &GuestName) -> Option<GuestView> {
+        self.record.guests().get(name).map(|guest| GuestView {
+            spec: guest.spec.clone(),
+            host: guest.host.clone(),
+            generation: guest.generation,
+            observation: self.observed.get(name).cloned().unwrap_or_default(),
+            migration: guest.migration.clone(),
+        })
+    }
+
+    /// Memory of the guests a host owns and of those on their way to it.
+    fn memory_used_kib(&self, host: &HostName) -> u64 {
+        let owned = self.record.guests().values().filter(|guest| guest.host == *host);
+        let owned: u64 = owned.map(|guest| guest.spec.memory_kib).sum();
+        let live = self.live.keys().filter_map(|id| self.record.migrations().get(id)).map(|it| it.plan());
+        let coming = live.filter(|plan| {
+            let owner = self.record.guests().get(&plan.guest.name).map(|guest| &guest.host);
+            plan.destination.host == *host && owner != Some(host)
+        });
+        owned + coming.map(|plan| plan.guest.memory_kib).sum::<u64>()
+    }
+
+    fn host_facts(&self, host: &HostRecord) -> HostFacts {
+        let enrolment = host.enrolment.as_ref();
+        HostFacts {
+            name: host.name.clone(),
+            connected: self.links.is_connected(&host.name),
+            peer_only: enrolment.is_some_and(|it| it.peer_only),
+            vtep: host.vtep(),
+            memory_kib: enrolment.map_or(0, |it| it.memory_kib),
+            memory_used_kib: self.memory_used_kib(&host.name),
+        }
+    }
+}
+
+impl View for Core {
+    fn networks(&self) -> impl Iterator<Item = &Network> {
+        self.record.networks().values()
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = HostFacts> {
+        self.record.hosts().values().map(|host| self.host_facts(host))
+    }
+
+    fn ports(&self) -> impl Iterator<Item = UsedPort<'_>> {
+        self.record.ports()
+    }
+
+    fn network(&self, name: &NetworkName) -> Option<&Network> {
+        self.record.networks().get(name)
+    }
+
+    fn host(&self, name: &HostName) -> Option<HostFacts> {
+        self.record.hosts().get(name).map(|host| self.host_facts(host))
+    }
+
+    fn guest(&self, name: &GuestName) -> Option<GuestFacts> {
+        self.record.guests().get(name).map(|guest| GuestFacts {
+            host: guest.host.clone(),
+            memory_kib: guest.spec.memory_kib,
+            running: self.observed.get(name).is_some_and(|it| it.state == GuestState::Running),
+            migration: guest.migration.clone(),
+        })
+    }
+
+    fn endpoint(&self, name: &InterfaceName) -> Option<&Endpoint> {
+        self.record.endpoints().get(name)
+    }
+
+    fn host_needed_for(&self, name: &HostName) -> Option<String> {
+        let guest = self.record.guests().values().find(|guest| guest.host == *name);
+        let endpoint = self.record.endpoints().values().find(|endpoint| endpoint.host == *name);
+        let live = self.live.keys().filter_map(|id| self.record.migrations().get(id));
+        let migration =
+            live.map(|it| it.plan()).find(|plan| plan.source.host == *name || plan.destination.host == *name);
+        guest
+            .map(|guest| format!("guest {}", guest.spec.name))
+            .or_else(|| endpoint.map(|endpoint| format!("endpoint {}", endpoint.name)))
+            .or_else(|| migration.map(|plan| format!("migration {}", plan.id)))
+    }
+}

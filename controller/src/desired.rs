@@ -1,0 +1,48 @@
+//! What should be on a host: a pure function of the record.
+//!
+//! Every host has every network, so that any of them can take a guest without first being given its networks.
+
+use std::net::Ipv4Addr;
+
+use throughline_cutover::{Binding, Endpoint, Generation, GuestSpec, HostName, Network};
+
+use crate::record::{HostRecord, Record};
+
+/// A network as one host should have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DesiredNetwork {
+    /// The network.
+    pub(crate) network: Network,
+    /// Where broadcast and multicast go: every other host that has ever connected.
+    pub(crate) flood: Vec<Ipv4Addr>,
+    /// Every port on it, this host's own included.
+    pub(crate) bindings: Vec<Binding>,
+}
+
+/// All that should be on one host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Desired {
+    /// Networks.
+    pub(crate) networks: Vec<DesiredNetwork>,
+    /// Guests the host owns.
+    pub(crate) guests: Vec<(GuestSpec, Generation)>,
+    /// Endpoints on it.
+    pub(crate) endpoints: Vec<Endpoint>,
+}
+
+/// What should be on `host`.
+pub(crate) fn desired(record: &Record, host: &HostName) -> Desired {
+    let others = record.hosts().values().filter(|other| other.name != *host);
+    let flood: Vec<_> = others.filter_map(HostRecord::vtep).collect();
+    let networks = record.networks().values().map(|network| DesiredNetwork {
+        network: network.clone(),
+        flood: flood.clone(),
+        bindings: record.bindings(network).collect(),
+    });
+    let guests = record.guests().values().filter(|guest| guest.host == *host);
+    Desired {
+        networks: networks.collect(),
+        guests: guests.map(|guest| (guest.spec.clone(), guest.generation)).collect(),
+        endpoints: record.endpoints().values().filter(|endpoint| endpoint.host == *host).cloned().collect(),
+    }
+}

@@ -1,0 +1,214 @@
+//! What callers and agents are told, in the protocol's words.
+
+use throughline_cutover::{CutoverReport, Failure, Generation, InvalidRebindId};
+use throughline_wire::{InvalidField, Problem, nested, parsed, v1};
+
+use crate::{
+    core::{GuestState, GuestView, HostView, ObservedGuest, Uplink},
+    desired::{Desired, DesiredNetwork},
+    links::{Downlink, Rebind},
+    record::{Happening, MigrationRecord, Snapshot},
+};
+
+impl From<HostView> for v1::Host {
+    fn from(view: HostView) -> Self {
+        let mut host = Self {
+            name: view.record.name.into(),
+            connected: view.connected,
+            memory_used_kib: view.memory_used_kib,
+            ..Self::default()
+        };
+        if let Some(enrolment) = view.record.enrolment {
+            host.vtep = enrolment.vtep.to_string();
+            host.peer_endpoint = enrolment.peer_endpoint;
+            host.memory_kib = enrolment.memory_kib;
+            host.accelerator = enrolment.accelerator;
+            host.agent_version = enrolment.agent_version;
+            host.peer_only = enrolment.peer_only;
+        }
+        host
+    }
+}
+
+impl From<GuestState> for v1::GuestState {
+    fn from(state: GuestState) -> Self {
+        match state {
+            GuestState::Unknown => Self::Unspecified,
+            GuestState::Starting => Self::Starting,
+            GuestState::Running => Self::Running,
+            GuestState::Paused => Self::Paused,
+            GuestState::Failed => Self::Failed,
+        }
+    }
+}
+
+impl From<v1::GuestState> for GuestState {
+    fn from(state: v1::GuestState) -> Self {
+        match state {
+            v1::GuestState::Unspecified => Self::Unknown,
+            v1::GuestState::Starting => Self::Starting,
+            v1::GuestState::Running => Self::Running,
+            v1::GuestState::Paused => Self::Paused,
+            v1::GuestState::Failed => Self::Failed,
+        }
+    }
+}
+
+impl From<GuestView> for v1::Guest {
+    fn from(view: GuestView) -> Self {
+        Self {
+            spec: Some(view.spec.into()),
+            host: view.host.into(),
+            generation: view.generation.0,
+            state: v1::GuestState::from(view.observation.state).into(),
+            detail: view.observation.detail,
+            migration_id: view.migration.unwrap_or_default(),
+        }
+    }
+}
+
+/// A migration as it was at some moment.
+fn migration_at(record: &MigrationRecord, at: Snapshot) -> v1::Migration {
+    let plan = record.plan();
+    v1::Migration {
+        id: plan.id.clone(),
+        request_id: record.request.request_id.clone(),
+        guest: plan.guest.name.to_string(),
+        source_host: plan.source.host.to_string(),
+        destination_host: plan.destination.host.to_string(),
+        phase: v1::Phase::from(at.phase).into(),
+        generation: plan.generation.0,
+        limits: Some(plan.limits.into()),
+        created_at_ms: record.created_at_ms,
+        ended_at_ms: at.ended_at_ms,
+        progress: at.progress.map(Into::into),
+        report: (at.report != CutoverReport::default()).then(|| at.report.into()),
+        failure: at.failure.map(Into::into),
+    }
+}
+
+impl From<&MigrationRecord> for v1::Migration {
+    fn from(record: &MigrationRecord) -> Self {
+        migration_at(record, record.snapshot())
+    }
+}
+
+/// Something that happened to a migration.
+pub(super) fn event(record: &MigrationRecord, happening: Happening) -> v1::MigrationEvent {
+    v1::MigrationEvent {
+        sequence: happening.sequence,
+        at_ms: happening.at_ms,
+        migration: Some(migration_at(record, happening.after)),
+        message: happening.message,
+    }
+}
+
+impl From<Downlink> for v1::ControllerMessage {
+    fn from(message: Downlink) -> Self {
+        use v1::controller_message::Message;
+        let message = match message {
+            Downlink::Welcome { heartbeat } => {
+                let heartbeat_ms = u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX);
+                Message::Welcome(v1::Welcome { heartbeat_ms })
+            }
+            Downlink::Desired { revision, desired } => Message::Desired(desired_state(revision, desired)),
+            Downlink::Expect(plan) => Message::Expect(v1::ExpectMigration { plan: Some((*plan).into()) }),
+            Downlink::Start(plan) => Message::Start(v1::StartMigration { plan: Some((*plan).into()) }),
+            Downlink::Abort { migration, failure } => {
+                Message::Abort(v1::AbortMigration { migration_id: migration, failure: Some(failure.into()) })
+            }
+            Downlink::Rebind(it) => Message::Rebind((*it).into()),
+            Downlink::Settle { migration } => Message::Settle(v1::SettleMigration { migration_id: migration }),
+        };
+        Self { message: Some(message) }
+    }
+}
+
+impl From<Rebind> for v1::Rebind {
+    fn from(rebind: Rebind) -> Self {
+        Self {
+            rebind_id: rebind.id.to_string(),
+            migration_id: rebind.id.migration,
+            binding: Some(rebind.binding.into()),
+            old_vtep: rebind.old_vtep.to_string(),
+            marker_mac: rebind.marker_mac.into(),
+            marker_index: rebind.marker_index,
+            carry_id: rebind.carry_id.get(),
+        }
+    }
+}
+
+fn desired_state(revision: u64, desired: Desired) -> v1::DesiredState {
+    let guest = |(spec, generation): (_, Generation)| v1::DesiredGuest {
+        spec: Some(v1::GuestSpec::from(spec)),
+        generation: generation.0,
+    };
+    v1::DesiredState {
+        revision,
+        networks: desired.networks.into_iter().map(Into::into).collect(),
+        guests: desired.guests.into_iter().map(guest).collect(),
+        endpoints: desired.endpoints.into_iter().map(Into::into).collect(),
+    }
+}
+
+impl From<DesiredNetwork> for v1::DesiredNetwork {
+    fn from(desired: DesiredNetwork) -> Self {
+        Self {
+            network: Some(desired.network.into()),
+            flood_vteps: desired.flood.iter().map(ToString::to_string).collect(),
+            bindings: desired.bindings.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::ObservedGuest> for ObservedGuest {
+    type Error = InvalidField;
+    fn try_from(guest: v1::ObservedGuest) -> Result<Self, InvalidField> {
+        let state = guest.state().into();
+        Ok(Self {
+            name: parsed("name", &guest.name)?,
+            generation: Generation(guest.generation),
+            state,
+            detail: guest.detail,
+        })
+    }
+}
+
+impl TryFrom<v1::AgentMessage> for Uplink {
+    type Error = InvalidField;
+    fn try_from(message: v1::AgentMessage) -> Result<Self, InvalidField> {
+        use v1::agent_message::Message;
+        match message.message {
+            Some(Message::Heartbeat(_)) => Ok(Self::Heartbeat),
+            Some(Message::Observed(it)) => {
+                let guests = it.guests.into_iter().enumerate();
+                let guests = guests.map(|(at, guest)| {
+                    ObservedGuest::try_from(guest).map_err(|e| e.within(format_args!("observed.guests[{at}]")))
+                });
+                Ok(Self::Observed { guests: guests.collect::<Result<_, _>>()?, problems: it.problems })
+            }
+            Some(Message::RebindAck(ack)) => {
+                let invalid = |e| InvalidField::new("rebind_ack.rebind_id", Problem::Other(format!("{e}")));
+                let id = ack.rebind_id.parse().map_err(|e: InvalidRebindId| invalid(e))?;
+                Ok(Self::RebindAck { id, outcome: outcome(ack.applied, ack.failure) })
+            }
+            Some(Message::Migration(update)) => {
+                let migration = update.migration_id.clone();
+                Ok(Self::News { migration, news: Box::new(nested("migration", Some(update))?) })
+            }
+            Some(Message::Hello(_)) => {
+                let words = "comes a second time; one greeting a stream".to_owned();
+                Err(InvalidField::new("hello", Problem::Other(words)))
+            }
+            None => Err(InvalidField::new("message", Problem::Missing)),
+        }
+    }
+}
+
+fn outcome(applied: bool, failure: Option<v1::Failure>) -> Result<(), Failure> {
+    if applied {
+        return Ok(());
+    }
+    let unexplained = || Failure::new("UNEXPLAINED", "the agent gave no reason; see its log");
+    Err(failure.map_or_else(unexplained, Into::into))
+}

@@ -1,0 +1,144 @@
+//! The process: store, driver and services, started and stopped together.
+
+use std::{future::Future, path::PathBuf, time::Duration};
+
+use throughline_wire::{
+    DESCRIPTORS,
+    v1::{agent_link_server::AgentLinkServer, fabric_server::FabricServer},
+};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use crate::{
+    core::Core,
+    driver::{self, Handle},
+    record::Record,
+    rpc::{AgentLinkService, FabricService},
+    store::{EmbeddedStore, StoreError, Writer},
+};
+
+/// Largest message taken, bytes.
+const LARGEST_MESSAGE: usize = 1 << 20;
+/// Calls under way on one connection.
+const STREAMS: u32 = 256;
+/// For a call that is not a stream.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often an idle connection is probed, and how long it may take to answer.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long open calls may take to end once the controller stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the operator decides.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Directory of the record; made if it is not there.
+    pub state_dir: PathBuf,
+    /// May hosts nobody announced join?
+    pub open_enrolment: bool,
+    /// How often agents are to send a heartbeat, 100 ms to 60 s.
+    pub heartbeat: Duration,
+}
+
+impl Config {
+    /// The defaults: anybody may join, a heartbeat a second.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self { state_dir: state_dir.into(), open_enrolment: true, heartbeat: Duration::from_secs(1) }
+    }
+}
+
+/// Why the controller stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The record cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// gRPC cannot be served.
+    #[error("cannot serve gRPC: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The protocol's description is damaged: the build is.
+    #[error("cannot describe the protocol: {0}; build the controller anew")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The driver died of a defect.
+    #[error("the driver died: {0}; please report it, with the log")]
+    Driver(#[from] tokio::task::JoinError),
+}
+
+/// Serves until `shutdown`, then lets open calls end.
+///
+/// # Errors
+/// [`ServeError`]. After [`ServeError::Store`] the record on disk is what holds; start again from it.
+pub async fn serve(
+    listener: TcpListener,
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let Running { driver, stop, task } = start(&config)?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<FabricServer<FabricService>>().await;
+    health.set_serving::<AgentLinkServer<AgentLinkService>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let fabric = FabricServer::new(FabricService::new(driver.clone())).max_decoding_message_size(LARGEST_MESSAGE);
+    let agents = AgentLinkServer::new(AgentLinkService::new(driver)).max_decoding_message_size(LARGEST_MESSAGE);
+    let router = Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .timeout(CALL_TIMEOUT)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .tcp_nodelay(true)
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(fabric)
+        .add_service(agents);
+    let (drain, draining) = oneshot::channel();
+    let incoming = TcpListenerStream::new(listener);
+    let mut server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
+        // Either told to drain, or this function is gone: the same.
+        let _ = draining.await;
+    }));
+    let outcome = watch_over(shutdown, task, stop, &mut server).await;
+    health.set_not_serving::<FabricServer<FabricService>>().await;
+    let _ = drain.send(());
+    if time::timeout(STOP_PATIENCE, &mut server).await.is_err() {
+        server.abort();
+    }
+    outcome
+}
+
+/// The driver's task, the way to it, and its end.
+struct Running {
+    driver: Handle,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), StoreError>>,
+}
+
+/// Opens the record and starts the driver on it.
+fn start(config: &Config) -> Result<Running, StoreError> {
+    let store = EmbeddedStore::open(&config.state_dir)?;
+    let record = Record::load(&store)?;
+    let (writer, durable) = Writer::start(store);
+    let core = Core::new(record, writer, config.open_enrolment, config.heartbeat);
+    let (driver, jobs) = Handle::new();
+    let (stop, stopped) = oneshot::channel();
+    Ok(Running { driver, stop, task: tokio::spawn(driver::run(core, jobs, durable, stopped)) })
+}
+
+/// Waits for the shutdown, or for the driver or the server to fail. Ends the driver, and with it every stream.
+async fn watch_over(
+    shutdown: impl Future<Output = ()>,
+    mut driver: JoinHandle<Result<(), StoreError>>,
+    stop: oneshot::Sender<()>,
+    server: &mut JoinHandle<Result<(), tonic::transport::Error>>,
+) -> Result<(), ServeError> {
+    tokio::select! {
+        () = shutdown => {}
+        ended = &mut driver => return Ok(ended??),
+        ended = server => ended??,
+    }
+    // A driver that has ended meanwhile is found below.
+    let _ = stop.send(());
+    Ok(driver.await??)
+}
