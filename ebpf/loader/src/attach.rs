@@ -106,7 +106,8 @@ impl Attacher {
     /// Takes about 18 ms by tcx link, so it belongs before the pause.
     pub(crate) fn attach(&self, ebpf: &mut Ebpf, program: Program, ifindex: u32) -> Result<Attachment, DatapathError> {
         let name = program.name();
-        let interface = interface_name(ifindex, name)?;
+        let interface =
+            name_of(ifindex).map_err(|source| DatapathError::NoInterface { ifindex, program: name, source })?;
         let options = match self.via {
             AttachVia::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
             AttachVia::Clsact => {
@@ -199,7 +200,7 @@ impl Attacher {
 impl Attachment {
     /// Takes the program off the interface; a second time, and after the interface went, is no error.
     pub(crate) fn detach(&mut self) -> Result<(), DatapathError> {
-        let gone = if_indextoname(self.ifindex).is_err();
+        let gone = name_of(self.ifindex).is_err();
         let result = match self.link.take() {
             None => Ok(()),
             // Links end with their last reference, which is the descriptor dropped here.
@@ -246,15 +247,17 @@ fn replace(ebpf: &mut Ebpf, program: Program, link: SchedClassifierLink) -> Resu
 
 /// Our filter on an interface, if it is there.
 fn filter(program: Program, ifindex: u32) -> io::Result<SchedClassifierLink> {
-    let interface = if_indextoname(ifindex)?;
-    let interface = interface.to_string_lossy();
-    SchedClassifierLink::attached(&interface, program.hook(), FILTER_PRIORITY, FILTER_HANDLE, None)
+    SchedClassifierLink::attached(&name_of(ifindex)?, program.hook(), FILTER_PRIORITY, FILTER_HANDLE, None)
 }
 
-fn interface_name(ifindex: u32, program: &'static str) -> Result<String, DatapathError> {
-    if_indextoname(ifindex)
-        .map(|name| name.to_string_lossy().into_owned())
-        .map_err(|errno| DatapathError::NoInterface { ifindex, program, source: errno.into() })
+/// Name of an interface in the calling thread's network namespace.
+fn name_of(ifindex: u32) -> io::Result<String> {
+    let name = if_indextoname(ifindex)?;
+    // nix 0.31 takes libc's null pointer for success: no such interface is an empty name.
+    if name.is_empty() {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    Ok(name.to_string_lossy().into_owned())
 }
 
 fn add_clsact(interface: &str) -> Result<(), ProgramError> {

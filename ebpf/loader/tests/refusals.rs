@@ -51,7 +51,8 @@ fn a_port_that_could_not_be_opened_leaves_nothing() {
         let [tap, hold] = ["a", "b"].map(|name| Tap::new(name, 10));
         let datapath = Datapath::load(None).unwrap();
         for missing in [config(tap.ifindex, 9_999), config(9_999, hold.ifindex)] {
-            assert!(matches!(datapath.open_port(&missing), Err(DatapathError::NoInterface { ifindex: 9_999, .. })));
+            let error = datapath.open_port(&missing).unwrap_err();
+            assert!(matches!(error, DatapathError::NoInterface { ifindex: 9_999, .. }), "{error:?}");
             assert!(datapath.leftover_ports().unwrap().is_empty());
         }
         datapath.open_port(&config(tap.ifindex, hold.ifindex)).unwrap();
