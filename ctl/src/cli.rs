@@ -24,7 +24,7 @@ EXAMPLES:
 const ERRORS: &str = "\
 ERRORS go to stderr. With --output json each is one object, whose reason is stable:
   {\"error\": {\"what\", \"message\", \"reason\", \"code\", \"field\", \"next\", \"exit_code\"}}
-Usage errors (2) are always text.";
+What is only worth knowing is {\"notice\"}. Usage errors (2) are always text.";
 
 /// Move running guests between hosts without their network noticing.
 #[derive(Debug, Parser)]

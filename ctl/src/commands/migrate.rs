@@ -72,7 +72,7 @@ impl Migrate {
             Failure::new(Exit::Interrupted, "INTERRUPTED", &what, "the controller has not answered yet").next(&unknown)
         });
         let migration = accepted.await?;
-        if detach { session.output.one(&migration) } else { watch::to_the_end(session, &migration.id).await }
+        if detach { session.output.one(&migration) } else { watch::to_the_end(session, &migration.id, true).await }
     }
 
     fn into_request(self) -> MigrateGuestRequest {

@@ -75,7 +75,7 @@ impl Command {
                 let mut fabric = session.connect().await?;
                 session.output.one(&session.answer(&what, fabric.get_migration(GetMigrationRequest { id })).await?)
             }
-            Self::Watch { id } => watch::to_the_end(session, &id).await,
+            Self::Watch { id } => watch::to_the_end(session, &id, false).await,
             Self::Cancel { id } => {
                 let what = format!("cancel migration {id}");
                 let mut fabric = session.connect().await?;

@@ -17,7 +17,7 @@ use crate::{failure::Failure, output::print, table::printable};
 /// How often the line shows that it is alive.
 const TICK: Duration = Duration::from_millis(125);
 
-const TEMPLATE: &str = "{spinner} {prefix:9} [{bar:20}] {wide_msg}";
+const TEMPLATE: &str = "{spinner} {prefix:9} [{bar:12}] {wide_msg}";
 
 /// The line. It is wiped when this is dropped, whatever ended the watching.
 pub(super) struct Live {
@@ -38,13 +38,15 @@ impl Live {
 impl View for Live {
     fn event(&mut self, event: &MigrationEvent) -> Result<(), Failure> {
         let Some(migration) = &event.migration else { return Ok(()) };
-        let progress = migration.progress.unwrap_or_default();
         self.bar.set_prefix(report::phase(migration));
-        self.bar.set_position(report::percent(&progress));
-        self.bar.set_message(match printable(&event.message) {
-            message if message.is_empty() => report::progress(&progress),
-            message => message,
-        });
+        if let Some(progress) = &migration.progress {
+            self.bar.set_position(report::percent(progress));
+        }
+        match (printable(&event.message), &migration.progress) {
+            (message, _) if !message.is_empty() => self.bar.set_message(message),
+            (_, Some(progress)) => self.bar.set_message(report::progress(progress)),
+            _ => {}
+        }
         Ok(())
     }
 

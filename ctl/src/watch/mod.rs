@@ -23,12 +23,13 @@ use crate::{
 /// Between attempts to attach again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 
-/// Shows the migration until it has ended.
+/// Shows the migration until it has ended. `accepted` says that it is known to exist, whether or not the controller can
+/// be asked about it just now.
 ///
 /// # Errors
 /// It was aborted, there is no such migration, the controller went away for longer than a call may take, or Ctrl-C.
-pub(crate) async fn to_the_end(session: &Session, id: &str) -> Result<(), Failure> {
-    let mut watcher = Watcher { session, id, seen: None, view: view::choose(session.output) };
+pub(crate) async fn to_the_end(session: &Session, id: &str, accepted: bool) -> Result<(), Failure> {
+    let mut watcher = Watcher { session, id, exists: accepted, seen: None, view: view::choose(session.output) };
     let end = interruptible(watcher.follow(), || interrupted(session, id)).await?;
     watcher.view.end(&end)?;
     if end.phase() == Phase::Aborted { Err(aborted(&end)) } else { Ok(()) }
@@ -37,6 +38,8 @@ pub(crate) async fn to_the_end(session: &Session, id: &str) -> Result<(), Failur
 struct Watcher<'a> {
     session: &'a Session,
     id: &'a str,
+    /// The controller has spoken of it: worth attaching again.
+    exists: bool,
     /// Sequence of the last event shown.
     seen: Option<u64>,
     view: Box<dyn View>,
@@ -57,10 +60,11 @@ impl Watcher<'_> {
         loop {
             match self.attach().await? {
                 Detached::End(migration) => return Ok(*migration),
+                Detached::Lost { failure, .. } if !self.exists => return Err(failure),
                 Detached::Lost { failure, progressed } => {
                     let now = Instant::now();
                     let since = lost_since.filter(|_| !progressed).unwrap_or(now);
-                    if self.seen.is_none() || now - since >= self.session.timeout {
+                    if now - since >= self.session.timeout {
                         return Err(failure.next(format!("the migration goes on; {}", ways_on(self.session, self.id))));
                     }
                     if since == now {
@@ -89,14 +93,15 @@ impl Watcher<'_> {
         let request = WatchMigrationRequest { id: self.id.to_owned() };
         let mut events = self.session.answer(what, fabric.watch_migration(request)).await?;
         while let Some(event) = events.message().await.map_err(|status| Failure::answered(what, &status))? {
-            if self.seen.is_some_and(|seen| event.sequence <= seen) {
+            let ended = event.migration.as_ref().is_some_and(|now| matches!(now.phase(), Phase::Done | Phase::Aborted));
+            // The end is news whatever its number: a controller that came back may have forgotten how far it counted.
+            if !ended && self.seen.is_some_and(|seen| event.sequence <= seen) {
                 continue;
             }
+            self.exists = true;
             self.seen = Some(event.sequence);
             self.view.event(&event)?;
-            if let Some(migration) = event.migration
-                && matches!(migration.phase(), Phase::Done | Phase::Aborted)
-            {
+            if let Some(migration) = event.migration.filter(|_| ended) {
                 return Ok(migration);
             }
         }

@@ -40,11 +40,11 @@ pub(super) fn percent(progress: &Progress) -> u64 {
 /// One line of progress: percent, remaining, rate, dirty rate, expected pause.
 pub(super) fn progress(progress: &Progress) -> String {
     let pause = match progress.expected_pause_us {
-        0 => "not known yet".to_owned(),
-        micros => units::span(Duration::from_micros(micros)),
+        0 => "pause not known yet".to_owned(),
+        micros => format!("pause {} expected", units::span(Duration::from_micros(micros))),
     };
     format!(
-        "{:3} %, {} left at {}, dirtied at {}, pause if stopped now: {pause}, pass {}",
+        "{:3} %, {} left, {}, dirty {}, {pause}, pass {}",
         percent(progress),
         units::bytes(progress.remaining),
         units::per_second(progress.rate),
@@ -105,10 +105,7 @@ mod tests {
             expected_pause_us: 571_000,
             passes: 1,
         };
-        assert_eq!(
-            progress(&memory),
-            " 75 %, 64 MiB left at 112 MiB/s, dirtied at 3 MiB/s, pause if stopped now: 571.0 ms, pass 1"
-        );
+        assert_eq!(progress(&memory), " 75 %, 64 MiB left, 112 MiB/s, dirty 3 MiB/s, pause 571.0 ms expected, pass 1");
         assert!(progress(&Progress::default()).contains("not known yet"));
     }
 

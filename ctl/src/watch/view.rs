@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use throughline_wire::v1::{Migration, MigrationEvent};
+use throughline_wire::v1::{Migration, MigrationEvent, Phase};
 use tokio::time::Instant;
 
 use super::{live::Live, report};
@@ -50,6 +50,11 @@ struct JsonLines;
 impl View for JsonLines {
     fn event(&mut self, event: &MigrationEvent) -> Result<(), Failure> {
         print(&format!("{}\n", serde_json::to_string(event).map_err(io::Error::from)?))
+    }
+
+    fn notice(&mut self, text: &str) {
+        // Nobody is left to tell when stderr is closed.
+        let _ = writeln!(io::stderr(), "{}", serde_json::json!({ "notice": text }));
     }
 
     fn end(&mut self, _end: &Migration) -> Result<(), Failure> {
@@ -101,13 +106,16 @@ pub(super) fn summary(end: &Migration) -> String {
     let took = took.map(|ms| format!(" in {}", units::span(Duration::from_millis(ms)))).unwrap_or_default();
     let course = format!("{}: {} from {} to {}", end.id, end.guest, end.source_host, end.destination_host);
     let heading = format!("migration {course}: {}{took}\n", report::phase(end));
-    let figures = end.report.iter().flat_map(report::report_lines).collect::<Vec<_>>();
+    let mut figures = end.report.iter().flat_map(report::report_lines).collect::<Vec<_>>();
+    if let Some(failure) = end.failure.as_ref().filter(|_| end.phase() == Phase::Done) {
+        figures.push(("warning", format!("{} ({})", failure.message, failure.reason)));
+    }
     printable(heading.trim_end()) + "\n" + &properties(&figures)
 }
 
 #[cfg(test)]
 mod tests {
-    use throughline_wire::v1::{Phase, Progress};
+    use throughline_wire::v1::{Failure, Progress};
 
     use super::*;
 
@@ -152,5 +160,7 @@ mod tests {
             ..Migration::default()
         };
         assert_eq!(summary(&end), "migration m1: web-1 from h1 to h2: done in 3.2 s\n");
+        let failure = Some(Failure { reason: "PEER_LATE".to_owned(), message: "h3 was told late".to_owned() });
+        assert!(summary(&Migration { failure, ..end }).ends_with("\nwarning  h3 was told late (PEER_LATE)\n"));
     }
 }

@@ -80,7 +80,10 @@ fn piped_it_prints_plain_lines_and_a_summary() {
     let course = lines.iter().filter(|line| line.contains(" s  ") && !line.contains('%'));
     let course: Vec<&str> = course.map(|line| line.split_whitespace().nth(2).unwrap()).collect();
     assert_eq!(course, phases, "{ended:?}");
-    let progress = lines.iter().filter(|line| line.contains(" 75 %, 64 MiB left at 128 MiB/s")).count();
+    let progress = lines
+        .iter()
+        .filter(|line| line.contains(" 75 %, 64 MiB left, 128 MiB/s, dirty 1 MiB/s, pause 12.0 ms expected"))
+        .count();
     assert_eq!(progress, 1, "17 of them came within a second: {ended:?}");
     let summary = lines.iter().position(|line| *line == "migration m1: web-1 from h1 to h2: done in 3.2 s");
     let summary = &lines[summary.expect("a summary") + 1..];
@@ -210,6 +213,16 @@ fn a_watch_outlives_the_controllers_restart() {
 }
 
 #[test]
+fn the_end_is_seen_even_from_a_controller_that_forgot_its_count() {
+    let fabric = accepting(vec![phase(1, "PREPARING"), phase(2, "PRECOPY"), phase(3, "ARMED")]);
+    fabric.watched(vec![phase(1, "SETTLING"), done(2)]);
+    let ended = run(fabric.address, "migrate web-1 -o json").with(0);
+    assert_eq!(json_lines(&ended).last().unwrap()["migration"]["phase"], json!("DONE"));
+    assert_eq!(ended.stderr.lines().count(), 1, "one notice: {ended:?}");
+    serde_json::from_str::<Value>(&ended.stderr).expect("a notice is JSON too");
+}
+
+#[test]
 fn a_controller_that_stays_away_is_6() {
     let fabric = accepting(vec![phase(1, "PREPARING"), Step::Silence]);
     let (child, _stdout) = watching(&fabric, "migrate web-1 --timeout 600ms");
@@ -261,7 +274,11 @@ fn on_a_terminal_one_line_lives() {
     drop((child, terminal.slave));
     let shown = read_terminal(terminal.master.into());
     ended(started).with(0);
-    assert!(shown.contains("pre-copy") && shown.contains(" 75 %, 64 MiB left at 128 MiB/s"), "{shown:?}");
+    assert!(
+        shown.contains("pre-copy")
+            && shown.contains(" 75 %, 64 MiB left, 128 MiB/s, dirty 1 MiB/s, pause 12.0 ms expected"),
+        "{shown:?}"
+    );
     let last = shown.rsplit('\r').next().unwrap();
     assert!(shown.contains("\u{1b}[") && !last.contains("75 %"), "the line was drawn over and wiped: {shown:?}");
     assert!(shown.contains("done in 3.2 s"), "{shown:?}");
