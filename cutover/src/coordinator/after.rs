@@ -138,17 +138,16 @@ impl Coordinator {
     }
 
     pub(super) fn tick_telling(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
-        let mut effects = self.get_on_telling(now);
-        if self.stage != Stage::Telling {
-            return effects;
-        }
         if now >= self.since + REBIND_DEADLINE {
-            effects.extend(self.settle(now));
-        } else if self.resend_at.is_some_and(|at| now >= at) {
+            return self.settle(now);
+        }
+        let mut effects = Vec::new();
+        if self.resend_at.is_some_and(|at| now >= at) {
             self.resend_at = Some(now + REBIND_AGAIN);
             let told: Vec<_> = self.told.keys().cloned().collect();
             told.iter().for_each(|host| effects.extend(self.tell(host)));
         }
+        effects.extend(self.get_on_telling(now));
         effects
     }
 

@@ -126,7 +126,10 @@ impl Coordinator {
         if now < at {
             return Vec::new();
         }
-        let words = format!("{what} within {} s; the guest stays where it was", (at - self.since.min(at)).as_secs());
+        let words = format!(
+            "{what} within {} s; undone, unless the destination has committed",
+            (at - self.since.min(at)).as_secs()
+        );
         self.abort(Failure::new(reason, words), now)
     }
 

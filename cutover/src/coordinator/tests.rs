@@ -1,1 +1,352 @@
+//! Golden files: event → effects, in `snapshots/`; re-bless with `INSTA_UPDATE=always cargo test -p throughline-cutover`.
+//! And properties that hold for any order of events.
 
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::prelude::*;
+use serde::Serialize;
+
+use super::*;
+use crate::{Boot, CarryId, End, Generation, GuestSpec, Limits, MacAddr, MarkerPeer, Port, PortId, PortPlan, Vni};
+
+fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+/// `web-1` moves from h1 to h2; h3 and h4 are peers, h4 sends no markers that count.
+fn plan() -> MigrationPlan {
+    let end = |name: &str, n: u8| End {
+        host: host(name),
+        vtep: [192, 0, 2, n].into(),
+        peer_endpoint: format!("192.0.2.{n}:7701"),
+    };
+    let port = Port {
+        id: PortId::try_from(7_u32).unwrap(),
+        network: "blue".parse().unwrap(),
+        mac: MacAddr::new([2, 0, 0, 0, 0, 7]),
+        ips: vec![[10, 7, 0, 10].into()],
+    };
+    let boot = Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() };
+    MigrationPlan {
+        id: "m-1".into(),
+        token: "00".into(),
+        guest: GuestSpec {
+            name: "web-1".parse().unwrap(),
+            vcpus: 1,
+            memory_kib: 262_136,
+            boot,
+            ports: vec![port.clone()],
+        },
+        generation: Generation(4),
+        source: end("h1", 1),
+        destination: end("h2", 2),
+        ports: vec![PortPlan {
+            port,
+            vni: Vni::try_from(7_u32).unwrap(),
+            carry_id: CarryId::try_from(99_u32).unwrap(),
+            marker_mac: MacAddr::new([2, 9, 9, 9, 9, 9]),
+            markers: vec![MarkerPeer { host: host("h3"), index: 0 }],
+        }],
+        limits: Limits::default(),
+    }
+}
+
+/// A line of a golden file.
+#[derive(Serialize)]
+struct Line {
+    at_ms: u64,
+    event: CoordinatorEvent,
+    effects: Vec<CoordinatorEffect>,
+    phase: Phase,
+    next_deadline_ms: Option<u64>,
+}
+
+/// Plays events and writes down what comes of them.
+struct Play {
+    machine: Coordinator,
+    lines: Vec<Line>,
+}
+
+impl Play {
+    fn new() -> Self {
+        let machine = Coordinator::new(plan(), Duration::ZERO);
+        let mut play = Self { machine, lines: Vec::new() };
+        let hosts = ["h1", "h2", "h3", "h4"].map(|name| (host(name), true));
+        play.at(0, CoordinatorEvent::Begin { hosts: BTreeMap::from(hosts) });
+        play
+    }
+
+    fn at(&mut self, at_ms: u64, event: CoordinatorEvent) -> &mut Self {
+        let effects = self.machine.step(event.clone(), Duration::from_millis(at_ms));
+        let next_deadline_ms = self.machine.next_deadline().map(|at| at.as_millis() as u64);
+        self.lines.push(Line { at_ms, event, effects, phase: self.machine.phase(), next_deadline_ms });
+        self
+    }
+
+    fn news(&mut self, at_ms: u64, role: Role, step: Step) -> &mut Self {
+        self.at(at_ms, news(role, step))
+    }
+
+    fn ack(&mut self, at_ms: u64, name: &str) -> &mut Self {
+        self.at(at_ms, CoordinatorEvent::RebindAck { host: host(name), port: 0, outcome: Ok(()) })
+    }
+
+    fn until_paused(&mut self) -> &mut Self {
+        self.news(5, Role::Destination, Step::Expecting);
+        self.news(400, Role::Source, Step::Precopy).news(900, Role::Source, Step::Armed);
+        self.news(901, Role::Source, Step::Paused)
+    }
+
+    fn until_committed(&mut self) -> &mut Self {
+        self.until_paused().news(910, Role::Destination, Step::Committed)
+    }
+}
+
+fn news(role: Role, step: Step) -> CoordinatorEvent {
+    let undone = Failure::new("PEER_UNREACHABLE", "the other end cannot be reached");
+    CoordinatorEvent::News(Box::new(News {
+        role,
+        step,
+        progress: None,
+        failure: (step == Step::Aborted).then_some(undone),
+        report: CutoverReport::default(),
+        generation: (step == Step::Committed).then_some(Generation(5)),
+    }))
+}
+
+#[test]
+fn happy_path() {
+    let mut play = Play::new();
+    play.until_committed().news(912, Role::Destination, Step::Running);
+    play.ack(914, "h3").ack(915, "h4").ack(917, "h1");
+    play.news(930, Role::Source, Step::LineEmpty).news(931, Role::Destination, Step::GateOpen);
+    play.news(1100, Role::Destination, Step::Settled).news(1200, Role::Source, Step::Settled);
+    insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn cancel() {
+    let mut play = Play::new();
+    play.news(5, Role::Destination, Step::Expecting).news(400, Role::Source, Step::Precopy);
+    play.at(500, CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request")));
+    play.news(510, Role::Source, Step::Aborted).news(520, Role::Destination, Step::Aborted);
+    insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn cancel_comes_too_late() {
+    let mut play = Play::new();
+    play.until_paused().at(905, CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request")));
+    play.news(910, Role::Destination, Step::Committed);
+    assert_eq!(play.machine.phase(), Phase::Committed);
+    assert_eq!(play.machine.failure(), None);
+    insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn destination_lost_before_commit() {
+    let mut play = Play::new();
+    play.until_paused().at(905, CoordinatorEvent::HostLost(host("h2")));
+    play.news(1500, Role::Source, Step::Aborted);
+    insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn both_ends_silent_is_undecided_until_one_speaks() {
+    let mut play = Play::new();
+    play.until_paused().at(905, CoordinatorEvent::HostLost(host("h2"))).at(906, CoordinatorEvent::HostLost(host("h1")));
+    for _ in 0..8 {
+        let due = play.machine.next_deadline().unwrap().as_millis() as u64;
+        play.at(due, CoordinatorEvent::Tick);
+    }
+    assert_eq!(play.machine.phase(), Phase::Paused, "no deadline may decide who owns the guest");
+    play.at(100_000, CoordinatorEvent::HostBack(host("h2")));
+    play.news(100_010, Role::Destination, Step::Committed);
+    insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn missing_peer() {
+    let mut play = Play::new();
+    play.until_paused().at(905, CoordinatorEvent::HostLost(host("h3")));
+    play.news(910, Role::Destination, Step::Committed).ack(914, "h4").ack(916, "h1");
+    play.at(1000, CoordinatorEvent::HostBack(host("h3"))).ack(1010, "h3");
+    play.news(1100, Role::Destination, Step::Settled).news(1200, Role::Source, Step::Settled);
+    insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn late_ack() {
+    let mut play = Play::new();
+    play.until_committed().ack(914, "h4").at(1910, CoordinatorEvent::Tick).ack(1912, "h1");
+    play.at(2910, CoordinatorEvent::Tick).ack(2915, "h3");
+    play.news(3100, Role::Destination, Step::Settled).news(3200, Role::Source, Step::Settled);
+    insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn a_restart_takes_up_where_it_was() {
+    let mut play = Play::new();
+    play.until_committed().ack(914, "h4");
+    let kept = serde_json::to_string(&play.machine).unwrap();
+    play.machine = serde_json::from_str(&kept).unwrap();
+    play.at(60_000, CoordinatorEvent::Restarted);
+    for name in ["h1", "h2", "h3", "h4"] {
+        play.at(60_100, CoordinatorEvent::HostBack(host(name)));
+    }
+    play.ack(60_200, "h3").ack(60_300, "h1");
+    play.news(60_400, Role::Source, Step::Settled).news(60_500, Role::Destination, Step::Settled);
+    assert_eq!(play.machine.phase(), Phase::Done);
+    insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn every_phase_before_commit_has_a_deadline_with_a_name() {
+    let reason = |steps: &[(Role, Step)]| {
+        let mut play = Play::new();
+        for (role, step) in steps {
+            play.news(10, *role, *step);
+        }
+        let due = play.machine.next_deadline().unwrap().as_millis() as u64;
+        play.at(due, CoordinatorEvent::Tick);
+        play.machine.failure().unwrap().reason.clone()
+    };
+    let (expecting, precopy) = ((Role::Destination, Step::Expecting), (Role::Source, Step::Precopy));
+    assert_eq!(reason(&[]), "PREPARE_TIMED_OUT");
+    assert_eq!(reason(&[expecting]), "PREPARE_TIMED_OUT");
+    assert_eq!(reason(&[expecting, precopy]), "DEADLINE_EXCEEDED");
+    assert_eq!(reason(&[expecting, precopy, (Role::Source, Step::Paused)]), "CUTOVER_TIMED_OUT");
+}
+
+#[test]
+fn markers_come_from_whoever_can_send() {
+    let hosts = [("h1", true), ("h2", true), ("h3", true), ("h4", false), ("h5", true)].map(|(h, up)| (host(h), up));
+    let names = |others: &[&str]| {
+        let peers = marker_peers(&hosts, &host("h1"), &host("h2"), |end| others.contains(&end.as_str()));
+        peers.iter().map(|peer| (peer.host.to_string(), peer.index)).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&[]), [("h3".into(), 0), ("h5".into(), 1)]);
+    assert_eq!(names(&["h1"]), [("h1".into(), 0), ("h3".into(), 1), ("h5".into(), 2)]);
+    assert_eq!(names(&["h1", "h2"]).len(), 4);
+}
+
+fn any_event() -> impl Strategy<Value = CoordinatorEvent> {
+    let step = prop::sample::select(vec![
+        Step::Expecting,
+        Step::Precopy,
+        Step::Progress,
+        Step::Armed,
+        Step::Paused,
+        Step::Committed,
+        Step::Running,
+        Step::LineEmpty,
+        Step::GateOpen,
+        Step::Settled,
+        Step::Aborted,
+    ]);
+    let role = prop::sample::select(vec![Role::Source, Role::Destination]);
+    let any_host = prop::sample::select(vec!["h1", "h2", "h3", "h4", "h5"]).prop_map(host);
+    let failed = Err(Failure::new("KERNEL", "no such device"));
+    let outcome = prop::sample::select(vec![Ok(()), failed]);
+    prop_oneof![
+        4 => (role, step).prop_map(|(role, step)| news(role, step)),
+        3 => (any_host.clone(), outcome).prop_map(|(host, outcome)| CoordinatorEvent::RebindAck { host, port: 0, outcome }),
+        1 => any_host.clone().prop_map(CoordinatorEvent::HostLost),
+        1 => any_host.prop_map(CoordinatorEvent::HostBack),
+        1 => Just(CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request"))),
+        1 => Just(CoordinatorEvent::Restarted),
+        3 => Just(CoordinatorEvent::Tick),
+    ]
+}
+
+/// What must hold whatever happens, checked step by step.
+#[derive(Default)]
+struct Invariants {
+    expects: u32,
+    starts: u32,
+    owners: u32,
+    ends: u32,
+    phase: Option<Phase>,
+}
+
+impl Invariants {
+    fn check(&mut self, effects: &[CoordinatorEffect], phase: Phase) {
+        for effect in effects {
+            match effect {
+                CoordinatorEffect::Expect => self.expects += 1,
+                CoordinatorEffect::Start => self.starts += 1,
+                CoordinatorEffect::RecordOwner { generation } => {
+                    assert_eq!(*generation, Generation(5));
+                    self.owners += 1;
+                }
+                CoordinatorEffect::Rebind { host, .. } => {
+                    assert_eq!(self.owners, 1, "nobody hears of a move that has not committed");
+                    assert_ne!(host.as_str(), "h2", "the destination flips by itself");
+                }
+                CoordinatorEffect::Settle { .. } | CoordinatorEffect::Done => assert_eq!(self.owners, 1),
+                CoordinatorEffect::Abort { .. } | CoordinatorEffect::Aborted { .. } => assert_eq!(self.owners, 0),
+                CoordinatorEffect::GuestRuns => assert_eq!(self.owners, 1),
+                CoordinatorEffect::Refresh | CoordinatorEffect::Progressed | CoordinatorEffect::Event { .. } => {}
+            }
+            self.ends += u32::from(matches!(effect, CoordinatorEffect::Done | CoordinatorEffect::Aborted { .. }));
+        }
+        assert!(self.expects <= 1 && self.starts <= self.expects && self.owners <= 1 && self.ends <= 1);
+        assert!(self.phase.is_none_or(|before| before <= phase), "time does not run back");
+        assert_eq!(self.ends == 1, phase.is_end());
+        self.phase = Some(phase);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_order_of_events_keeps_the_invariants(events in prop::collection::vec((any_event(), 0_u64..3000), 0..60)) {
+        let mut play = Play::new();
+        let mut invariants = Invariants::default();
+        invariants.check(&play.lines[0].effects, play.machine.phase());
+        let mut now = 0;
+        for (event, later) in events {
+            now += later;
+            play.at(now, event);
+            invariants.check(&play.lines.last().unwrap().effects, play.machine.phase());
+        }
+    }
+
+    #[test]
+    fn deadlines_move_on(events in prop::collection::vec((any_event(), 0_u64..3000), 0..40)) {
+        let mut play = Play::new();
+        let mut now = 0;
+        for (event, later) in events {
+            now += later;
+            play.at(now, event);
+        }
+        // After a tick that is due, the next one is later: the driver never spins.
+        for _ in 0..20 {
+            let Some(due) = play.machine.next_deadline() else { break };
+            now = now.max(due.as_millis() as u64);
+            play.at(now, CoordinatorEvent::Tick);
+            if let Some(next) = play.machine.next_deadline() {
+                prop_assert!(next > Duration::from_millis(now), "{next:?} after a tick at {now} ms");
+            }
+        }
+    }
+
+    #[test]
+    fn ends_that_answer_bring_it_to_an_end(events in prop::collection::vec((any_event(), 0_u64..3000), 0..40)) {
+        let mut play = Play::new();
+        for (event, _) in events {
+            play.at(1, event);
+        }
+        for name in ["h1", "h2", "h3", "h4", "h5"] {
+            play.at(2, CoordinatorEvent::HostBack(host(name)));
+        }
+        let committed = play.machine.phase() >= Phase::Committed;
+        play.at(3, CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request")));
+        let step = if committed { Step::Settled } else { Step::Aborted };
+        play.news(4, Role::Source, step).news(5, Role::Destination, step);
+        for _ in 0..20 {
+            let Some(due) = play.machine.next_deadline() else { break };
+            play.at(due.as_millis() as u64, CoordinatorEvent::Tick);
+        }
+        prop_assert!(play.machine.phase().is_end(), "stuck in {:?}", play.machine.phase());
+    }
+}
