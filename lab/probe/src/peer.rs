@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -85,7 +86,7 @@ pub struct StreamReport {
     pub corrupted: u64,
     /// Connections that broke, both ends, in this session.
     pub resets: u64,
-    /// Retransmissions since the first mark, in the order in which they were noticed.
+    /// Retransmissions between the marks, in the order in which they were noticed.
     pub retransmissions: Vec<Retransmission>,
 }
 
@@ -180,7 +181,7 @@ impl Peer {
                 + to.guest_stream_sent.saturating_sub(received),
             corrupted: self.stream.corrupted.load(Ordering::SeqCst) + guest.stream_corrupted,
             resets: self.stream.resets.load(Ordering::SeqCst) + guest.stream_resets,
-            retransmissions: self.retransmissions.since(from.at_ns),
+            retransmissions: self.retransmissions.during(from.at_ns..to.at_ns),
         }
     }
 }
@@ -208,8 +209,8 @@ impl Retransmissions {
         }
     }
 
-    fn since(&self, at_ns: u64) -> Vec<Retransmission> {
-        self.lock().1.iter().filter(|event| event.at_ns >= at_ns).copied().collect()
+    fn during(&self, window: Range<u64>) -> Vec<Retransmission> {
+        self.lock().1.iter().filter(|event| window.contains(&event.at_ns)).copied().collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, (u32, Vec<Retransmission>)> {

@@ -1,6 +1,8 @@
 //! The probes must be able to say no: they run through relays that lose, repeat and swap packets on purpose, and every
 //! count has to come out exactly.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
+
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};

@@ -1,0 +1,26 @@
+# What a developer says. Everything here makes the machine ready by itself (Debian 12, root, rustup's stable toolchain) and
+# is cheap when there is nothing to do. One cargo profile throughout, `dev`: the demo and the tests share every artefact, and
+# what has to be fast runs in the kernel.
+.PHONY: help setup build lint test demo clean-lab
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## Install what is missing: system packages, eBPF toolchain, guest image
+	@scripts/setup.sh
+
+build: setup ## All programs
+	cargo build --workspace --bins
+
+lint: setup ## Formatting and clippy, warnings being errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+test: lint build ## Lint, then all tests (root: namespaces, BPF, QEMU)
+	cargo test --workspace
+
+demo: build ## Move a guest there and back under traffic; ARGS="--runs 20 --pps 2000 --json out.json"
+	target/debug/throughline-lab demo $(ARGS)
+
+clean-lab: build ## Take down a lab that was left up
+	target/debug/throughline-lab down

@@ -1,0 +1,85 @@
+//! One migration under traffic.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::cast;
+use super::probes::Probes;
+use super::record::{Cutover, Run, Taps};
+use crate::operator::Operator;
+use crate::signals;
+
+/// After a migration is done: late retransmissions (a timeout takes TCP at least 200 ms) still belong to it.
+const AFTERMATH: Duration = Duration::from_millis(500);
+
+/// After a run's last packet was sent: what has not arrived by then is lost.
+const DRAIN: Duration = Duration::from_millis(1500);
+
+/// Moves the guest and has the probes judge it. A run's window begins where the one before ended: no packet is left out.
+#[derive(Debug)]
+pub(super) struct Mover<'a> {
+    operator: &'a Operator,
+    probes: &'a mut Probes,
+    show_progress: bool,
+    mark: usize,
+}
+
+/// What `throughline migration list` prints, less what is not used here.
+#[derive(Debug, Deserialize)]
+struct Migrations {
+    migrations: Vec<Migration>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Migration {
+    source_host: String,
+    destination_host: String,
+    report: Option<Cutover>,
+}
+
+impl<'a> Mover<'a> {
+    /// The first run's window begins now.
+    pub(super) fn new(operator: &'a Operator, probes: &'a mut Probes, show_progress: bool) -> Result<Self> {
+        let mark = probes.mark()?;
+        Ok(Self { operator, probes, show_progress, mark })
+    }
+
+    /// One migration, from the operator's command to the last packet's fate.
+    pub(super) fn run(&mut self, from: &str, to: &str) -> Result<Run> {
+        // What the observers saw until now is the run's before.
+        self.probes.sightings(from)?;
+        self.probes.sightings(to)?;
+        self.migrate(to)?;
+        let cutover = self.report(from, to)?;
+        signals::sleep(AFTERMATH)?;
+        let end = self.probes.mark()?;
+        signals::sleep(DRAIN)?;
+        let taps = Taps { source: self.probes.sightings(from)?.frames, destination: self.probes.sightings(to)?.frames };
+        let report = self.probes.report(self.mark, end)?;
+        self.mark = end;
+        Run::of(from, to, &cutover, &report, &taps)
+    }
+
+    fn migrate(&self, to: &str) -> Result<()> {
+        let command = ["migrate", cast::GUEST, "--to", to, "--watch"];
+        if !self.show_progress {
+            return self.operator.run(&command);
+        }
+        println!("$ throughline {}", command.join(" "));
+        self.operator.run_here(&command)
+    }
+
+    /// The agents' account of the migration that was just watched to its end.
+    fn report(&self, from: &str, to: &str) -> Result<Cutover> {
+        let list: Migrations = self.operator.ask(&["migration", "list", "--guest", cast::GUEST])?;
+        let newest = list.migrations.into_iter().next().context("the fabric has forgotten the migration")?;
+        let hosts = (newest.source_host.as_str(), newest.destination_host.as_str());
+        ensure!(hosts == (from, to), "the newest migration is {hosts:?}, not {from} → {to}");
+        let report = newest.report.context("the migration ended without a report")?;
+        let complete = [report.armed_at_ns, report.stopped_at_ns, report.running_at_ns, report.settled_at_ns];
+        ensure!(complete.iter().all(|&at| at > 0), "the migration's report is incomplete: {report:?}");
+        Ok(report)
+    }
+}

@@ -1,0 +1,51 @@
+//! Whether a run kept the promise, in sentences.
+
+use super::record::Run;
+
+/// What was broken in a run; empty if nothing was.
+pub(super) fn broken(run: &Run) -> Vec<String> {
+    let faults = [
+        (run.sent == 0, "nothing was sent, so nothing was shown".to_owned()),
+        (run.lost_to_guest > 0, format!("{} packets to the guest were lost", run.lost_to_guest)),
+        (run.lost_from_guest > 0, format!("{} packets from the guest were lost", run.lost_from_guest)),
+        (run.duplicated > 0, format!("{} packets came more than once", run.duplicated)),
+        (run.reordered > 0, format!("{} packets came out of order, by up to {}", run.reordered, run.displacement)),
+        (run.overflowed > 0, format!("{} frames found a hold full", run.overflowed)),
+        (run.tcp_resets > 0, format!("a TCP connection broke ({} times)", run.tcp_resets)),
+        (run.tcp_damaged > 0, format!("{} TCP messages were damaged or stuck", run.tcp_damaged)),
+        (!run.memory_ok, "the guest's memory was corrupted".to_owned()),
+    ];
+    let say = |what| format!("{} → {}: {what}", run.from, run.to);
+    faults.into_iter().filter(|(broken, _)| *broken).map(|(_, what)| say(what)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::tests::good_run;
+    use super::*;
+
+    #[test]
+    fn a_good_run_breaks_nothing() {
+        assert_eq!(broken(&good_run()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_fault_breaks_it() {
+        let faults: [fn(&mut Run); 9] = [
+            |run| run.sent = 0,
+            |run| run.lost_to_guest = 1,
+            |run| run.lost_from_guest = 1,
+            |run| run.duplicated = 1,
+            |run| run.reordered = 1,
+            |run| run.overflowed = 1,
+            |run| run.tcp_resets = 1,
+            |run| run.tcp_damaged = 1,
+            |run| run.memory_ok = false,
+        ];
+        for fault in faults {
+            let mut run = good_run();
+            fault(&mut run);
+            assert_eq!(broken(&run).len(), 1, "{run:?}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A lab on this machine: where it keeps what it has to remember.
+
+use std::fs;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::namespace::Namespace;
+use crate::topology::check_name;
+
+/// Directory of all labs. On a tmpfs: namespaces and processes do not outlive a reboot either.
+const ROOT: &str = "/run/throughline-lab";
+
+/// One lab, up or not.
+#[derive(Debug, Clone)]
+pub(crate) struct Lab {
+    name: String,
+    state: PathBuf,
+}
+
+impl Lab {
+    /// The lab of this name.
+    pub(crate) fn named(name: &str) -> Result<Self> {
+        check_name("the lab's name", name, 32)?;
+        Ok(Self { name: name.to_owned(), state: Path::new(ROOT).join(name) })
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its directory; one directory a node is in it.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// A node's directory: its daemon's state.
+    pub(crate) fn node_state(&self, node: &str) -> PathBuf {
+        self.state.join(node)
+    }
+
+    /// Where a node's BPF file system is mounted.
+    pub(crate) fn bpffs(&self, node: &str) -> PathBuf {
+        self.node_state(node).join("bpf")
+    }
+
+    /// What a node's daemon prints.
+    pub(crate) fn log(&self, node: &str) -> PathBuf {
+        self.node_state(node).join("log")
+    }
+
+    /// The record of processes the runner started in it.
+    pub(crate) fn record(&self) -> PathBuf {
+        self.state.join("processes")
+    }
+
+    /// A node's namespace.
+    pub(crate) fn namespace(&self, node: &str) -> Namespace {
+        Namespace::of(&self.name, node)
+    }
+
+    /// Nodes it was ever given; none if it is down.
+    pub(crate) fn nodes(&self) -> Result<Vec<String>> {
+        let mut nodes = Vec::new();
+        let entries = match fs::read_dir(&self.state) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(nodes),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", self.state.display())),
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                nodes.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        nodes.sort();
+        Ok(nodes)
+    }
+
+    /// Keeps everyone else from bringing it up or down for as long as the lock lives. An abstract socket: it dies with its
+    /// process, however that ends, and leaves no file.
+    pub(crate) fn lock(&self) -> Result<UnixListener> {
+        let address = SocketAddr::from_abstract_name(format!("throughline-lab/{}", self.name))?;
+        UnixListener::bind_addr(&address)
+            .with_context(|| format!("lab {} is in use by another throughline-lab: end that one first", self.name))
+    }
+
+    /// Forgets it, once nothing is left of it.
+    pub(crate) fn remove_state(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.state) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot remove {}", self.state.display())),
+        }
+        // The last lab takes the common directory along; while there are others it is not empty.
+        let _ = fs::remove_dir(ROOT);
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+#!/bin/sh
+# Builds the lab's guest: Debian's cloud kernel (taken from its package, not installed here) and an initial RAM disk of
+# busybox, the virtio network driver and the static probe. Does nothing if neither the probe nor anything else in it has
+# changed. Result: ${THROUGHLINE_CACHE:-~/.cache/throughline}/guest/{vmlinuz,initrd.img}
+set -eu
+cd "$(dirname "$0")/.."
+
+GUEST=${THROUGHLINE_CACHE:-$HOME/.cache/throughline}/guest
+TARGET=x86_64-unknown-linux-gnu
+# What the guest's network card needs; what they need in turn is found in the modules themselves.
+MODULES="virtio_pci virtio_net"
+
+say() { printf 'guest-image: %s\n' "$*"; }
+fail() { say "$*" >&2; exit 1; }
+
+mkdir -p "$GUEST"
+# Two set-ups at once would pack each other's halves.
+exec 9>"$GUEST/lock"
+flock 9
+
+# Everything the RAM disk is made from, by content: checkouts that share the cache do not fool each other.
+inputs=$(find lab/probe/src lab/probe/Cargo.toml lab/guest Cargo.lock scripts/guest-image.sh -type f -print0 |
+    sort -z | xargs -0 sha256sum | sha256sum)
+if [ -f "$GUEST/vmlinuz" ] && [ -f "$GUEST/initrd.img" ] && [ "$inputs" = "$(cat "$GUEST/inputs" 2>/dev/null)" ]; then
+    say "$GUEST is up to date"
+    exit 0
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# Debian's name for the newest cloud kernel, as "linux-image-6.1.0-56-cloud-amd64".
+kernel_package() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p'; }
+
+fetch_kernel() {
+    [ -n "$(kernel_package)" ] || apt-get update -q >/dev/null
+    package=$(kernel_package)
+    [ -n "$package" ] || fail "apt knows no linux-image-cloud-amd64: the guest's kernel comes from Debian's repository"
+    say "fetching $package"
+    # apt's own user may not write to our directory; root may, and says so at length.
+    (cd "$work" && { apt-get download -q "$package" || { apt-get update -q && apt-get download -q "$package"; }; }) \
+        >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "cannot fetch $package"; }
+    dpkg-deb -x "$work/$package"_*.deb "$work/kernel"
+}
+
+# Copies a module, whatever its compression, and before it those it depends on, to $GUEST/modules; `order` is the order
+# to load them in. One that is built into the kernel is not needed.
+keep_module() {
+    [ ! -f "$GUEST/modules/$1.ko" ] || return 0
+    file=$(find "$work/kernel" \( -name "$1.ko" -o -name "$1.ko.xz" -o -name "$1.ko.zst" \) -print -quit)
+    case $file in
+    *.ko) cp "$file" "$GUEST/modules/$1.ko" ;;
+    *.xz) xz -dc "$file" >"$GUEST/modules/$1.ko" ;;
+    *.zst) zstd -qdc "$file" >"$GUEST/modules/$1.ko" ;;
+    *)
+        grep -q "/$1\.ko" "$work"/kernel/lib/modules/*/modules.builtin || fail "the kernel has no module $1"
+        return 0
+        ;;
+    esac
+    for needed in $(tr '\0' '\n' <"$GUEST/modules/$1.ko" | sed -n 's/^depends=//p' | tr ',' ' '); do keep_module "$needed"; done
+    echo "$1" >>"$GUEST/modules/order"
+}
+
+if [ ! -f "$GUEST/vmlinuz" ] || [ ! -f "$GUEST/modules/complete" ]; then
+    fetch_kernel
+    rm -rf "$GUEST/modules" && mkdir "$GUEST/modules"
+    for module in $MODULES; do keep_module "$module"; done
+    mv "$work"/kernel/boot/vmlinuz-* "$GUEST/vmlinuz"
+    touch "$GUEST/modules/complete"
+fi
+
+say "building the static probe"
+# Debug information off and a little optimization: under emulation both are felt.
+CARGO_PROFILE_DEV_OPT_LEVEL=2 CARGO_PROFILE_DEV_STRIP=true RUSTFLAGS='-C target-feature=+crt-static' \
+    cargo build --quiet --package throughline-probe --target "$TARGET"
+probe=${CARGO_TARGET_DIR:-target}/$TARGET/debug/throughline-probe
+
+say "packing the RAM disk"
+root=$work/root
+mkdir -p "$root/bin" "$root/modules"
+cp /bin/busybox "$root/bin/busybox"
+cp "$probe" "$root/bin/throughline-probe"
+cp "$GUEST"/modules/* "$root/modules/"
+install -m 755 lab/guest/init "$root/init"
+# Not compressed: QEMU reads it faster than an emulated processor unpacks it.
+(cd "$root" && find . | cpio --quiet -o -H newc) >"$work/initrd.img"
+mv "$work/initrd.img" "$GUEST/initrd.img"
+echo "$inputs" >"$GUEST/inputs"
+say "$GUEST is ready"
