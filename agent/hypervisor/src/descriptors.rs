@@ -13,7 +13,10 @@ use crate::{Guest, HypervisorError};
 /// What a kept descriptor is. Its text form is the `opaque` of QEMU's fd set, at most 20 characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FdRole {
-    /// A duplicate of the tap QEMU serves the port from: reading it empties the tap's ring.
+    /// A duplicate of the tap QEMU serves the port from: reading it empties the tap's ring. The frames come with the
+    /// vnet header QEMU has set (ask `TUNGETVNETHDRSZ`). A stopped QEMU still reads one frame from each tap before it
+    /// leaves it alone (`tap_send` in net/tap.c), and that one goes only to this QEMU's guest: divert the port and let
+    /// the ring run empty before [`Guest::stop`], or a frame is lost with the source.
     Tap(PortId),
     /// The hold of the port: its ring is where frames wait.
     Hold(PortId),

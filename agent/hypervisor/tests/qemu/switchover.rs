@@ -1,0 +1,195 @@
+//! Two QEMUs hand a guest over, step by step.
+
+use std::time::Duration;
+
+use crate::harness::{await_event, await_status, in_lab, ticks, ticks_past};
+use throughline_hypervisor::{Guest, GuestEventKind, MigrationStatus, RunState};
+
+/// Bytes per second; more than any guest here dirties.
+const BANDWIDTH: u64 = 1_250_000_000;
+
+/// Waits until pre-copy has been over memory twice.
+async fn converged(source: &Guest) {
+    let started = std::time::Instant::now();
+    loop {
+        let progress = source.progress().await.unwrap();
+        if progress.passes >= 2 {
+            assert!(progress.total > 100 << 20, "{progress:?}");
+            println!("pass {}: expected pause {:?}, {progress:?}", progress.passes, progress.expected_pause());
+            return;
+        }
+        assert!(started.elapsed() < crate::harness::PATIENCE, "{progress:?}");
+        assert_ne!(progress.status, MigrationStatus::Failed, "{progress:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[test]
+fn a_coordinated_switchover_moves_a_busy_guest() {
+    in_lab("switchover", |lab| async move {
+        let source = lab.counting("a", "dirty").await;
+        let (destination, uri) = lab.listening("b").await;
+        let (mut at_source, mut at_destination) = (source.events(), destination.events());
+        source.start_migration(&uri, BANDWIDTH).await.unwrap();
+        converged(&source).await;
+
+        source.stop().await.unwrap();
+        source.allow_switchover(2_000).await.unwrap();
+        let stop = await_event(&mut at_source, &mut Vec::new(), |kind| *kind == GuestEventKind::Stop).await;
+        let ready = await_status(&mut at_source, MigrationStatus::PreSwitchover).await;
+        let left = ticks(&source).unwrap();
+        source.continue_switchover().await.unwrap();
+        let arrived = await_status(&mut at_destination, MigrationStatus::Completed).await;
+        destination.cont().await.unwrap();
+        let resume = await_event(&mut at_destination, &mut Vec::new(), |kind| *kind == GuestEventKind::Resume).await;
+
+        let since_stop = |event: &throughline_hypervisor::GuestEvent| event.at.duration_since(stop.at).unwrap();
+        println!(
+            "pause {:?}; pre-switchover after {:?}, memory and devices in after {:?}",
+            since_stop(&resume),
+            since_stop(&ready),
+            since_stop(&arrived)
+        );
+        assert!(since_stop(&resume) < Duration::from_secs(3));
+        ticks_past(&destination, left + 5).await;
+        assert!(ticks(&source).unwrap() <= left + 1, "it went on at the source");
+        assert_eq!(source.run_state().await.unwrap(), RunState::PostMigrate);
+        assert_eq!(destination.run_state().await.unwrap(), RunState::Running);
+        source.quit().await.unwrap();
+
+        // What was a destination can be a source.
+        let (third, uri) = lab.listening("a").await;
+        let mut at_third = third.events();
+        let mut at_source = destination.events();
+        destination.start_migration(&uri, BANDWIDTH).await.unwrap();
+        converged(&destination).await;
+        destination.stop().await.unwrap();
+        await_status(&mut at_source, MigrationStatus::PreSwitchover).await;
+        let left = ticks(&destination).unwrap();
+        destination.continue_switchover().await.unwrap();
+        await_status(&mut at_third, MigrationStatus::Completed).await;
+        third.cont().await.unwrap();
+        ticks_past(&third, left + 5).await;
+        destination.quit().await.unwrap();
+        third.quit().await.unwrap();
+    });
+}
+
+#[test]
+fn a_destination_that_dies_before_the_commit_costs_nothing_but_the_pause() {
+    in_lab("rollback", |lab| async move {
+        let source = lab.counting("a", "dirty").await;
+        for stopped_by_caller in [true, false] {
+            let (destination, uri) = lab.listening("b").await;
+            let mut events = source.events();
+            source.start_migration(&uri, BANDWIDTH).await.unwrap();
+            converged(&source).await;
+            if stopped_by_caller {
+                source.stop().await.unwrap();
+            } else {
+                source.allow_switchover(5_000).await.unwrap();
+            }
+            await_status(&mut events, MigrationStatus::PreSwitchover).await;
+            let left = ticks(&source).unwrap();
+            let killed = nix::unistd::Pid::from_raw(destination.pid());
+            nix::sys::signal::kill(killed, nix::sys::signal::Signal::SIGKILL).unwrap();
+            println!("destination ended: {}", destination.wait_exit().await);
+
+            let began = std::time::Instant::now();
+            assert_eq!(source.cancel_migration().await.unwrap(), MigrationStatus::Cancelled);
+            if source.run_state().await.unwrap() != RunState::Running {
+                assert!(stopped_by_caller, "what QEMU stopped, QEMU starts");
+                source.cont().await.unwrap();
+            }
+            println!("stopped by caller {stopped_by_caller}: source runs {:?} after the cancel", began.elapsed());
+            assert_eq!(source.run_state().await.unwrap(), RunState::Running);
+            ticks_past(&source, left + 5).await;
+            destination.quit().await.unwrap();
+        }
+        assert_eq!(source.cancel_migration().await.unwrap(), MigrationStatus::Cancelled, "nothing to cancel");
+        source.quit().await.unwrap();
+    });
+}
+
+#[test]
+fn nobody_listening_is_a_failed_migration_and_a_running_guest() {
+    in_lab("nobody", |lab| async move {
+        let source = lab.counting("a", "").await;
+        let mut events = source.events();
+        source.start_migration("tcp:127.0.0.1:1", BANDWIDTH).await.unwrap();
+        await_status(&mut events, MigrationStatus::Failed).await;
+        let progress = source.progress().await.unwrap();
+        println!("{progress:?}");
+        assert!(progress.error.is_some(), "{progress:?}");
+        assert_eq!(source.run_state().await.unwrap(), RunState::Running);
+        source.quit().await.unwrap();
+    });
+}
+
+#[test]
+fn an_idle_guest_shows_stop_then_pre_switchover() {
+    in_lab("idle", |lab| async move {
+        let source = lab.counting("a", "").await;
+        let (destination, uri) = lab.listening("b").await;
+        let (mut events, mut at_destination) = (source.events(), destination.events());
+        // Nobody stops it and nobody raises the limit.
+        let mut seen = Vec::new();
+        source.start_migration(&uri, BANDWIDTH).await.unwrap();
+        let switchover = GuestEventKind::Migration(MigrationStatus::PreSwitchover);
+        let ready =
+            tokio::time::timeout(Duration::from_secs(10), await_event(&mut events, &mut seen, |k| *k == switchover))
+                .await;
+        println!("{seen:#?}");
+        let ready = ready.expect("an idle guest converges by itself");
+        let stop = seen.iter().position(|event| event.kind == GuestEventKind::Stop).expect("STOP comes first");
+        assert!(seen.iter().filter(|event| event.kind == GuestEventKind::Stop).count() == 1);
+        println!("pre-switchover {:?} after stop", ready.at.duration_since(seen[stop].at).unwrap());
+        assert_eq!(source.run_state().await.unwrap(), RunState::FinishMigrate);
+        // It waits there for as long as the caller needs.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(source.progress().await.unwrap().status, MigrationStatus::PreSwitchover);
+        let left = ticks(&source).unwrap();
+        source.continue_switchover().await.unwrap();
+        await_status(&mut at_destination, MigrationStatus::Completed).await;
+        assert_eq!(destination.run_state().await.unwrap(), RunState::Paused);
+        destination.cont().await.unwrap();
+        ticks_past(&destination, left + 5).await;
+        source.quit().await.unwrap();
+        destination.quit().await.unwrap();
+    });
+}
+
+#[test]
+fn a_brake_keeps_an_idle_guest_running_until_the_caller_is_ready() {
+    in_lab("brake", |lab| async move {
+        let source = lab.counting("a", "").await;
+        let (destination, uri) = lab.listening("b").await;
+        let (mut events, mut at_destination) = (source.events(), destination.events());
+        source.start_migration(&uri, 50_000_000).await.unwrap();
+        let mut progress = source.progress().await.unwrap();
+        while progress.status != MigrationStatus::Active || progress.remaining > 20_000_000 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            progress = source.progress().await.unwrap();
+        }
+        source.brake().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let held = source.progress().await.unwrap();
+        println!("before {progress:?}\nheld {held:?}");
+        assert_eq!(held.status, MigrationStatus::Active);
+        assert_eq!(source.run_state().await.unwrap(), RunState::Running);
+
+        let released = std::time::Instant::now();
+        source.allow_switchover(300).await.unwrap();
+        source.set_bandwidth(BANDWIDTH).await.unwrap();
+        let stop = await_event(&mut events, &mut Vec::new(), |kind| *kind == GuestEventKind::Stop).await;
+        println!("stopped {:?} after the release", released.elapsed());
+        await_status(&mut events, MigrationStatus::PreSwitchover).await;
+        source.continue_switchover().await.unwrap();
+        await_status(&mut at_destination, MigrationStatus::Completed).await;
+        destination.cont().await.unwrap();
+        let resume = await_event(&mut at_destination, &mut Vec::new(), |kind| *kind == GuestEventKind::Resume).await;
+        println!("pause {:?}", resume.at.duration_since(stop.at).unwrap());
+        source.quit().await.unwrap();
+        destination.quit().await.unwrap();
+    });
+}
