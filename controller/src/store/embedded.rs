@@ -101,3 +101,56 @@ impl Store for EmbeddedStore {
         transaction.commit().map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("throughline-store-test-{}-{name}", std::process::id())))
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn put(key: &str, value: impl Into<Value>) -> Change {
+        Change { table: Table::Meta, key: key.to_owned(), value: Some(value.into()) }
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_reopening() {
+        let directory = Directory::new("reopen");
+        let mut store = EmbeddedStore::open(&directory.0).unwrap();
+        store.commit(&[put("a", 1), put("b", 2)]).unwrap();
+        store.commit(&[Change { value: None, ..put("a", 0) }]).unwrap();
+        assert!(matches!(EmbeddedStore::open(&directory.0), Err(StoreError::InUse { .. })));
+        drop(store);
+        let rows = EmbeddedStore::open(&directory.0).unwrap().load(Table::Meta).unwrap();
+        assert_eq!(rows, [("b".to_owned(), 2.into()), (SCHEMA_KEY.to_owned(), SCHEMA.into())]);
+    }
+
+    #[test]
+    fn a_newer_record_is_left_alone() {
+        let directory = Directory::new("newer");
+        let mut store = EmbeddedStore::open(&directory.0).unwrap();
+        store.commit(&[put(SCHEMA_KEY, SCHEMA + 1)]).unwrap();
+        drop(store);
+        let refused = EmbeddedStore::open(&directory.0);
+        assert!(matches!(refused, Err(StoreError::Schema { found: 2, known: 1 })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_is_named() {
+        let refused = EmbeddedStore::open(Path::new("/proc/throughline")).unwrap_err();
+        assert!(refused.to_string().contains("/proc/throughline"), "{refused}");
+    }
+}
