@@ -75,6 +75,8 @@ pub enum DestinationEvent {
     },
     /// The commit is on disk.
     CommitRecorded,
+    /// The commit could not be written: it did not happen.
+    CommitFailed(Failure),
     /// `cont` was answered.
     Running,
     /// `cont` failed.
@@ -369,6 +371,7 @@ impl Machine for Destination {
             }
             (At::Receiving, On::SourceGaveUp { generation }) => self.source_gave_up(generation),
             (At::Committing, On::CommitRecorded) => self.committed_now(now),
+            (At::Committing, On::CommitFailed(failure)) => self.decline(failure),
             (At::Gated | At::Opening | At::Open, On::Running) => self.runs(now),
             (At::Gated | At::Opening | At::Open, On::RunFailed) => {
                 self.deadline = Some(now + RUN_AGAIN);

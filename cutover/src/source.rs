@@ -193,6 +193,11 @@ impl Source {
         }
     }
 
+    /// The source of a guest that was given up, durably, before its agent ended: first of all the destination is asked.
+    pub fn given_up_before(generation: Generation, limits: Limits) -> Self {
+        Self { phase: SourcePhase::Unresolved, stopped: true, ..Self::new(generation, limits) }
+    }
+
     /// Where it is.
     pub fn phase(&self) -> SourcePhase {
         self.phase
@@ -385,6 +390,7 @@ impl Machine for Source {
             (At::GivenUp | At::Unresolved, On::PeerCommitted { generation }) => self.committed(generation),
             (At::GivenUp | At::Unresolved, On::PeerDeclined(failure)) => self.undo(failure),
             (At::GivenUp, On::PeerLost) => self.unresolved(now),
+            (At::Unresolved, On::Begin) => self.unresolved(now),
             (At::Unresolved, On::Tick) if self.due(now) => self.unresolved(now),
             (At::GivenUp, On::MemoryFailed(failure) | On::Abort(failure)) => self.ask_to_undo(failure, now),
             (At::GivenUp, On::Tick) if self.due(now) => self.ask_to_undo(self.late(), now),

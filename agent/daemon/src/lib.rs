@@ -1,1 +1,29 @@
-//! Placeholder.
+//! The agent of one host: runs its guests, keeps its networks as the controller wants them, plays its part in moves.
+//!
+//! ```text
+//!  controller ◄── link ──► reconcile ──► netlink, hypervisor
+//!                  │
+//!                  └─► source, destination ──(driver: event → step → effects)──► netlink, hypervisor, datapath, journal
+//!                          │       ▲
+//!              other agents└─ peer ┘
+//! ```
+
+pub mod bindings;
+pub mod clock;
+pub mod config;
+pub mod destination;
+pub mod driver;
+pub mod flip;
+pub mod host;
+pub mod journal;
+pub mod link;
+pub mod moves;
+pub mod moving;
+pub mod peer;
+pub mod reconcile;
+pub mod recover;
+pub mod resident;
+pub mod server;
+pub mod slot;
+pub mod source;
+pub mod uplink;

@@ -1,0 +1,66 @@
+//! What the operator decides about one agent.
+
+use std::{net::Ipv4Addr, net::SocketAddr, path::PathBuf};
+
+use clap::Parser;
+use throughline_cutover::HostName;
+use throughline_hypervisor::AcceleratorChoice;
+
+/// The agent of one host: runs its guests, keeps its networks, moves both.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "throughline-agent", version, after_help = EXAMPLES)]
+pub struct Config {
+    /// Name of this host in the fabric.
+    #[arg(long, env = "THROUGHLINE_HOST")]
+    pub host: HostName,
+    /// Where the controller listens.
+    #[arg(long, env = "THROUGHLINE_CONTROLLER", default_value = "http://127.0.0.1:7700")]
+    pub controller: String,
+    /// This host's tunnel end point: an address of its underlay interface.
+    #[arg(long)]
+    pub vtep: Ipv4Addr,
+    /// Where other agents reach this one.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub peer_listen: SocketAddr,
+    /// Journal, sockets and logs of guests live here.
+    #[arg(long, default_value = "/var/lib/throughline")]
+    pub state_dir: PathBuf,
+    /// A folder on a mounted BPF file system, this agent's own: what is pinned there outlives the agent.
+    #[arg(long, default_value = "/sys/fs/bpf/throughline")]
+    pub bpffs: PathBuf,
+    /// Runs no guests, only reaches them.
+    #[arg(long)]
+    pub peer_only: bool,
+    /// How guests' processors are run; auto tries whether KVM really can run a 64-bit guest.
+    #[arg(long, default_value = "auto", value_name = "auto|kvm|tcg")]
+    pub accel: AcceleratorChoice,
+    /// Memory for guests, MiB; default: three quarters of what the host has.
+    #[arg(long, value_name = "MIB")]
+    pub memory_mib: Option<u64>,
+    /// Log as text for people or as JSON for machines.
+    #[arg(long, default_value = "text", value_name = "text|json")]
+    pub log: LogFormat,
+}
+
+const EXAMPLES: &str = "EXAMPLES:
+  throughline-agent --host h1 --controller http://192.0.2.10:7700 --vtep 192.0.2.1 --peer-listen 192.0.2.1:7701
+  throughline-agent --host gw --peer-only --controller http://192.0.2.10:7700 --vtep 192.0.2.3 --peer-listen 192.0.2.3:7701";
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl Config {
+    /// Memory for guests, KiB.
+    pub fn memory_kib(&self) -> u64 {
+        match self.memory_mib {
+            Some(mib) => mib.saturating_mul(1024),
+            None => nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total() / 1024 / 4 * 3),
+        }
+    }
+}

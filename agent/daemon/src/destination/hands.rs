@@ -1,0 +1,361 @@
+//! What the destination's decisions make happen.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use throughline_cutover::{
+    Destination, DestinationEffect, DestinationEvent, DestinationReport, Failure, Generation, MigrationPlan, Mtu,
+};
+use throughline_hypervisor::{Guest, GuestEventKind, MigrationStatus};
+use throughline_loader::{ALL_MARKERS, Mode};
+use throughline_wire::v1::{self, from_destination::Message};
+use tokio::{sync::mpsc, task::JoinSet};
+use tracing::{info, warn};
+
+use crate::{
+    clock::real_ns,
+    driver::Hands,
+    flip::{Flip, flip},
+    host::Host,
+    journal::Promise,
+    moves::ToSource,
+    moving::{Counted, MovingPort, until},
+    peer::answer,
+    resident::{Resident, Segment, Start, hypervisor_failure},
+    slot::Slot,
+    uplink::MigrationNews,
+};
+
+/// How often the marker map is looked at while the gate waits.
+const LOOK_EVERY: Duration = Duration::from_micros(300);
+
+/// Carries out a destination's effects.
+#[derive(Debug)]
+pub(super) struct DestinationHands {
+    host: Arc<Host>,
+    plan: Arc<MigrationPlan>,
+    events: mpsc::UnboundedSender<DestinationEvent>,
+    caller: Slot<ToSource>,
+    to_source: Option<ToSource>,
+    news: MigrationNews,
+    vm: Option<Guest>,
+    ports: Arc<Mutex<Vec<MovingPort>>>,
+    report: Arc<Mutex<v1::CutoverReport>>,
+    waits: JoinSet<()>,
+}
+
+impl DestinationHands {
+    pub(super) fn new(
+        host: Arc<Host>,
+        plan: Arc<MigrationPlan>,
+        events: mpsc::UnboundedSender<DestinationEvent>,
+        caller: Slot<ToSource>,
+        news: MigrationNews,
+    ) -> Self {
+        Self {
+            host,
+            plan,
+            events,
+            caller,
+            to_source: None,
+            news,
+            vm: None,
+            ports: Arc::default(),
+            report: Arc::default(),
+            waits: JoinSet::new(),
+        }
+    }
+
+    /// Devices, programs (mute first, bridge after), QEMU listening.
+    async fn prepare(&mut self) -> Result<String, Failure> {
+        let mut ports = Vec::with_capacity(self.plan.ports.len());
+        let mut mtus: Vec<Mtu> = Vec::with_capacity(self.plan.ports.len());
+        for plan in &self.plan.ports {
+            let mtu = self.host.bindings.mtu_of(plan.vni)?;
+            mtus.push(mtu);
+            let made = Arc::new(self.host.make_port(&plan.port, Segment { vni: plan.vni, mtu }).await?);
+            let moving = self.host.open_port(made.clone(), plan, self.plan.source.vtep, Mode::Mute).await?;
+            let landing = self.host.open_landing(&moving, self.plan.source.vtep).await;
+            lock(&self.ports).push(moving);
+            landing?;
+            self.host.plug_in(&made).await?;
+            ports.push(made);
+        }
+        let vm = self.host.launch(&self.plan.guest, &ports, &mtus, Start::Incoming).await?;
+        self.watch_hypervisor(&vm);
+        self.vm = Some(vm.clone());
+        vm.listen(self.host.config.vtep).await.map_err(hypervisor_failure)
+    }
+
+    fn watch_hypervisor(&mut self, vm: &Guest) {
+        let mut from_qemu = vm.events();
+        let events = self.events.clone();
+        self.waits.spawn(async move {
+            while let Ok(event) = from_qemu.recv().await {
+                let meaning = match event.kind {
+                    GuestEventKind::Migration(MigrationStatus::Completed) => DestinationEvent::MemoryIn,
+                    GuestEventKind::Migration(MigrationStatus::Failed) => DestinationEvent::MemoryFailed(Failure::new(
+                        "MEMORY_TRANSFER",
+                        "QEMU at the destination reports that the migration failed",
+                    )),
+                    GuestEventKind::Exited(exit) => {
+                        let message = format!("QEMU at the destination ended during the migration: {exit}");
+                        DestinationEvent::MemoryFailed(Failure::new("DESTINATION_QEMU_ENDED", message))
+                    }
+                    _ => continue,
+                };
+                let _ = events.send(meaning);
+            }
+        });
+    }
+
+    fn record(&mut self, promise: Promise) {
+        let (host, plan, events) = (self.host.clone(), self.plan.clone(), self.events.clone());
+        self.waits.spawn_blocking(move || {
+            // A commit that cannot be written is no commit: the machine stays where it is and the source is not answered.
+            let event = match (host.journal.promise(&plan.id, Some(&plan), promise), promise) {
+                (Ok(()), Promise::Committed) => DestinationEvent::CommitRecorded,
+                (Ok(()), _) => DestinationEvent::DeclineRecorded,
+                (Err(error), Promise::Committed) => {
+                    DestinationEvent::CommitFailed(Failure::new("JOURNAL", error.to_string()))
+                }
+                (Err(error), _) => {
+                    warn!(%error, "the refusal is not on disk; a restart of this agent would decide the same");
+                    DestinationEvent::DeclineRecorded
+                }
+            };
+            let _ = events.send(event);
+        });
+    }
+
+    fn raise_gate(&self) {
+        lock(&self.ports).iter().for_each(MovingPort::hold);
+        lock(&self.report).committed_at_ns = real_ns();
+    }
+
+    fn run(&mut self) {
+        let (Some(vm), events, report) = (self.vm.clone(), self.events.clone(), self.report.clone()) else { return };
+        self.waits.spawn(async move {
+            let event = match vm.cont().await {
+                Ok(()) => {
+                    lock(&report).running_at_ns = real_ns();
+                    DestinationEvent::Running
+                }
+                Err(error) => {
+                    warn!(%error, "the guest could not be started yet");
+                    DestinationEvent::RunFailed
+                }
+            };
+            let _ = events.send(event);
+        });
+    }
+
+    /// This host's own bridge leads to the tap from now on.
+    async fn flip_own(&self) {
+        let generation = self.plan.generation.next();
+        let ports: Vec<_> = lock(&self.ports).iter().map(|moving| (moving.port.clone(), moving.plan.clone())).collect();
+        for (port, plan) in ports {
+            let marker = plan.markers.iter().find(|peer| peer.host == *self.host.name()).map(|peer| peer.index);
+            let order = Flip {
+                vni: plan.vni,
+                binding: port.binding_here(),
+                generation,
+                old_vtep: self.plan.source.vtep,
+                marker_mac: plan.marker_mac,
+                carry_id: plan.carry_id,
+                marker_index: marker,
+            };
+            if let Err(failure) = flip(&self.host, &order).await {
+                warn!(%failure, "this host's own bridge does not lead to the guest yet");
+            }
+        }
+    }
+
+    fn await_markers(&mut self) {
+        let (host, plan, events, report) =
+            (self.host.clone(), self.plan.clone(), self.events.clone(), self.report.clone());
+        self.waits.spawn(async move {
+            loop {
+                let (seen, expected) = markers(&host, &plan);
+                {
+                    let mut report = lock(&report);
+                    report.markers_in = seen;
+                    report.markers_missed = expected - seen;
+                }
+                if seen == expected {
+                    let _ = events.send(DestinationEvent::MarkersIn);
+                    return;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        });
+    }
+
+    fn open_gate(&mut self) {
+        for port in lock(&self.ports).iter_mut() {
+            if let Err(failure) = port.release_to_tap() {
+                warn!(%failure, "frames of this port stay at the gate");
+            }
+        }
+        let (ports, events, report) = (self.ports.clone(), self.events.clone(), self.report.clone());
+        self.waits.spawn(async move {
+            until(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
+            lock(&report).gate_open_at_ns = real_ns();
+            let _ = events.send(DestinationEvent::Sealed);
+        });
+    }
+
+    async fn announce(&mut self) {
+        let Some(vm) = self.vm.clone() else { return };
+        let ports: Vec<_> = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
+        for port in ports {
+            let bridge = throughline_netlink::names::bridge(port.vni);
+            if let Err(error) = self.host.netlink.announce(&bridge, port.port.mac, &port.port.ips).await {
+                warn!(%error, "the guest was not announced; peers' entries are written by their agents all the same");
+            }
+        }
+        self.waits.spawn(async move {
+            if let Err(error) = vm.announce().await {
+                warn!(%error, "the guest was not asked to announce itself");
+            }
+        });
+    }
+
+    async fn settle_in(&self, generation: Generation) {
+        let Some(vm) = self.vm.clone() else { return };
+        let ports = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
+        let resident = Resident { spec: self.plan.guest.clone(), generation, vm, ports };
+        self.host.settle_in(Arc::new(resident)).await;
+        info!(guest = %self.plan.guest.name, %generation, "committed");
+    }
+
+    async fn close(&self) {
+        let ports = std::mem::take(&mut *lock(&self.ports));
+        for port in ports {
+            let (name, carry_id) = (port.port.tap.name.clone(), port.plan.carry_id.get());
+            match port.close().await {
+                Ok(counted) => add(&mut lock(&self.report), counted),
+                Err(failure) => warn!(%failure, tap = name, "the port's programs were not wholly detached"),
+            }
+            if let Err(error) = self.host.datapath.close_landing(carry_id) {
+                warn!(%error, tap = name, "the port's landing stays open");
+            }
+        }
+    }
+
+    /// Devices go with their last descriptor: QEMU's and ours.
+    async fn undo(&mut self) {
+        self.close().await;
+        if let Some(vm) = self.vm.take()
+            && let Err(error) = vm.quit().await
+        {
+            warn!(%error, "the QEMU that was to receive the guest did not end");
+        }
+        info!(guest = %self.plan.guest.name, "did not move here");
+    }
+
+    fn counted_report(&self) -> v1::CutoverReport {
+        let mut report = *lock(&self.report);
+        for port in lock(&self.ports).iter() {
+            add(&mut report, port.counted());
+        }
+        report
+    }
+
+    fn tell_source(&mut self, message: Message) {
+        if let Some(newer) = self.caller.take() {
+            self.to_source = Some(newer);
+        }
+        answer(self.to_source.as_ref(), message);
+    }
+
+    fn tell_controller(&self, report: DestinationReport) {
+        let counted = self.counted_report();
+        match report {
+            DestinationReport::Expecting => self.news.step(v1::Step::Expecting, counted),
+            DestinationReport::Committed(generation) => self.news.committed(generation, counted),
+            DestinationReport::Running => self.news.step(v1::Step::Running, counted),
+            DestinationReport::GateOpen => self.news.step(v1::Step::GateOpen, counted),
+            DestinationReport::Settled => self.news.step(v1::Step::Settled, counted),
+            DestinationReport::Aborted(failure) => self.news.aborted(failure, counted),
+        }
+    }
+}
+
+impl Hands for DestinationHands {
+    type Machine = Destination;
+
+    async fn execute(&mut self, effect: DestinationEffect) -> Option<DestinationEvent> {
+        match effect {
+            DestinationEffect::Prepare => {
+                return Some(match self.prepare().await {
+                    Ok(uri) => DestinationEvent::Ready { uri },
+                    Err(failure) => DestinationEvent::NotReady(failure),
+                });
+            }
+            DestinationEffect::TellPrepared { uri } => {
+                self.tell_source(Message::Prepared(v1::Prepared { memory_uri: uri }));
+            }
+            DestinationEffect::RecordCommit { .. } => self.record(Promise::Committed),
+            DestinationEffect::RaiseGate => self.raise_gate(),
+            DestinationEffect::TellCommitted { generation } => {
+                self.tell_source(Message::Committed(v1::Committed { generation: generation.0 }));
+            }
+            DestinationEffect::Run => self.run(),
+            DestinationEffect::FlipOwn => {
+                self.flip_own().await;
+                self.settle_in(self.plan.generation.next()).await;
+            }
+            DestinationEffect::Announce => self.announce().await,
+            DestinationEffect::TellRunning => {
+                let at_ns = lock(&self.report).running_at_ns;
+                self.tell_source(Message::Running(v1::Running { at_ns }));
+            }
+            DestinationEffect::AwaitMarkers => self.await_markers(),
+            DestinationEffect::OpenGate => self.open_gate(),
+            DestinationEffect::TellGateOpen => {
+                let gated = self.counted_report().gated;
+                self.tell_source(Message::GateOpen(v1::GateOpen { gated }));
+            }
+            DestinationEffect::Close => {
+                self.close().await;
+                return Some(DestinationEvent::Closed);
+            }
+            DestinationEffect::RecordDecline => self.record(Promise::Declined),
+            DestinationEffect::TellDeclined(failure) => {
+                self.tell_source(Message::Declined(v1::Declined { failure: Some(failure.into()) }));
+            }
+            DestinationEffect::Undo => {
+                self.undo().await;
+                return Some(DestinationEvent::Undone);
+            }
+            DestinationEffect::Report(report) => self.tell_controller(report),
+        }
+        None
+    }
+}
+
+/// Peers whose markers are all in, on every port they send on, and peers expected.
+fn markers(host: &Host, plan: &MigrationPlan) -> (u32, u32) {
+    let mut seen = 0;
+    let mut expected = 0;
+    for port in &plan.ports {
+        for peer in &port.markers {
+            expected += 1;
+            let bits = host.datapath.markers_seen(port.carry_id.get(), peer.index).unwrap_or(0);
+            seen += u32::from(bits == ALL_MARKERS);
+        }
+    }
+    (seen, expected)
+}
+
+fn add(report: &mut v1::CutoverReport, counted: Counted) {
+    report.gated += counted.state.held;
+    report.overflowed += counted.overflowed();
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

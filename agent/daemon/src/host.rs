@@ -1,0 +1,109 @@
+//! What every part of the agent shares: the outside systems, the guests that live here, the moves under way.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use throughline_cutover::{GuestName, HostName};
+use throughline_hypervisor::Accelerator;
+use throughline_loader::Datapath;
+use throughline_netlink::Netlink;
+use tokio::sync::{Mutex, Notify};
+
+use crate::{
+    bindings::Bindings, clock::Monotonic, config::Config, journal::Journal, moves::Moves, resident::Resident,
+    uplink::Uplink,
+};
+
+/// One host's agent.
+#[derive(Debug)]
+pub struct Host {
+    /// What the operator decided.
+    pub config: Config,
+    /// What the probe found.
+    pub accelerator: Accelerator,
+    /// The kernel's network configuration.
+    pub netlink: Netlink,
+    /// The tc programs and their state.
+    pub datapath: Datapath,
+    /// What must not be forgotten.
+    pub journal: Journal,
+    /// The way to the controller.
+    pub uplink: Uplink,
+    /// Time for decisions.
+    pub clock: Monotonic,
+    /// Which ports lead where, and who may change that.
+    pub bindings: Bindings,
+    /// Migrations this host has a part in.
+    pub moves: Moves,
+    /// Rung when the observed state should be looked at again.
+    pub look_again: Notify,
+    residents: Mutex<BTreeMap<GuestName, Arc<Resident>>>,
+}
+
+/// The outside systems an agent is made of.
+#[derive(Debug)]
+pub struct Systems {
+    /// The kernel's network configuration.
+    pub netlink: Netlink,
+    /// The tc programs.
+    pub datapath: Datapath,
+    /// The journal.
+    pub journal: Journal,
+    /// The probe's verdict.
+    pub accelerator: Accelerator,
+}
+
+impl Host {
+    /// An agent over its outside systems.
+    pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
+        let Systems { netlink, datapath, journal, accelerator } = systems;
+        Self {
+            config,
+            accelerator,
+            netlink,
+            datapath,
+            journal,
+            uplink,
+            clock: Monotonic::start(),
+            bindings: Bindings::default(),
+            moves: Moves::default(),
+            look_again: Notify::new(),
+            residents: Mutex::default(),
+        }
+    }
+
+    /// This host's name.
+    pub fn name(&self) -> &HostName {
+        &self.config.host
+    }
+
+    /// A guest that lives here.
+    pub async fn resident(&self, name: &GuestName) -> Option<Arc<Resident>> {
+        self.residents.lock().await.get(name).cloned()
+    }
+
+    /// All guests that live here.
+    pub async fn residents(&self) -> Vec<Arc<Resident>> {
+        self.residents.lock().await.values().cloned().collect()
+    }
+
+    /// A guest has come to live here.
+    pub async fn settle_in(self: &Arc<Self>, resident: Arc<Resident>) {
+        let mut events = resident.vm.events();
+        let host = self.clone();
+        tokio::spawn(async move {
+            // Whatever QEMU says may change what is to be reported; the last thing it says is that it ended.
+            while events.recv().await.is_ok() {
+                host.look_again.notify_one();
+            }
+        });
+        self.residents.lock().await.insert(resident.spec.name.clone(), resident);
+        self.look_again.notify_one();
+    }
+
+    /// A guest no longer lives here.
+    pub async fn move_out(&self, name: &GuestName) -> Option<Arc<Resident>> {
+        let resident = self.residents.lock().await.remove(name);
+        self.look_again.notify_one();
+        resident
+    }
+}

@@ -1,0 +1,221 @@
+//! What this agent must not forget: which guests it owns, what it promised in a migration. On disk before it is acted on.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use throughline_cutover::{Generation, GuestName, GuestSpec, MigrationPlan, Vni};
+
+const GUESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("guests");
+const MOVES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("moves");
+/// Ended moves kept, so that a source that asks late gets the answer it would have got in time.
+const ENDED_KEPT: usize = 1024;
+
+/// A guest this host owns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedGuest {
+    /// What to run.
+    pub spec: GuestSpec,
+    /// Generation of the ownership.
+    pub generation: Generation,
+    /// VNI of each port's network, in the ports' order: needed before the controller can be asked.
+    pub vnis: Vec<Vni>,
+}
+
+/// How far this host has bound itself in a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Promise {
+    /// Source: takes part, has given nothing up.
+    Sending,
+    /// Source: gave the guest up; only the destination's word returns it.
+    GivenUp,
+    /// Destination: takes part, has not committed.
+    Receiving,
+    /// Destination: owns the guest.
+    Committed,
+    /// Destination: did not take it and never will. Source: kept it.
+    Declined,
+    /// Source: the guest and all that was its are gone from here.
+    Left,
+}
+
+impl Promise {
+    fn ended(self) -> bool {
+        matches!(self, Self::Committed | Self::Declined | Self::Left)
+    }
+}
+
+/// A migration as the journal has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    /// Its plan; `None` for one only heard of by a question.
+    pub plan: Option<MigrationPlan>,
+    /// How far this host is bound.
+    pub promise: Promise,
+    /// When it was last written, milliseconds since 1970; only for clearing out.
+    pub at_ms: u64,
+}
+
+/// Why the journal failed. All of it is fatal to the step that needed it.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The store itself.
+    #[error("the agent's journal failed ({0}); nothing was promised; check space and permissions of --state-dir")]
+    Store(#[from] redb::Error),
+    /// A value that does not read.
+    #[error("the agent's journal holds a value this version cannot read ({0}); was it written by a newer agent?")]
+    Value(#[from] serde_json::Error),
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => { $(impl From<$error> for JournalError {
+        fn from(error: $error) -> Self { Self::Store(error.into()) }
+    })* };
+}
+from_redb!(redb::DatabaseError, redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+
+/// The journal. Every method that writes returns once the bytes are on disk.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    database: Arc<Database>,
+}
+
+impl Journal {
+    /// Opens or creates it.
+    ///
+    /// # Errors
+    /// When it cannot be opened, is locked by another agent, or is damaged.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let database = Database::create(path)?;
+        let write = database.begin_write()?;
+        write.open_table(GUESTS)?;
+        write.open_table(MOVES)?;
+        write.commit()?;
+        Ok(Self { database: Arc::new(database) })
+    }
+
+    /// Guests this host owns.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn guests(&self) -> Result<Vec<OwnedGuest>, JournalError> {
+        self.all(GUESTS).map(|all| all.into_iter().map(|(_, guest)| guest).collect())
+    }
+
+    /// Moves on record, by id.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn moves(&self) -> Result<Vec<(String, MoveRecord)>, JournalError> {
+        self.all(MOVES)
+    }
+
+    /// One move.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn find_move(&self, id: &str) -> Result<Option<MoveRecord>, JournalError> {
+        let read = self.database.begin_read()?;
+        let value = read.open_table(MOVES)?.get(id)?;
+        value.map(|value| serde_json::from_slice(value.value())).transpose().map_err(Into::into)
+    }
+
+    /// This host owns the guest.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub fn own(&self, guest: &OwnedGuest) -> Result<(), JournalError> {
+        let write = self.database.begin_write()?;
+        write.open_table(GUESTS)?.insert(guest.spec.name.as_str(), encode(guest)?.as_slice())?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// This host no longer owns the guest.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub fn disown(&self, name: &GuestName) -> Result<(), JournalError> {
+        let write = self.database.begin_write()?;
+        write.open_table(GUESTS)?.remove(name.as_str())?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Binds this host to `promise` in a move. A commit takes ownership of the guest in the same transaction, a leaving gives it up.
+    ///
+    /// # Errors
+    /// When it could not be made durable: then nothing was promised.
+    pub fn promise(&self, id: &str, plan: Option<&MigrationPlan>, promise: Promise) -> Result<(), JournalError> {
+        let write = self.database.begin_write()?;
+        {
+            let mut moves = write.open_table(MOVES)?;
+            let record = MoveRecord { plan: plan.cloned(), promise, at_ms: now_ms() };
+            moves.insert(id, encode(&record)?.as_slice())?;
+            let mut guests = write.open_table(GUESTS)?;
+            match (promise, plan) {
+                (Promise::Committed, Some(plan)) => {
+                    let owned = OwnedGuest {
+                        spec: plan.guest.clone(),
+                        generation: plan.generation.next(),
+                        vnis: plan.ports.iter().map(|port| port.vni).collect(),
+                    };
+                    guests.insert(plan.guest.name.as_str(), encode(&owned)?.as_slice())?;
+                }
+                (Promise::Left, Some(plan)) => {
+                    guests.remove(plan.guest.name.as_str())?;
+                }
+                _ => {}
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Forgets all but the newest ended moves.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn clear_out(&self) -> Result<(), JournalError> {
+        let mut ended: Vec<_> = self.moves()?.into_iter().filter(|(_, record)| record.promise.ended()).collect();
+        if ended.len() <= ENDED_KEPT {
+            return Ok(());
+        }
+        ended.sort_by_key(|(_, record)| std::cmp::Reverse(record.at_ms));
+        let write = self.database.begin_write()?;
+        {
+            let mut moves = write.open_table(MOVES)?;
+            for (id, _) in &ended[ENDED_KEPT..] {
+                moves.remove(id.as_str())?;
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    fn all<T: DeserializeOwned>(
+        &self,
+        table: TableDefinition<'_, &'static str, &'static [u8]>,
+    ) -> Result<Vec<(String, T)>, JournalError> {
+        let read = self.database.begin_read()?;
+        let table = read.open_table(table)?;
+        let mut found = Vec::new();
+        for entry in table.iter()? {
+            let (key, value) = entry?;
+            found.push((key.value().to_owned(), serde_json::from_slice(value.value())?));
+        }
+        Ok(found)
+    }
+}
+
+fn encode(value: &impl Serialize) -> Result<Vec<u8>, JournalError> {
+    Ok(serde_json::to_vec(value)?)
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

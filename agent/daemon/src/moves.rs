@@ -1,0 +1,109 @@
+//! The migrations this host has a part in, by id, and how to reach them.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use throughline_cutover::{DestinationEvent, Failure, GuestName, MigrationPlan, SourceEvent};
+use throughline_wire::v1::FromDestination;
+use tokio::sync::mpsc;
+
+use crate::slot::Slot;
+
+/// Answers to the source go in here.
+pub type ToSource = mpsc::UnboundedSender<Result<FromDestination, tonic::Status>>;
+
+/// A way to reach one migration.
+#[derive(Debug, Clone)]
+pub enum Move {
+    /// This host gives the guest up.
+    Source {
+        /// Its plan.
+        plan: Arc<MigrationPlan>,
+        /// Its events.
+        events: mpsc::UnboundedSender<SourceEvent>,
+    },
+    /// This host takes the guest.
+    Destination {
+        /// Its plan.
+        plan: Arc<MigrationPlan>,
+        /// Its events.
+        events: mpsc::UnboundedSender<DestinationEvent>,
+        /// Where the source's stream leaves the way back.
+        caller: Slot<ToSource>,
+    },
+}
+
+impl Move {
+    /// Its plan.
+    pub fn plan(&self) -> &Arc<MigrationPlan> {
+        match self {
+            Self::Source { plan, .. } | Self::Destination { plan, .. } => plan,
+        }
+    }
+
+    /// Undo, if that is still possible. A move that has ended does not hear it.
+    pub fn abort(&self, failure: Failure) {
+        match self {
+            Self::Source { events, .. } => drop(events.send(SourceEvent::Abort(failure))),
+            Self::Destination { events, .. } => drop(events.send(DestinationEvent::Abort(failure))),
+        }
+    }
+
+    /// Every peer has been told.
+    pub fn settle(&self) {
+        match self {
+            Self::Source { events, .. } => drop(events.send(SourceEvent::SettleOrdered)),
+            Self::Destination { events, .. } => drop(events.send(DestinationEvent::SettleOrdered)),
+        }
+    }
+}
+
+/// Moves under way.
+#[derive(Debug, Default)]
+pub struct Moves {
+    by_id: std::sync::Mutex<HashMap<String, Move>>,
+    ended: AtomicU64,
+}
+
+impl Moves {
+    /// The move of that id.
+    pub fn get(&self, id: &str) -> Option<Move> {
+        self.lock().get(id).cloned()
+    }
+
+    /// True if that guest is being moved, either way.
+    pub fn concerns(&self, guest: &GuestName) -> bool {
+        self.lock().values().any(|one| one.plan().guest.name == *guest)
+    }
+
+    /// Enters a move. False: one of that id, or of that guest, is under way already.
+    pub fn enter(&self, one: Move) -> bool {
+        let mut by_id = self.lock();
+        let plan = one.plan().clone();
+        if by_id.contains_key(&plan.id) || by_id.values().any(|other| other.plan().guest.name == plan.guest.name) {
+            return false;
+        }
+        by_id.insert(plan.id.clone(), one);
+        true
+    }
+
+    /// A move has ended.
+    pub fn leave(&self, id: &str) {
+        self.ended.fetch_add(1, Ordering::AcqRel);
+        self.lock().remove(id);
+    }
+
+    /// How many have ended here.
+    pub fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Move>> {
+        self.by_id.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

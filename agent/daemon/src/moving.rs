@@ -1,0 +1,179 @@
+//! A port on the move, as this host's kernel has it: programs attached, carry device, pump.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use throughline_cutover::{Failure, PortPlan};
+use throughline_loader::{Direction, Exit, Mode, PortConfig, PortHandle, PortState, Pump, PumpCounts, PumpOptions};
+
+use crate::{
+    host::Host,
+    resident::{RING, ResidentPort, datapath_failure, duplicate, network_failure},
+};
+
+/// Most frames in line for one port: what the hold's ring takes less the places the kernel frees in batches. At
+/// 1,500 bytes about 64 MiB of kernel memory.
+const LINE_LIMIT: u32 = RING - 32;
+/// How often a line's emptiness is looked at.
+const LOOK_EVERY: Duration = Duration::from_micros(500);
+
+/// One port on the move.
+#[derive(Debug)]
+pub struct MovingPort {
+    /// Its devices.
+    pub port: Arc<ResidentPort>,
+    /// Its plan.
+    pub plan: PortPlan,
+    /// Its state, shared with the programs.
+    pub handle: PortHandle,
+    pump: Option<Pump>,
+}
+
+impl Host {
+    /// Attaches the programs to a port, in `mode`, its carry tunnel leading to `remote`.
+    ///
+    /// # Errors
+    /// The kernel's refusal, in words.
+    pub async fn open_port(
+        &self,
+        port: Arc<ResidentPort>,
+        plan: &PortPlan,
+        remote: Ipv4Addr,
+        mode: Mode,
+    ) -> Result<MovingPort, Failure> {
+        let carry_ifindex = self.netlink.ensure_carry(self.config.vtep).await.map_err(network_failure)?;
+        let config = PortConfig {
+            tap_ifindex: port.tap.index,
+            hold_ifindex: port.hold.index,
+            carry_ifindex,
+            carry_id: plan.carry_id.get(),
+            remote_vtep: remote,
+            line_limit: LINE_LIMIT,
+            mode,
+            direction: Direction::Tap,
+        };
+        let datapath = self.datapath.clone();
+        let handle = off_the_loop(move || datapath.open_port(&config)).await?;
+        Ok(MovingPort { port, plan: plan.clone(), handle, pump: None })
+    }
+
+    /// Takes a port back whose programs an earlier agent attached.
+    ///
+    /// # Errors
+    /// The kernel's refusal, in words.
+    pub async fn adopt_port(&self, port: Arc<ResidentPort>, plan: &PortPlan) -> Result<MovingPort, Failure> {
+        let (datapath, tap) = (self.datapath.clone(), port.tap.index);
+        let handle = off_the_loop(move || datapath.adopt_port(tap)).await?;
+        Ok(MovingPort { port, plan: plan.clone(), handle, pump: None })
+    }
+
+    /// Lets carried frames and markers of a port land here.
+    ///
+    /// # Errors
+    /// The kernel's refusal, in words.
+    pub async fn open_landing(&self, moving: &MovingPort, source: Ipv4Addr) -> Result<(), Failure> {
+        let carry_ifindex = self.netlink.ensure_carry(self.config.vtep).await.map_err(network_failure)?;
+        let (datapath, handle) = (self.datapath.clone(), moving.handle.clone());
+        let (carry_id, marker) = (moving.plan.carry_id.get(), moving.plan.marker_mac.octets());
+        off_the_loop(move || {
+            datapath.open_landing(carry_id, &handle, source, marker)?;
+            datapath.attach_land(carry_ifindex)
+        })
+        .await
+    }
+}
+
+/// Attaching and detaching take the kernel some 18 ms; the loop that answers the guest must not wait for that.
+async fn off_the_loop<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, throughline_loader::DatapathError> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Failure::new("DATAPATH", error.to_string()))?.map_err(datapath_failure)
+}
+
+impl MovingPort {
+    /// Frames for the guest wait from now on.
+    pub fn hold(&self) {
+        self.handle.set_mode(Mode::Hold);
+    }
+
+    /// Sends the line down the carry tunnel, what is in the tap's own ring first; later frames follow, then go straight.
+    ///
+    /// # Errors
+    /// When the pump cannot start.
+    pub fn release_to_carry(&mut self) -> Result<(), Failure> {
+        let drain = Some(duplicate(&self.port.tap.fd)?);
+        self.release(Exit::Carry { drain })
+    }
+
+    /// Lets the line into the port's own tap; later frames follow, then go straight.
+    ///
+    /// # Errors
+    /// When the pump cannot start.
+    pub fn release_to_tap(&mut self) -> Result<(), Failure> {
+        let tap = duplicate(&self.port.tap.fd)?;
+        self.release(Exit::Tap { tap })
+    }
+
+    fn release(&mut self, exit: Exit) -> Result<(), Failure> {
+        self.pump = None;
+        let hold = duplicate(&self.port.hold.fd)?;
+        let pump = Pump::release(&self.handle, hold, exit, PumpOptions::default())
+            .map_err(|error| Failure::new("DATAPATH", format!("{}: {error}", self.port.tap.name)))?;
+        self.pump = Some(pump);
+        Ok(())
+    }
+
+    /// True when a pump runs and nothing is in line.
+    pub fn line_is_empty(&self) -> bool {
+        self.pump.as_ref().is_some_and(Pump::is_line_empty)
+    }
+
+    /// What has been counted so far.
+    pub fn counted(&self) -> Counted {
+        Counted { state: self.handle.counters(), pump: self.pump.as_ref().map(Pump::counts).unwrap_or_default() }
+    }
+
+    /// Detaches the programs; frames pass as if they had never been there.
+    ///
+    /// # Errors
+    /// What the kernel would not undo, in words.
+    pub async fn close(mut self) -> Result<Counted, Failure> {
+        let pump = self.pump.take().map(Pump::stop).unwrap_or_default();
+        let handle = self.handle;
+        let state = off_the_loop(move || handle.close()).await?;
+        Ok(Counted { state, pump })
+    }
+}
+
+/// What a port's programs and pump have counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counted {
+    /// The programs' words.
+    pub state: PortState,
+    /// The pump's.
+    pub pump: PumpCounts,
+}
+
+impl Counted {
+    /// Frames that waited: in the hold, and in the tap's ring.
+    pub fn held(&self) -> u64 {
+        self.state.held + self.pump.from_tap
+    }
+
+    /// Frames put on the carry tunnel.
+    pub fn carried(&self) -> u64 {
+        self.state.carried + self.state.refilled
+    }
+
+    /// Frames lost for want of room. Anything but 0 breaks the promise.
+    pub fn overflowed(&self) -> u64 {
+        self.state.overflowed + self.pump.lost
+    }
+}
+
+/// Waits until `empty` holds; returns at once if it does.
+pub async fn until(mut empty: impl FnMut() -> bool) {
+    while !empty() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

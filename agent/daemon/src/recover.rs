@@ -1,0 +1,150 @@
+//! After a restart: guests that ran on are taken back, moves that were under way are ended or gone on with.
+
+use std::sync::Arc;
+
+use throughline_cutover::{Failure, MigrationPlan};
+use throughline_hypervisor::{Guest, RunState};
+use throughline_wire::v1;
+use tracing::{info, warn};
+
+use crate::{
+    host::Host,
+    journal::Promise,
+    resident::{Resident, hypervisor_failure},
+    source,
+    uplink::MigrationNews,
+};
+
+/// Takes up where the last agent of this host left off.
+///
+/// # Errors
+/// When the journal cannot be read. A guest or move that cannot be taken back is logged and left as it is.
+pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
+    let journal = |error: crate::journal::JournalError| Failure::new("JOURNAL", error.to_string());
+    for owned in host.journal.guests().map_err(journal)? {
+        match host.adopt(&owned).await {
+            Ok(Some(resident)) => host.settle_in(Arc::new(resident)).await,
+            Ok(None) => warn!(guest = %owned.spec.name, "was here, its QEMU is gone"),
+            Err(failure) => warn!(guest = %owned.spec.name, %failure, "cannot be taken back"),
+        }
+    }
+    for (id, record) in host.journal.moves().map_err(journal)? {
+        let Some(plan) = record.plan else { continue };
+        let taken_up = match record.promise {
+            Promise::Receiving => decline(host, &id, &plan).await,
+            Promise::Committed => open_gate(host, &plan).await,
+            Promise::Sending => keep(host, &id, &plan).await,
+            Promise::GivenUp => go_on(host, plan).await,
+            Promise::Declined | Promise::Left => Ok(()),
+        };
+        if let Err(failure) = taken_up {
+            warn!(migration = id, %failure, "could not be taken up after the restart");
+        }
+    }
+    discard_leftovers(host).await;
+    host.journal.clear_out().map_err(journal)
+}
+
+/// A destination that had not committed: it never will.
+async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Failure> {
+    host.journal
+        .promise(id, Some(plan), Promise::Declined)
+        .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    let adopted =
+        Guest::adopt(plan.guest.name.clone(), host.run_dir(&plan.guest.name)).await.map_err(hypervisor_failure)?;
+    if let Some(vm) = adopted {
+        vm.quit().await.map_err(hypervisor_failure)?;
+    }
+    for port in &plan.ports {
+        if let Err(error) = host.datapath.close_landing(port.carry_id.get()) {
+            warn!(%error, carry_id = %port.carry_id, "a landing stays open");
+        }
+    }
+    info!(migration = id, guest = %plan.guest.name, "declined after a restart");
+    tell_aborted(host, plan, v1::Role::Destination);
+    Ok(())
+}
+
+/// A destination that had committed: the guest runs, whatever still waits at the gate goes in.
+async fn open_gate(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
+    let Some(resident) = host.resident(&plan.guest.name).await else { return Ok(()) };
+    if resident.generation != plan.generation.next() || !is_moving(host, &resident)? {
+        return Ok(());
+    }
+    if resident.vm.run_state().await.map_err(hypervisor_failure)? != RunState::Running {
+        resident.vm.cont().await.map_err(hypervisor_failure)?;
+    }
+    let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Destination);
+    news.committed(resident.generation, v1::CutoverReport::default());
+    release_and_close(host, &resident, plan).await?;
+    news.step(v1::Step::GateOpen, v1::CutoverReport::default());
+    news.step(v1::Step::Settled, v1::CutoverReport::default());
+    Ok(())
+}
+
+/// A source that had given nothing up: the guest is its own.
+async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Failure> {
+    if let Some(resident) = host.resident(&plan.guest.name).await {
+        if let Err(error) = resident.vm.cancel_migration().await {
+            info!(%error, "no migration of QEMU's to cancel");
+        }
+        if resident.vm.run_state().await.map_err(hypervisor_failure)? != RunState::Running {
+            resident.vm.cont().await.map_err(hypervisor_failure)?;
+        }
+        if is_moving(host, &resident)? {
+            release_and_close(host, &resident, plan).await?;
+        }
+    }
+    host.journal
+        .promise(id, Some(plan), Promise::Declined)
+        .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    info!(migration = id, guest = %plan.guest.name, "kept after a restart");
+    tell_aborted(host, plan, v1::Role::Source);
+    Ok(())
+}
+
+/// A source that had given the guest up: the destination is asked, and the machine goes on from there.
+async fn go_on(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
+    let Some(resident) = host.resident(&plan.guest.name).await else { return Ok(()) };
+    source::resume(host, plan, resident).await
+}
+
+fn is_moving(host: &Host, resident: &Resident) -> Result<bool, Failure> {
+    let leftover = host.datapath.leftover_ports().map_err(crate::resident::datapath_failure)?;
+    Ok(resident.ports.iter().any(|port| leftover.contains(&port.tap.index)))
+}
+
+async fn release_and_close(host: &Host, resident: &Resident, plan: &MigrationPlan) -> Result<(), Failure> {
+    for (port, port_plan) in resident.ports.iter().zip(&plan.ports) {
+        let mut moving = host.adopt_port(port.clone(), port_plan).await?;
+        moving.release_to_tap()?;
+        crate::moving::until(|| moving.line_is_empty()).await;
+        moving.close().await?;
+        if let Err(error) = host.datapath.close_landing(port_plan.carry_id.get()) {
+            warn!(%error, carry_id = %port_plan.carry_id, "a landing stays open");
+        }
+    }
+    Ok(())
+}
+
+fn tell_aborted(host: &Host, plan: &MigrationPlan, role: v1::Role) {
+    let message = "the agent was restarted before commit; the guest stays with the source; migrate again";
+    let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), role);
+    news.aborted(Failure::new("AGENT_RESTARTED", message), v1::CutoverReport::default());
+}
+
+/// Programs on devices that are gone, or that nobody goes on with.
+async fn discard_leftovers(host: &Host) {
+    let mut moving = Vec::new();
+    for resident in host.residents().await {
+        if host.moves.concerns(&resident.spec.name) {
+            moving.extend(resident.ports.iter().map(|port| port.tap.index));
+        }
+    }
+    let leftover = host.datapath.leftover_ports().unwrap_or_default();
+    for tap in leftover.into_iter().filter(|tap| !moving.contains(tap)) {
+        if let Err(error) = host.datapath.discard_port(tap) {
+            warn!(%error, tap, "a port's programs were left over and could not be removed");
+        }
+    }
+}

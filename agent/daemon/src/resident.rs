@@ -1,0 +1,216 @@
+//! A guest that lives on this host: its QEMU, its ports, and the devices they are made of.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use throughline_cutover::{Boot, Failure, Generation, GuestName, GuestSpec, Mtu, Port, Vni};
+use throughline_hypervisor::{FdRole, Guest, Launch, NicFds, RunDir};
+use throughline_netlink::{BindingWanted, Path, TapConfig, names};
+use tracing::info;
+
+use crate::{host::Host, journal::OwnedGuest};
+
+/// Frames a tap or hold keeps: 32,768 pointers, 256 KiB; the frames themselves are bounded by the hold's line limit.
+pub const RING: u32 = 32_768;
+
+/// A tap device of ours and the descriptor that keeps it.
+#[derive(Debug)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub index: u32,
+    /// A descriptor of its queue. QEMU holds another.
+    pub fd: OwnedFd,
+}
+
+/// A guest's port on this host.
+#[derive(Debug)]
+pub struct ResidentPort {
+    /// As the fabric knows it.
+    pub port: Port,
+    /// VNI of its network.
+    pub vni: Vni,
+    /// What QEMU reads and writes.
+    pub tap: Device,
+    /// Where frames wait during a move.
+    pub hold: Device,
+}
+
+impl ResidentPort {
+    /// The binding that leads to this host's tap.
+    pub fn binding_here(&self) -> BindingWanted {
+        let path = Path::Local { device: self.tap.name.clone() };
+        BindingWanted { mac: self.port.mac, ips: self.port.ips.clone(), path }
+    }
+}
+
+/// A guest that lives here.
+#[derive(Debug)]
+pub struct Resident {
+    /// As it was asked for.
+    pub spec: GuestSpec,
+    /// Generation at which this host holds it.
+    pub generation: Generation,
+    /// Its QEMU.
+    pub vm: Guest,
+    /// Its ports, in slot order.
+    pub ports: Vec<Arc<ResidentPort>>,
+}
+
+/// How a guest begins here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It boots.
+    Boot,
+    /// Its memory comes from another host; it is paused until told.
+    Incoming,
+}
+
+/// Which network a port is on: VNI and MTU.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment {
+    /// VNI.
+    pub vni: Vni,
+    /// Largest payload.
+    pub mtu: Mtu,
+}
+
+impl Host {
+    /// Where the guest's sockets and logs are.
+    pub fn run_dir(&self, guest: &GuestName) -> RunDir {
+        RunDir::new(self.config.state_dir.join("guests").join(guest.as_str()))
+    }
+
+    /// Makes tap and hold of a port. The tap is not in the bridge yet.
+    ///
+    /// # Errors
+    /// The kernel's refusal, in words.
+    pub async fn make_port(&self, port: &Port, segment: Segment) -> Result<ResidentPort, Failure> {
+        let tap_config = |name: String| TapConfig { name, mtu: segment.mtu, queue_len: RING };
+        let tap_name = names::tap(port.id);
+        let tap = self.netlink.create_tap(&tap_config(tap_name.clone())).await.map_err(network_failure)?;
+        let hold_name = names::hold(port.id);
+        let hold = self.netlink.create_hold(&tap_config(hold_name.clone())).await.map_err(network_failure)?;
+        Ok(ResidentPort {
+            port: port.clone(),
+            vni: segment.vni,
+            tap: Device { name: tap_name, index: tap.index, fd: tap.fd },
+            hold: Device { name: hold_name, index: hold.index, fd: hold.fd },
+        })
+    }
+
+    /// Puts the port's tap into its network's bridge.
+    ///
+    /// # Errors
+    /// The kernel's refusal, in words.
+    pub async fn plug_in(&self, port: &ResidentPort) -> Result<(), Failure> {
+        self.netlink.attach_to_bridge(port.tap.index, port.vni).await.map_err(network_failure)
+    }
+
+    /// Starts QEMU over ports that exist.
+    ///
+    /// # Errors
+    /// QEMU's refusal, in words.
+    pub async fn launch(
+        &self,
+        spec: &GuestSpec,
+        ports: &[Arc<ResidentPort>],
+        mtus: &[Mtu],
+        start: Start,
+    ) -> Result<Guest, Failure> {
+        let mut nics = Vec::with_capacity(ports.len());
+        for (port, mtu) in ports.iter().zip(mtus) {
+            nics.push(NicFds {
+                port: port.port.id,
+                mac: port.port.mac,
+                mtu: *mtu,
+                tap: duplicate(&port.tap.fd)?,
+                hold: duplicate(&port.hold.fd)?,
+            });
+        }
+        let launch = Launch {
+            name: spec.name.clone(),
+            run_dir: self.run_dir(&spec.name),
+            vcpus: spec.vcpus,
+            memory_kib: spec.memory_kib,
+            boot: Boot::clone(&spec.boot),
+            accelerator: self.accelerator,
+            nics,
+            incoming: start == Start::Incoming,
+        };
+        Guest::launch(launch).await.map_err(hypervisor_failure)
+    }
+
+    /// Boots a guest here: devices, QEMU, bridge, bindings.
+    ///
+    /// # Errors
+    /// What failed, in words; what was made is gone again.
+    pub async fn boot(
+        &self,
+        spec: &GuestSpec,
+        generation: Generation,
+        segments: &[Segment],
+    ) -> Result<Arc<Resident>, Failure> {
+        let mut ports = Vec::with_capacity(spec.ports.len());
+        for (port, segment) in spec.ports.iter().zip(segments) {
+            let made = self.make_port(port, *segment).await?;
+            self.plug_in(&made).await?;
+            ports.push(Arc::new(made));
+        }
+        let mtus: Vec<Mtu> = segments.iter().map(|segment| segment.mtu).collect();
+        let vm = self.launch(spec, &ports, &mtus, Start::Boot).await?;
+        for port in &ports {
+            self.netlink.set_binding(port.vni, &port.binding_here()).await.map_err(network_failure)?;
+        }
+        info!(guest = %spec.name, %generation, "started");
+        Ok(Arc::new(Resident { spec: spec.clone(), generation, vm, ports }))
+    }
+
+    /// Takes a guest back that ran on while the agent did not: its QEMU, and from it the taps and holds.
+    ///
+    /// # Errors
+    /// What failed, in words. `Ok(None)`: that guest's QEMU is not there any more.
+    pub async fn adopt(&self, owned: &OwnedGuest) -> Result<Option<Resident>, Failure> {
+        let OwnedGuest { spec, generation, vnis } = owned;
+        let adopted = Guest::adopt(spec.name.clone(), self.run_dir(&spec.name)).await.map_err(hypervisor_failure)?;
+        let Some(vm) = adopted else { return Ok(None) };
+        let mut ports = Vec::with_capacity(spec.ports.len());
+        for (port, vni) in spec.ports.iter().zip(vnis) {
+            let tap = self.adopt_device(&vm, FdRole::Tap(port.id), names::tap(port.id)).await?;
+            let hold = self.adopt_device(&vm, FdRole::Hold(port.id), names::hold(port.id)).await?;
+            ports.push(Arc::new(ResidentPort { port: port.clone(), vni: *vni, tap, hold }));
+        }
+        info!(guest = %spec.name, %generation, "adopted");
+        Ok(Some(Resident { spec: spec.clone(), generation: *generation, vm, ports }))
+    }
+
+    async fn adopt_device(&self, vm: &Guest, role: FdRole, name: String) -> Result<Device, Failure> {
+        let fd = vm.take_fd(role).await.map_err(hypervisor_failure)?;
+        let index = self.netlink.link_index(&name).await.map_err(network_failure)?;
+        Ok(Device { name, index, fd })
+    }
+}
+
+/// A second descriptor of the same queue.
+pub fn duplicate(fd: &OwnedFd) -> Result<OwnedFd, Failure> {
+    fd.try_clone()
+        .map_err(|error| Failure::new("HOST_RESOURCES", format!("a descriptor could not be duplicated: {error}")))
+}
+
+/// A kernel's refusal as the fabric reports it.
+#[expect(clippy::needless_pass_by_value, reason = "used as map_err's function")]
+pub fn network_failure(error: throughline_netlink::Error) -> Failure {
+    Failure::new("HOST_NETWORK", error.to_string())
+}
+
+/// QEMU's refusal as the fabric reports it.
+#[expect(clippy::needless_pass_by_value, reason = "used as map_err's function")]
+pub fn hypervisor_failure(error: throughline_hypervisor::HypervisorError) -> Failure {
+    Failure::new("HYPERVISOR", error.to_string())
+}
+
+/// The programs' refusal as the fabric reports it.
+#[expect(clippy::needless_pass_by_value, reason = "used as map_err's function")]
+pub fn datapath_failure(error: throughline_loader::DatapathError) -> Failure {
+    Failure::new("DATAPATH", error.to_string())
+}

@@ -1,0 +1,141 @@
+//! The source's stream to the destination.
+
+use std::time::Duration;
+
+use throughline_cutover::{Failure, Generation, MigrationPlan, SourceEvent};
+use throughline_wire::v1::{
+    FromDestination, FromSource, Prepare, ResolveRequest, from_destination::Message, from_source,
+    peer_client::PeerClient,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Streaming, transport::Endpoint};
+use tracing::warn;
+
+/// How long a destination may take to answer the phone.
+const CALL_DEADLINE: Duration = Duration::from_secs(5);
+/// A destination that says nothing, not even to HTTP/2's pings, for this long is lost.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+
+/// The open stream. What is sent after it broke is lost; the break itself comes as `PeerLost`.
+#[derive(Debug)]
+pub(super) struct Call {
+    to_destination: mpsc::UnboundedSender<FromSource>,
+}
+
+impl Call {
+    /// Calls the destination; everything it says, and that it cannot be reached, comes as events.
+    pub(super) fn place(plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) -> Self {
+        let (to_destination, queue) = mpsc::unbounded_channel();
+        let call = Self { to_destination };
+        call.say(from_source::Message::Prepare(Prepare {
+            migration_id: plan.id.clone(),
+            token: plan.token.clone(),
+            generation: plan.generation.0,
+        }));
+        let address = plan.destination.peer_endpoint.clone();
+        tokio::spawn(async move {
+            let ended = match open(&address, queue).await {
+                Ok(stream) => listen(stream, &events).await,
+                Err(status) => Some(status),
+            };
+            let event = match ended {
+                Some(status) if refused(&status) => {
+                    SourceEvent::PeerDeclined(Failure::new("DESTINATION_REFUSED", status.message()))
+                }
+                Some(status) => {
+                    warn!(%status, "the stream to the destination broke");
+                    SourceEvent::PeerLost
+                }
+                None => SourceEvent::PeerLost,
+            };
+            let _ = events.send(event);
+        });
+        call
+    }
+
+    /// Says something to the destination.
+    pub(super) fn say(&self, message: from_source::Message) {
+        let _ = self.to_destination.send(FromSource { message: Some(message) });
+    }
+}
+
+/// Refusals that mean: the cutover was never begun over there.
+fn refused(status: &tonic::Status) -> bool {
+    use tonic::Code::{FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented};
+    matches!(status.code(), FailedPrecondition | InvalidArgument | PermissionDenied | Unimplemented)
+}
+
+async fn connect(address: &str) -> Result<PeerClient<tonic::transport::Channel>, tonic::Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| tonic::Status::invalid_argument(format!("{address} is not an address: {error}")))?
+        .connect_timeout(CALL_DEADLINE)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true);
+    let channel =
+        endpoint.connect().await.map_err(|error| tonic::Status::unavailable(format!("{address}: {error}")))?;
+    Ok(PeerClient::new(channel))
+}
+
+async fn open(
+    address: &str,
+    queue: mpsc::UnboundedReceiver<FromSource>,
+) -> Result<Streaming<FromDestination>, tonic::Status> {
+    let mut client = connect(address).await?;
+    Ok(client.cutover(UnboundedReceiverStream::new(queue)).await?.into_inner())
+}
+
+/// Turns messages into events until the stream ends; returns why, if it was not the destination's own end.
+async fn listen(
+    mut stream: Streaming<FromDestination>,
+    events: &mpsc::UnboundedSender<SourceEvent>,
+) -> Option<tonic::Status> {
+    loop {
+        match stream.message().await {
+            Ok(Some(message)) => {
+                if let Some(event) = event_of(message)
+                    && events.send(event).is_err()
+                {
+                    return None;
+                }
+            }
+            Ok(None) => return None,
+            Err(status) => return Some(status),
+        }
+    }
+}
+
+/// What a message means to the source; `None`: news that changes nothing here.
+fn event_of(message: FromDestination) -> Option<SourceEvent> {
+    match message.message? {
+        Message::Prepared(it) => Some(SourceEvent::PeerPrepared { uri: it.memory_uri }),
+        Message::Committed(it) => Some(SourceEvent::PeerCommitted { generation: Generation(it.generation) }),
+        Message::Declined(it) => {
+            let failure =
+                it.failure.map_or_else(|| Failure::new("DECLINED", "the destination gave no reason"), Into::into);
+            Some(SourceEvent::PeerDeclined(failure))
+        }
+        Message::Running(_) | Message::GateOpen(_) => None,
+    }
+}
+
+/// Asks the destination whether it committed; its answer comes as an event, no answer as none.
+pub(super) fn ask(plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) {
+    let address = plan.destination.peer_endpoint.clone();
+    let request = ResolveRequest { migration_id: plan.id.clone(), token: plan.token.clone() };
+    tokio::spawn(async move {
+        let answer = async { connect(&address).await?.resolve(request).await };
+        match answer.await.map(tonic::Response::into_inner) {
+            Ok(answer) if answer.committed => {
+                let _ = events.send(SourceEvent::PeerCommitted { generation: Generation(answer.generation) });
+            }
+            Ok(_) => {
+                let message = "the destination did not commit and never will; the guest runs on at the source";
+                let _ = events.send(SourceEvent::PeerDeclined(Failure::new("DESTINATION_DECLINED", message)));
+            }
+            Err(status) => warn!(%status, "the destination does not say whether it committed; asking again"),
+        }
+    });
+}

@@ -1,0 +1,382 @@
+//! What the source's decisions make happen.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use throughline_cutover::{Failure, MigrationPlan, Progress, Source, SourceEffect, SourceEvent, SourceReport};
+use throughline_hypervisor::{GuestEventKind, MigrationProgress, MigrationStatus, RunState};
+use throughline_loader::Mode;
+use throughline_netlink::Path;
+use throughline_wire::v1::{self, from_source};
+use tokio::{sync::mpsc, task::JoinSet};
+use tracing::{info, warn};
+
+use super::caller::{self, Call};
+use crate::{
+    clock::{ns_since_1970, real_ns},
+    driver::Hands,
+    host::Host,
+    journal::Promise,
+    moving::{Counted, MovingPort, until},
+    resident::{Resident, hypervisor_failure, network_failure},
+    uplink::MigrationNews,
+};
+
+/// How often QEMU is asked how memory is getting on.
+const PROGRESS_EVERY: Duration = Duration::from_millis(20);
+/// How often the controller hears of it.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+/// No frame carried for this long: the fabric has let go of the source.
+const QUIET: Duration = Duration::from_millis(100);
+/// Downtime limit once the guest is stopped: whatever is left is to go now, milliseconds.
+const SWITCHOVER_MS: u64 = 10_000;
+/// Pause that QEMU adds to the last memory: stopping, devices, starting.
+const FIXED_PAUSE_US: u64 = 1_000;
+
+/// Carries out a source's effects.
+#[derive(Debug)]
+pub(super) struct SourceHands {
+    host: Arc<Host>,
+    plan: Arc<MigrationPlan>,
+    resident: Arc<Resident>,
+    events: mpsc::UnboundedSender<SourceEvent>,
+    news: MigrationNews,
+    call: Option<Call>,
+    ports: Arc<Mutex<Vec<MovingPort>>>,
+    report: Arc<Mutex<v1::CutoverReport>>,
+    reported_at: Option<Duration>,
+    sending: bool,
+    waits: JoinSet<()>,
+}
+
+impl SourceHands {
+    pub(super) fn new(
+        host: Arc<Host>,
+        plan: Arc<MigrationPlan>,
+        resident: Arc<Resident>,
+        ports: Vec<MovingPort>,
+        events: mpsc::UnboundedSender<SourceEvent>,
+        news: MigrationNews,
+    ) -> Self {
+        let mut hands = Self {
+            host,
+            plan,
+            resident,
+            events,
+            news,
+            call: None,
+            ports: Arc::new(Mutex::new(ports)),
+            report: Arc::default(),
+            reported_at: None,
+            sending: false,
+            waits: JoinSet::new(),
+        };
+        hands.watch_hypervisor();
+        hands
+    }
+
+    fn watch_hypervisor(&mut self) {
+        let mut from_qemu = self.resident.vm.events();
+        let (events, report) = (self.events.clone(), self.report.clone());
+        self.waits.spawn(async move {
+            while let Ok(event) = from_qemu.recv().await {
+                let meaning = match event.kind {
+                    GuestEventKind::Stop => {
+                        let mut report = lock(&report);
+                        if report.stopped_at_ns == 0 {
+                            report.stopped_at_ns = ns_since_1970(event.at);
+                        }
+                        SourceEvent::Stopped
+                    }
+                    GuestEventKind::Migration(MigrationStatus::PreSwitchover) => SourceEvent::PreSwitchover,
+                    GuestEventKind::Migration(MigrationStatus::Failed) => SourceEvent::MemoryFailed(Failure::new(
+                        "MEMORY_TRANSFER",
+                        "QEMU reports that the migration failed",
+                    )),
+                    GuestEventKind::Exited(_) => SourceEvent::MemoryFailed(Failure::new(
+                        "GUEST_ENDED",
+                        "the guest's QEMU ended during the migration",
+                    )),
+                    _ => continue,
+                };
+                let _ = events.send(meaning);
+            }
+        });
+    }
+
+    async fn prepare(&self) -> Result<(), Failure> {
+        for (port, plan) in self.resident.ports.iter().zip(&self.plan.ports) {
+            let marker = Path::Local { device: port.tap.name.clone() };
+            self.host.netlink.set_marker(port.vni, plan.marker_mac, &marker).await.map_err(network_failure)?;
+            let opened = self.host.open_port(port.clone(), plan, self.plan.destination.vtep, Mode::Pass).await?;
+            lock(&self.ports).push(opened);
+        }
+        Ok(())
+    }
+
+    async fn start_precopy(&mut self, uri: &str) -> Option<SourceEvent> {
+        self.sending = true;
+        if let Err(error) = self.resident.vm.start_migration(uri, self.plan.limits.bandwidth).await {
+            return Some(SourceEvent::MemoryFailed(hypervisor_failure(error)));
+        }
+        let (vm, events, bandwidth) = (self.resident.vm.clone(), self.events.clone(), self.plan.limits.bandwidth);
+        self.waits.spawn(async move {
+            let mut every = tokio::time::interval(PROGRESS_EVERY);
+            loop {
+                every.tick().await;
+                let Ok(progress) = vm.progress().await else { return };
+                if progress.status != MigrationStatus::Active {
+                    if matches!(progress.status, MigrationStatus::Setup) {
+                        continue;
+                    }
+                    return;
+                }
+                if events.send(SourceEvent::Progress(in_our_words(&progress, bandwidth))).is_err() {
+                    return;
+                }
+            }
+        });
+        None
+    }
+
+    async fn pause(&self) -> Option<SourceEvent> {
+        let paused = async {
+            self.resident.vm.stop().await?;
+            self.resident.vm.allow_switchover(SWITCHOVER_MS).await
+        };
+        paused.await.err().map(|error| SourceEvent::MemoryFailed(hypervisor_failure(error)))
+    }
+
+    fn record_give_up(&mut self) {
+        let (host, plan, events) = (self.host.clone(), self.plan.clone(), self.events.clone());
+        self.waits.spawn_blocking(move || {
+            let event = match host.journal.promise(&plan.id, Some(&plan), Promise::GivenUp) {
+                Ok(()) => SourceEvent::GiveUpRecorded,
+                Err(error) => SourceEvent::Abort(Failure::new("JOURNAL", error.to_string())),
+            };
+            let _ = events.send(event);
+        });
+    }
+
+    fn release_to_carry(&mut self) {
+        for port in lock(&self.ports).iter_mut() {
+            if let Err(failure) = port.release_to_carry() {
+                warn!(%failure, "frames of this port stay in the hold");
+            }
+        }
+        let (ports, events, report) = (self.ports.clone(), self.events.clone(), self.report.clone());
+        self.waits.spawn(async move {
+            until(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
+            lock(&report).line_empty_at_ns = real_ns();
+            let _ = events.send(SourceEvent::LineEmpty);
+        });
+    }
+
+    fn await_quiet(&mut self) {
+        let (ports, events) = (self.ports.clone(), self.events.clone());
+        self.waits.spawn(async move {
+            let total = || lock(&ports).iter().map(|port| port.counted().carried()).sum::<u64>();
+            loop {
+                let before = total();
+                tokio::time::sleep(QUIET).await;
+                if total() == before {
+                    break;
+                }
+            }
+            let _ = events.send(SourceEvent::Quiet);
+        });
+    }
+
+    /// Every step is tried; what fails is logged, and what is left the next reconciliation sees.
+    async fn remove_guest(&mut self) {
+        self.note_bytes().await;
+        self.close_ports().await;
+        let name = &self.plan.guest.name;
+        if let Err(error) = self.resident.vm.quit().await {
+            warn!(%error, "the guest's old QEMU did not end");
+        }
+        self.host.move_out(name).await;
+        if let Err(error) = self.host.journal.promise(&self.plan.id, Some(&self.plan), Promise::Left) {
+            warn!(%error, "the journal still names a guest that has left");
+        }
+        self.forget_markers().await;
+        info!(guest = %name, destination = %self.plan.destination.host, "left this host");
+    }
+
+    async fn undo(&mut self) {
+        if self.sending
+            && let Err(error) = self.resident.vm.cancel_migration().await
+        {
+            warn!(%error, "QEMU's migration could not be cancelled");
+        }
+        self.resume().await;
+        for port in lock(&self.ports).iter_mut() {
+            if let Err(failure) = port.release_to_tap() {
+                warn!(%failure, "frames of this port stay in the hold");
+            }
+        }
+        let ports = self.ports.clone();
+        until(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
+        self.close_ports().await;
+        self.forget_markers().await;
+        if let Err(error) = self.host.journal.promise(&self.plan.id, Some(&self.plan), Promise::Declined) {
+            warn!(%error, "the journal still shows this migration as under way");
+        }
+        info!(guest = %self.plan.guest.name, "runs on at the source");
+    }
+
+    /// The guest runs again, whatever QEMU made of the migration.
+    async fn resume(&self) {
+        for attempt in 0..50 {
+            match self.resident.vm.run_state().await {
+                Ok(RunState::Running) => return,
+                Ok(_) => {
+                    if let Err(error) = self.resident.vm.cont().await {
+                        warn!(%error, attempt, "the guest could not be resumed yet");
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, "the guest's QEMU does not answer");
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn close_ports(&self) {
+        let ports = std::mem::take(&mut *lock(&self.ports));
+        for port in ports {
+            let name = port.port.tap.name.clone();
+            match port.close().await {
+                Ok(counted) => self.add_to_report(counted),
+                Err(failure) => warn!(%failure, tap = name, "the port's programs were not wholly detached"),
+            }
+        }
+    }
+
+    async fn forget_markers(&self) {
+        for plan in &self.plan.ports {
+            if let Err(error) = self.host.netlink.remove_marker(plan.vni, plan.marker_mac).await {
+                warn!(%error, "a marker's forwarding entry stays");
+            }
+        }
+    }
+
+    async fn note_bytes(&self) {
+        if let Ok(progress) = self.resident.vm.progress().await {
+            let mut report = lock(&self.report);
+            report.memory_bytes = progress.transferred;
+            report.qemu_downtime_ms = progress.downtime_ms.unwrap_or(0);
+        }
+    }
+
+    fn add_to_report(&self, counted: Counted) {
+        let mut report = lock(&self.report);
+        report.held += counted.held();
+        report.carried += counted.carried();
+        report.overflowed += counted.overflowed();
+    }
+
+    /// What has been counted so far, ports still open included.
+    fn counted_report(&self) -> v1::CutoverReport {
+        let mut report = *lock(&self.report);
+        for port in lock(&self.ports).iter() {
+            let counted = port.counted();
+            report.held += counted.held();
+            report.carried += counted.carried();
+            report.overflowed += counted.overflowed();
+        }
+        report
+    }
+
+    fn tell_controller(&mut self, report: SourceReport) {
+        let counted = self.counted_report();
+        match report {
+            SourceReport::Progress(progress) => {
+                let now = self.host.clock.now();
+                if self.reported_at.is_none_or(|at| now >= at + REPORT_EVERY) {
+                    self.reported_at = Some(now);
+                    self.news.progress(progress);
+                }
+            }
+            SourceReport::Precopy => self.news.step(v1::Step::Precopy, counted),
+            SourceReport::Armed => self.news.step(v1::Step::Armed, counted),
+            SourceReport::Paused => self.news.step(v1::Step::Paused, counted),
+            SourceReport::LineEmpty => self.news.step(v1::Step::LineEmpty, counted),
+            SourceReport::Settled => self.news.step(v1::Step::Settled, counted),
+            SourceReport::Aborted(failure) => self.news.aborted(failure, counted),
+        }
+    }
+
+    fn say(&self, message: from_source::Message) {
+        if let Some(call) = &self.call {
+            call.say(message);
+        }
+    }
+}
+
+impl Hands for SourceHands {
+    type Machine = Source;
+
+    async fn execute(&mut self, effect: SourceEffect) -> Option<SourceEvent> {
+        match effect {
+            SourceEffect::CallPeer => self.call = Some(Call::place(&self.plan, self.events.clone())),
+            SourceEffect::PrepareDatapath => {
+                return Some(match self.prepare().await {
+                    Ok(()) => SourceEvent::Ready,
+                    Err(failure) => SourceEvent::Abort(failure),
+                });
+            }
+            SourceEffect::StartPrecopy { uri } => return self.start_precopy(&uri).await,
+            SourceEffect::Arm => {
+                lock(&self.ports).iter().for_each(MovingPort::hold);
+                lock(&self.report).armed_at_ns = real_ns();
+                return Some(SourceEvent::Armed);
+            }
+            SourceEffect::Pause => return self.pause().await,
+            SourceEffect::RecordGiveUp => self.record_give_up(),
+            SourceEffect::TellGiveUp => {
+                self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0 }));
+            }
+            SourceEffect::ContinueSwitchover => {
+                let continued = self.resident.vm.continue_switchover().await;
+                return continued.err().map(|error| SourceEvent::MemoryFailed(hypervisor_failure(error)));
+            }
+            SourceEffect::ReleaseToCarry => self.release_to_carry(),
+            SourceEffect::TellLineEmpty => {
+                let flushed = self.counted_report().held;
+                self.say(from_source::Message::LineEmpty(v1::LineEmpty { flushed }));
+            }
+            SourceEffect::TellAbort(failure) => {
+                self.say(from_source::Message::Abort(v1::Abort { failure: Some(failure.into()) }));
+            }
+            SourceEffect::Resolve => caller::ask(&self.plan, self.events.clone()),
+            SourceEffect::AwaitQuiet => self.await_quiet(),
+            SourceEffect::RemoveGuest => {
+                self.remove_guest().await;
+                return Some(SourceEvent::Removed);
+            }
+            SourceEffect::Undo => {
+                self.undo().await;
+                return Some(SourceEvent::Undone);
+            }
+            SourceEffect::Report(report) => self.tell_controller(report),
+        }
+        None
+    }
+}
+
+/// QEMU's figures, and what the fabric adds to the pause.
+fn in_our_words(progress: &MigrationProgress, bandwidth: u64) -> Progress {
+    let measured = Progress::from(progress);
+    let unmeasured = progress.remaining.saturating_mul(1_000_000) / bandwidth.max(1);
+    let last_memory_us = if progress.rate_bytes_per_s == 0 { unmeasured } else { measured.expected_pause_us };
+    Progress { expected_pause_us: last_memory_us.saturating_add(FIXED_PAUSE_US), ..measured }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,95 @@
+//! A migration as its source lives it.
+
+mod caller;
+mod hands;
+
+use std::sync::Arc;
+
+use throughline_cutover::{Failure, MigrationPlan, Source, SourceEvent};
+use throughline_wire::v1;
+use tokio::sync::mpsc;
+use tracing::{Instrument as _, info_span, warn};
+
+use crate::{
+    driver::drive, host::Host, journal::Promise, moves::Move, moving::MovingPort, resident::Resident,
+    uplink::MigrationNews,
+};
+use hands::SourceHands;
+
+/// Begins a migration this host is the source of.
+pub async fn start(host: Arc<Host>, plan: MigrationPlan) {
+    let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Source);
+    if let Err(failure) = try_start(&host, plan, &news).await {
+        warn!(%failure, "migration refused");
+        news.aborted(failure, v1::CutoverReport::default());
+    }
+}
+
+async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) -> Result<(), Failure> {
+    let resident = host.resident(&plan.guest.name).await.ok_or_else(|| {
+        let message = format!("guest {} does not run on {}", plan.guest.name, host.name());
+        Failure::new("GUEST_NOT_RUNNING", message)
+    })?;
+    if resident.generation != plan.generation {
+        let message = format!(
+            "{} holds {} at generation {}, the plan is for {}",
+            host.name(),
+            plan.guest.name,
+            resident.generation,
+            plan.generation
+        );
+        return Err(Failure::new("STALE_GENERATION", message));
+    }
+    host.journal
+        .promise(&plan.id, Some(&plan), Promise::Sending)
+        .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    let machine = Source::new(plan.generation, plan.limits);
+    run(host, plan, resident, machine, Vec::new(), news.clone())
+}
+
+/// Takes up again a migration in which this host had given the guest up when its agent ended.
+///
+/// # Errors
+/// When that guest is being moved already, or its ports' programs cannot be taken back.
+pub async fn resume(host: &Arc<Host>, plan: MigrationPlan, resident: Arc<Resident>) -> Result<(), Failure> {
+    let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Source);
+    let machine = Source::given_up_before(plan.generation, plan.limits);
+    let mut ports = Vec::with_capacity(resident.ports.len());
+    for (port, port_plan) in resident.ports.iter().zip(&plan.ports) {
+        ports.push(host.adopt_port(port.clone(), port_plan).await?);
+    }
+    run(host, plan, resident, machine, ports, news)
+}
+
+fn run(
+    host: &Arc<Host>,
+    plan: MigrationPlan,
+    resident: Arc<Resident>,
+    machine: Source,
+    ports: Vec<MovingPort>,
+    news: MigrationNews,
+) -> Result<(), Failure> {
+    let plan = Arc::new(plan);
+    let (events, mut queue) = mpsc::unbounded_channel();
+    if !host.moves.enter(Move::Source { plan: plan.clone(), events: events.clone() }) {
+        return Err(Failure::new("ALREADY_MIGRATING", format!("guest {} is being moved already", plan.guest.name)));
+    }
+    // The queue is new and its receiver is here.
+    let _ = events.send(SourceEvent::Begin);
+    let span = info_span!("source", migration = plan.id, guest = %plan.guest.name);
+    let host = host.clone();
+    tokio::spawn(
+        async move {
+            let id = plan.id.clone();
+            let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
+            let mut hands = SourceHands::new(host.clone(), plan, resident, ports, events, news);
+            drive(machine, &mut hands, &mut queue, host.clock).await;
+            drop(hands);
+            drop(frozen);
+            host.moves.leave(&id);
+            host.look_again.notify_one();
+        }
+        .instrument(span),
+    );
+    Ok(())
+}
