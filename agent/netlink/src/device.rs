@@ -1,7 +1,6 @@
-//! Single devices: finding, silencing, plugging in, counting, deleting.
+//! Single devices: finding, plugging in, counting, deleting.
 
-use std::{fs, io, path::PathBuf};
-
+use netlink_packet_route::link::LinkAttribute;
 use throughline_cutover::Vni;
 
 use crate::{
@@ -10,7 +9,6 @@ use crate::{
     link::{Link, PortSettings},
     netlink::Segment,
 };
-use netlink_packet_route::link::LinkAttribute;
 
 /// A port whose addresses are programmed: it learns nothing and hides nothing.
 pub(crate) const PLAIN_PORT: PortSettings = PortSettings { learning: false, neigh_suppress: false };
@@ -70,12 +68,13 @@ impl Netlink {
         let link = self.verbs.link_at(index).await;
         let link = link.map_err(Error::device("look up", &format!("interface {index}")))?;
         let link = link.ok_or_else(|| Error::NoDevice(format!("with interface index {index}")))?;
-        let mut segment = self.segment(vni).await?;
-        if self.verbs.link_at(segment.bridge).await.is_ok_and(|bridge| bridge.is_none()) {
-            self.forget(vni);
-            segment = self.segment(vni).await?;
+        match self.plug(&link, self.segment(vni).await?, PLAIN_PORT).await {
+            Err(error) if error.is_stale() => {
+                self.forget(vni);
+                self.plug(&link, self.segment(vni).await?, PLAIN_PORT).await.map(drop)
+            }
+            done => done.map(drop),
         }
-        self.plug(&link, segment, PLAIN_PORT).await.map(drop)
     }
 
     /// Makes `link` a port of the network's bridge with these settings, and looks; whether anything had to change.
@@ -98,18 +97,6 @@ impl Netlink {
         }
     }
 
-    /// Keeps the kernel from speaking IPv6 on a device of itself: no addresses, hence no DAD and no router
-    /// solicitations, and no multicast memberships, hence no MLD reports. To be called before the device goes up.
-    pub(crate) async fn silence(&self, link: &Link) -> Result<()> {
-        let name = link.name.as_str();
-        match self.verbs.stop_address_generation(link.index).await {
-            // A kernel without IPv6 has nothing to say.
-            Err(cause) if cause.is_unsupported() => return Ok(()),
-            done => done.map_err(Error::device("turn off IPv6 address generation on", name))?,
-        }
-        disable_ipv6(name).map_err(Cause::from).map_err(Error::device("write disable_ipv6 of", name))
-    }
-
     pub(crate) async fn find(&self, name: &str) -> Result<Option<Link>> {
         self.verbs.link(name).await.map_err(Error::device("look up", name))
     }
@@ -117,10 +104,4 @@ impl Netlink {
     pub(crate) async fn required(&self, name: &str) -> Result<Link> {
         self.find(name).await?.ok_or_else(|| Error::NoDevice(name.to_owned()))
     }
-}
-
-/// There is no netlink attribute for it. `/proc/sys/net` shows the namespace of the thread that opens it.
-fn disable_ipv6(device: &str) -> io::Result<()> {
-    let conf: PathBuf = ["/proc/sys/net/ipv6/conf", device, "disable_ipv6"].iter().collect();
-    fs::write(conf, "1")
 }

@@ -8,7 +8,7 @@ use std::{
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 use throughline_cutover::{InterfaceName, MacAddr, Mtu, PortId, Vni};
 
-use crate::{Changes, Error, Netlink, Result, device::PLAIN_PORT, link::Link, names, vxlan::note};
+use crate::{Changes, Error, Netlink, Result, device::PLAIN_PORT, link::Link, names, quiet::Role, vxlan::note};
 
 /// IPv6 subnets on a link are of this length (RFC 4291 §2.5.1).
 const IPV6_PREFIX: u8 = 64;
@@ -73,17 +73,17 @@ impl Netlink {
     /// The end in the bridge, made with its other end if it is not there.
     async fn ensure_pair(&self, wanted: &EndpointWanted, changed: &mut Vec<String>) -> Result<Link> {
         let name = names::endpoint(wanted.port);
-        match self.find(&name).await? {
-            Some(link) if link.kind == Some(InfoKind::Veth) => {
-                self.ensure_basics(link, wanted.mtu.get(), changed).await
-            }
-            Some(_) => Err(Error::Foreign { device: name, expected: "an endpoint's veth device" }),
+        let link = match self.find(&name).await? {
+            Some(link) if link.kind == Some(InfoKind::Veth) => link,
+            Some(_) => return Err(Error::Foreign { device: name, expected: "an endpoint's veth device" }),
             None if self.find(wanted.name.as_str()).await?.is_some() => {
                 let device = wanted.name.to_string();
-                Err(Error::Foreign { device, expected: "the endpoint of that name (its other end is missing)" })
+                let expected = "the endpoint of that name (its other end is missing)";
+                return Err(Error::Foreign { device, expected });
             }
-            None => self.create(&name, pair_attributes(&name, wanted), changed).await,
-        }
+            None => self.create(&name, pair_attributes(&name, wanted), changed).await?,
+        };
+        self.ensure_basics(link, wanted.mtu.get(), Role::Passage, changed).await
     }
 
     async fn ensure_used_end(&self, wanted: &EndpointWanted, used: &Link, changed: &mut Vec<String>) -> Result<()> {
@@ -99,12 +99,10 @@ impl Netlink {
             self.verbs.change_link(used.index, change).await.map_err(Error::device("set the MTU of", name))?;
             note(changed, name);
         }
-        if !used.up {
+        if !used.up && used.no_addresses == Some(false) {
             // The link-local address is added below, usable at once; the kernel's would be tentative for a second.
-            match self.verbs.stop_address_generation(used.index).await {
-                Err(cause) if cause.is_unsupported() => {}
-                done => done.map_err(Error::device("turn off IPv6 address generation on", name))?,
-            }
+            let done = self.verbs.stop_address_generation(used.index).await;
+            done.map_err(Error::device("turn off IPv6 address generation on", name))?;
         }
         self.ensure_up(used, changed).await?;
         let present = self.verbs.addresses(used.index).await.map_err(Error::device("list addresses of", name))?;

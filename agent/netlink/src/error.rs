@@ -35,11 +35,6 @@ impl Cause {
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Refused { errno: Errno::ENOENT | Errno::ENODEV | Errno::EADDRNOTAVAIL, .. })
     }
-
-    /// The kernel has this feature not at all.
-    pub(crate) fn is_unsupported(&self) -> bool {
-        matches!(self, Self::Refused { errno: Errno::EAFNOSUPPORT, .. })
-    }
 }
 
 /// What failed, and on which device, network or address.

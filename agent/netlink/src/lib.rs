@@ -32,6 +32,7 @@ pub mod names;
 mod netlink;
 mod network;
 mod packet;
+mod quiet;
 mod tap;
 mod verbs;
 mod vxlan;

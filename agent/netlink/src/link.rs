@@ -45,8 +45,8 @@ pub(crate) struct Link {
     pub(crate) mac: Option<MacAddr>,
     /// Interface index of the bridge it is in.
     pub(crate) master: Option<u32>,
-    /// The kernel speaks no IPv6 on it of itself; `None`: it has no IPv6 at all.
-    pub(crate) silent: Option<bool>,
+    /// The kernel generates no IPv6 address on it; `None`: it has no IPv6 at all.
+    pub(crate) no_addresses: Option<bool>,
     /// Absent when the kernel was asked to leave statistics out.
     pub(crate) tx_dropped: Option<u64>,
     pub(crate) bridge: BridgeSettings,
@@ -76,7 +76,7 @@ impl Link {
             LinkAttribute::Controller(master) => self.master = Some(master),
             LinkAttribute::Stats64(stats) => self.tx_dropped = Some(stats.tx_dropped),
             LinkAttribute::AfSpecUnspec(families) => {
-                self.silent = families.iter().find_map(silence);
+                self.no_addresses = families.iter().find_map(no_addresses);
             }
             LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| self.take_info(info)),
             _ => {}
@@ -94,11 +94,9 @@ impl Link {
     }
 }
 
-fn silence(family: &AfSpecUnspec) -> Option<bool> {
+fn no_addresses(family: &AfSpecUnspec) -> Option<bool> {
     let AfSpecUnspec::Inet6(attributes) = family else { return None };
-    let generates_none = attributes.contains(&AfSpecInet6::AddrGenMode(In6AddrGenMode::None));
-    let disabled = attributes.iter().any(|a| matches!(a, AfSpecInet6::DevConf(conf) if conf.disable_ipv6 != 0));
-    Some(generates_none && disabled)
+    Some(attributes.contains(&AfSpecInet6::AddrGenMode(In6AddrGenMode::None)))
 }
 
 fn bridge(settings: &[InfoBridge]) -> BridgeSettings {

@@ -19,6 +19,7 @@ use crate::{
     link::{BridgeSettings, Link, PortSettings},
     names,
     netlink::Segment,
+    quiet::Role,
     verbs::{FLOOD, PROTOCOL},
     vxlan::{note, tenant},
 };
@@ -111,18 +112,17 @@ impl Netlink {
     async fn ensure_bridge(&self, wanted: &NetworkWanted, changed: &mut Vec<String>) -> Result<Link> {
         let name = names::bridge(wanted.vni);
         let mtu = wanted.mtu.get();
-        let Some(link) = self.find(&name).await? else {
-            return self.create(&name, bridge_attributes(&name, wanted.local_vtep, mtu), changed).await;
+        let link = match self.find(&name).await? {
+            None => self.create(&name, bridge_attributes(&name, wanted.local_vtep, mtu), changed).await?,
+            Some(link) if link.kind == Some(InfoKind::Bridge) => link,
+            Some(_) => return Err(Error::Foreign { device: name, expected: "a bridge" }),
         };
-        if link.kind != Some(InfoKind::Bridge) {
-            return Err(Error::Foreign { device: name, expected: "a bridge" });
-        }
         if link.bridge != BRIDGE {
             let change = vec![LinkAttribute::LinkInfo(bridge_info())];
             self.verbs.change_link(link.index, change).await.map_err(Error::device("set options of", &name))?;
             note(changed, &name);
         }
-        self.ensure_basics(link, mtu, changed).await
+        self.ensure_basics(link, mtu, Role::Bridge, changed).await
     }
 
     /// Names to indexes. What cannot be resolved is reported and spared.

@@ -17,7 +17,7 @@ use libc::{
 use netlink_packet_route::link::LinkAttribute;
 use throughline_cutover::Mtu;
 
-use crate::{Error, Netlink, Result, error::Cause};
+use crate::{Error, Netlink, Result, error::Cause, quiet::Role};
 
 /// `struct virtio_net_hdr_mrg_rxbuf`, which QEMU sets too: every reader and writer of the ring must agree.
 const VNET_HEADER: libc::c_int = 12;
@@ -46,7 +46,7 @@ pub struct Tap {
 }
 
 impl Netlink {
-    /// Makes a tap and brings it up: not in any bridge, silent, taking super-frames whole, without a queueing
+    /// Makes a tap and brings it up: not in any bridge, quiet, taking super-frames whole, without a queueing
     /// discipline. So what its ring does not take is refused to the sender and counted in `tx_dropped`, never hidden.
     ///
     /// # Errors
@@ -56,7 +56,7 @@ impl Netlink {
         let name = config.name.as_str();
         let queue = open_queue(name).map_err(Cause::from).map_err(Error::device("create tap", name))?;
         let link = self.required(name).await?;
-        self.silence(&link).await?;
+        self.quieten(&link, Role::Passage).await?;
         let change = vec![LinkAttribute::Mtu(config.mtu.get()), LinkAttribute::TxQueueLen(config.queue_len)];
         self.verbs.change_link(link.index, change).await.map_err(Error::device("set MTU and queue of", name))?;
         self.verbs.set_noqueue(link.index).await.map_err(Error::device("set qdisc noqueue on", name))?;
@@ -82,8 +82,8 @@ impl Netlink {
             format!("queue length {} (it is {})", config.queue_len, link.queue_len)
         } else if link.mtu != config.mtu.get() {
             format!("MTU {} (it is {})", config.mtu, link.mtu)
-        } else if link.silent == Some(false) {
-            "disabled IPv6".to_owned()
+        } else if !self.is_quiet(&link, Role::Passage)? {
+            "quiet".to_owned()
         } else if !link.up {
             "up".to_owned()
         } else {

@@ -9,6 +9,7 @@ use crate::{
     Error, Netlink, Result,
     link::{Link, VxlanSettings},
     names,
+    quiet::Role,
 };
 
 /// UDP port of the tenant tunnels (RFC 7348, IANA).
@@ -41,7 +42,7 @@ impl Netlink {
         Ok(link.index)
     }
 
-    /// A silent VXLAN device with these settings, made anew if it has others. Not brought up.
+    /// A quiet VXLAN device with these settings, made anew if it has others. Not brought up.
     pub(crate) async fn ensure_vxlan(
         &self,
         name: &str,
@@ -53,17 +54,18 @@ impl Netlink {
         if found.as_ref().is_some_and(|link| link.kind != Some(InfoKind::Vxlan)) {
             return Err(Error::Foreign { device: name.to_owned(), expected: "a VXLAN device" });
         }
-        match found {
-            Some(link) if link.vxlan == settings => self.ensure_basics(link, mtu, changed).await,
+        let link = match found {
+            Some(link) if link.vxlan == settings => link,
             Some(_) => {
                 self.delete_link(name).await?;
-                self.create(name, vxlan_attributes(name, settings, mtu), changed).await
+                self.create(name, vxlan_attributes(name, settings, mtu), changed).await?
             }
-            None => self.create(name, vxlan_attributes(name, settings, mtu), changed).await,
-        }
+            None => self.create(name, vxlan_attributes(name, settings, mtu), changed).await?,
+        };
+        self.ensure_basics(link, mtu, Role::Passage, changed).await
     }
 
-    /// Creates a device and silences it.
+    /// Creates a device, down.
     pub(crate) async fn create(
         &self,
         name: &str,
@@ -72,20 +74,23 @@ impl Netlink {
     ) -> Result<Link> {
         self.verbs.create_link(attributes).await.map_err(Error::device("create", name))?;
         changed.push(name.to_owned());
-        let link = self.required(name).await?;
-        self.silence(&link).await?;
-        Ok(link)
+        self.required(name).await
     }
 
-    /// MTU and silence of a device that was there.
-    pub(crate) async fn ensure_basics(&self, link: Link, mtu: u32, changed: &mut Vec<String>) -> Result<Link> {
+    /// MTU and quiet of a device.
+    pub(crate) async fn ensure_basics(
+        &self,
+        link: Link,
+        mtu: u32,
+        role: Role,
+        changed: &mut Vec<String>,
+    ) -> Result<Link> {
         if link.mtu != mtu {
             let change = vec![LinkAttribute::Mtu(mtu)];
             self.verbs.change_link(link.index, change).await.map_err(Error::device("set the MTU of", &link.name))?;
             note(changed, &link.name);
         }
-        if link.silent == Some(false) {
-            self.silence(&link).await?;
+        if self.quieten(&link, role).await? {
             note(changed, &link.name);
         }
         Ok(link)

@@ -1,0 +1,7 @@
+//! The crate against the running kernel, in network namespaces of its own. Needs root, `ip` and `bridge` (iproute2).
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must stop, its helpers included")]
+
+mod devices;
+mod entries;
+mod fabric;
+mod support;
