@@ -27,6 +27,14 @@ pub(crate) struct NicArgs {
     pub(crate) kept: [(FdRole, RawFd); 2],
 }
 
+/// The values of `-accel` and `-cpu`. A guest moves only between hosts with the same: under KVM, of one processor model.
+pub(crate) fn processor(accelerator: Accelerator) -> (&'static str, &'static str) {
+    match accelerator {
+        Accelerator::Kvm => ("kvm", "host,migratable=on"),
+        Accelerator::Tcg => ("tcg,thread=multi", "max"),
+    }
+}
+
 /// Everything the arguments are made of.
 pub(crate) struct CommandLine<'a> {
     pub(crate) name: &'a GuestName,
@@ -65,10 +73,7 @@ impl CommandLine<'_> {
         args.option("-msg", "timestamp=on");
         // Nothing that a guest with a serial line and virtio cards does not use: it starts faster and migrates less.
         args.option("-machine", "q35,usb=off,sata=off,smbus=off,smm=off,vmport=off,hpet=off,dump-guest-core=off");
-        let (accel, cpu) = match self.accelerator {
-            Accelerator::Kvm => ("kvm", "host,migratable=on"),
-            Accelerator::Tcg => ("tcg,thread=multi", "max"),
-        };
+        let (accel, cpu) = processor(self.accelerator);
         args.option("-accel", accel);
         args.option("-cpu", cpu);
         args.option("-smp", self.vcpus.to_string());

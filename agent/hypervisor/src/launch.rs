@@ -3,10 +3,7 @@
 use std::{
     fs::OpenOptions,
     io,
-    os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
-        unix::process::CommandExt,
-    },
+    os::fd::{AsRawFd, OwnedFd},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -24,7 +21,7 @@ use crate::{
     Accelerator, FdRole, Guest, HypervisorError, RunDir,
     command_line::{CommandLine, NicArgs},
     guest::{EVENTS_KEPT, ExitWatch, watch_exit},
-    process::Process,
+    process::{Process, detach},
     qmp::Connection,
     ram_kib,
 };
@@ -193,24 +190,6 @@ fn numbers(nic: &NicFds, kept_tap: &OwnedFd) -> NicArgs {
         tap: nic.tap.as_raw_fd(),
         kept: [(FdRole::Tap(nic.port), kept_tap.as_raw_fd()), (FdRole::Hold(nic.port), nic.hold.as_raw_fd())],
     }
-}
-
-/// Makes the child a session of its own, so that no signal to the agent's group reaches it, and lets it inherit just
-/// `fds`: everything else of the agent is close-on-exec and stays so, also for children other threads start meanwhile.
-fn detach(command: &mut Command, fds: Vec<RawFd>) {
-    let prepare = move || {
-        nix::unistd::setsid()?;
-        for fd in &fds {
-            // SAFETY: fcntl on a number; async-signal-safe. The descriptor is open: the parent owns it past the spawn.
-            if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } == -1 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: the closure runs between fork and exec; it only makes the system calls setsid and fcntl, allocates
-    // nothing and takes no lock.
-    unsafe { command.pre_exec(prepare) };
 }
 
 /// Holds a child by pidfd. It cannot have been reaped: `child` is ours.

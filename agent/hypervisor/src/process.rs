@@ -2,8 +2,11 @@
 
 use std::{
     fmt, io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-    process::{Child, ExitStatus},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    process::{Child, Command, ExitStatus},
 };
 
 use nix::sys::signal::Signal;
@@ -96,6 +99,24 @@ impl Watch {
     }
 }
 
+/// Makes the child a session of its own, so that no signal to the agent's group reaches it, and lets it inherit just
+/// `fds`: everything else of the agent is close-on-exec and stays so, also for children other threads start meanwhile.
+pub(crate) fn detach(command: &mut Command, fds: Vec<RawFd>) {
+    let prepare = move || {
+        nix::unistd::setsid()?;
+        for fd in &fds {
+            // SAFETY: fcntl on a number; async-signal-safe. The descriptor is open: the parent owns it past the spawn.
+            if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec; it only makes the system calls setsid and fcntl, allocates
+    // nothing and takes no lock.
+    unsafe { command.pre_exec(prepare) };
+}
+
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     if fd < 0 {
@@ -110,7 +131,6 @@ mod tests {
     use std::{
         io::{Read, Write},
         os::unix::{net::UnixStream, process::ExitStatusExt},
-        process::Command,
     };
 
     use super::*;
