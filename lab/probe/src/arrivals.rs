@@ -53,6 +53,8 @@ pub struct Summary {
     pub arrived: u64,
     /// Of them, not arrived.
     pub lost: u64,
+    /// Their numbers, the first [`Summary::NUMBERS`] of them.
+    pub lost_numbers: Vec<u64>,
     /// Arrivals of a packet that had already arrived.
     pub duplicated: u64,
     /// First arrivals that came after one with a higher number.
@@ -66,6 +68,9 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// How many lost packets are named.
+    pub const NUMBERS: usize = 16;
+
     /// What `arrivals` (in order of arrival) say about the packets numbered `sent`; others are passed over.
     pub fn of(sent: Range<u64>, arrivals: &[Arrival]) -> Self {
         let mut summary = Self { sent: sent.end.saturating_sub(sent.start), ..Self::default() };
@@ -84,6 +89,7 @@ impl Summary {
         }
         summary.arrived = seen.len() as u64;
         summary.lost = summary.sent - summary.arrived;
+        summary.lost_numbers = sent.filter(|sequence| !seen.contains(sequence)).take(Self::NUMBERS).collect();
         summary
     }
 
@@ -118,7 +124,7 @@ mod tests {
     fn counts_lost_duplicated_and_reordered_apart() {
         let summary = Summary::of(0..8, &arrivals(&[0, 1, 1, 5, 3, 4, 6, 3]));
         assert_eq!((summary.sent, summary.arrived), (8, 6));
-        assert_eq!(summary.lost, 2, "2 and 7");
+        assert_eq!((summary.lost, summary.lost_numbers), (2, vec![2, 7]));
         assert_eq!(summary.duplicated, 2, "1 and 3");
         assert_eq!((summary.reordered, summary.displacement), (2, 2), "3 and 4 after 5");
     }

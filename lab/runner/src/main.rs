@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 mod demo;
@@ -109,5 +109,5 @@ fn exec(lab: &Lab, topology: &Topology, node: &str, command: &[String]) -> Resul
     let program = play::sibling(program).unwrap_or_else(|_| program.into());
     let mut command = lab.namespace(node).command(program)?;
     command.args(arguments).env("THROUGHLINE_CONTROLLER", topology.controller_url()?);
-    Err(command.exec().into())
+    Err(command.exec()).with_context(|| format!("cannot run {:?} on {node}", command.get_program()))
 }

@@ -130,7 +130,7 @@ fn start<'a>(lab: &Lab, node: &'a Node) -> Result<(&'a str, Child)> {
     if has_agent(node) {
         command.arg("--bpffs").arg(lab.bpffs(&node.name));
     }
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // SAFETY: the closure only makes the setsid system call.
     unsafe { command.pre_exec(|| Ok(setsid().map(drop)?)) };
     let child = command.spawn().with_context(|| format!("cannot start {program} on {}", node.name))?;
@@ -148,8 +148,12 @@ pub(crate) fn sibling(program: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Shows the end of every daemon's log: after a failure, the lab that wrote them is about to go.
+/// Shows the end of every daemon's log: after a failure, the lab that wrote them is about to go. Whoever interrupted it does
+/// not ask why.
 pub(crate) fn show_logs(lab: &Lab, topology: &Topology) {
+    if signals::interrupted() {
+        return;
+    }
     for node in topology.nodes.iter().filter(|node| !node.daemon.is_empty()) {
         show_log(&lab.log(&node.name));
     }

@@ -24,6 +24,15 @@ pub(super) fn longest_gap(source: &[Sighting], destination: &[Sighting], running
     times.windows(2).filter(in_window).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
 }
 
+/// Where a frame was last seen, for whoever looks for the fault; times are milliseconds from `stopped_at`.
+pub(super) fn trace(sequence: u64, source: &[Sighting], destination: &[Sighting], stopped_at: u64) -> String {
+    let on = |tap: &[Sighting]| match tap.iter().rev().find(|frame| frame.sequence == sequence) {
+        Some(frame) => format!("at {:+.3} ms", (frame.at_ns as f64 - stopped_at as f64) / 1e6),
+        None => "never".to_owned(),
+    };
+    format!("packet {sequence}: on the source's tap {}, on the destination's {}", on(source), on(destination))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +68,15 @@ mod tests {
         let source = seen(&[(0, 100), (1, 900), (2, 905)]);
         assert_eq!(longest_gap(&source, &[], 0, 901..1000), 5);
         assert_eq!(longest_gap(&source, &[], 0, 2000..3000), 0);
+    }
+
+    #[test]
+    fn a_lost_frame_is_traced() {
+        let ms = 1_000_000;
+        let source = seen(&[(3, 9 * ms), (4, 11 * ms)]);
+        assert_eq!(
+            trace(4, &source, &[], 10 * ms),
+            "packet 4: on the source's tap at +1.000 ms, on the destination's never"
+        );
     }
 }

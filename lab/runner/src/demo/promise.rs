@@ -5,8 +5,10 @@ use super::record::Run;
 /// What was broken in a run; empty if nothing was.
 pub(super) fn broken(run: &Run) -> Vec<String> {
     let faults = [
-        (run.sent == 0, "nothing was sent, so nothing was shown".to_owned()),
-        (run.lost_to_guest > 0, format!("{} packets to the guest were lost", run.lost_to_guest)),
+        (run.sent_to_guest == 0, "nothing was sent to the guest, so nothing was shown".to_owned()),
+        (run.sent_from_guest == 0, "the guest sent nothing, so nothing was shown".to_owned()),
+        (run.tcp_messages == 0, "the TCP stream stood still, so nothing was shown".to_owned()),
+        (run.lost_to_guest > 0, lost_to_guest(run)),
         (run.lost_from_guest > 0, format!("{} packets from the guest were lost", run.lost_from_guest)),
         (run.duplicated > 0, format!("{} packets came more than once", run.duplicated)),
         (run.reordered > 0, format!("{} packets came out of order, by up to {}", run.reordered, run.displacement)),
@@ -17,6 +19,14 @@ pub(super) fn broken(run: &Run) -> Vec<String> {
     ];
     let say = |what| format!("{} → {}: {what}", run.from, run.to);
     faults.into_iter().filter(|(broken, _)| *broken).map(|(_, what)| say(what)).collect()
+}
+
+fn lost_to_guest(run: &Run) -> String {
+    let mut text = format!("{} packets to the guest were lost ({} of them pings)", run.lost_to_guest, run.pings_lost);
+    for trace in &run.lost_traces {
+        text += &format!("\n    {trace}");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -31,8 +41,10 @@ mod tests {
 
     #[test]
     fn every_fault_breaks_it() {
-        let faults: [fn(&mut Run); 9] = [
-            |run| run.sent = 0,
+        let faults: [fn(&mut Run); 11] = [
+            |run| run.sent_to_guest = 0,
+            |run| run.sent_from_guest = 0,
+            |run| run.tcp_messages = 0,
             |run| run.lost_to_guest = 1,
             |run| run.lost_from_guest = 1,
             |run| run.duplicated = 1,

@@ -37,8 +37,18 @@ pub(super) struct Run {
     pub(super) gap_ms: f64,
     /// Numbered UDP packets sent, both ways (echoes not counted).
     pub(super) sent: u64,
+    /// Of them, by the peer.
+    pub(super) sent_to_guest: u64,
+    /// Of them, by the guest.
+    pub(super) sent_from_guest: u64,
+    /// Messages sent on the TCP stream, both ways.
+    pub(super) tcp_messages: u64,
     /// Packets and pings that did not reach the guest (a ping without an answer counts here).
     pub(super) lost_to_guest: u64,
+    /// Of them, pings.
+    pub(super) pings_lost: u64,
+    /// Where the first of the lost packets to the guest were last seen; times from the guest's STOP.
+    pub(super) lost_traces: Vec<String>,
     /// Packets and echoes that left the guest and did not reach the peer.
     pub(super) lost_from_guest: u64,
     /// Packets, echoes and pings that came more than once, each fault counted where it happened.
@@ -113,6 +123,7 @@ impl Run {
             .with_context(|| format!("no frame ever reached the guest's tap on {to}"))?;
         let window = cutover.armed_at_ns..cutover.settled_at_ns;
         let gap = delivery::longest_gap(&taps.source, &taps.destination, cutover.running_at_ns, window);
+        let trace = |&number: &u64| delivery::trace(number, &taps.source, &taps.destination, cutover.stopped_at_ns);
         let (before, after) = retransmits(probes, cutover.armed_at_ns);
         let Report { to_guest, echoes, from_guest, ping, memory, stream } = probes;
         Ok(Self {
@@ -122,7 +133,12 @@ impl Run {
             hold_added_ms: ms(hold_added),
             gap_ms: ms(gap),
             sent: to_guest.sent + from_guest.sent,
+            sent_to_guest: to_guest.sent,
+            sent_from_guest: from_guest.sent,
+            tcp_messages: stream.sent,
             lost_to_guest: to_guest.lost + ping.lost,
+            pings_lost: ping.lost,
+            lost_traces: to_guest.lost_numbers.iter().map(trace).collect(),
             // An echo of a packet that never came was never sent.
             lost_from_guest: from_guest.lost + to_guest.arrived.saturating_sub(echoes.arrived),
             // A packet that came twice is echoed twice, one that came late is echoed late.
