@@ -1,4 +1,13 @@
 //! When to pause: pure judgement over QEMU's progress figures.
+//!
+//! QEMU stops a guest by itself when what is left would go within its downtime limit times the rate it measured over the
+//! last 100 ms; an idle guest gets there before anybody looks. A stop that finds the port not armed may cost a frame: a
+//! stopped QEMU still reads one from its tap (net/tap.c, `tap_send`). So the end is approached in three steps:
+//!
+//! 1. *brake* while something is left: the rate, and with it QEMU's threshold, falls to next to nothing;
+//! 2. *approach* at full rate: for one slot of 100 ms QEMU judges by the braked rate and stops only if not one page is
+//!    left; within it the last pass ends and what the guest has dirtied is known;
+//! 3. arm and pause, in that slot.
 
 use std::{fmt, time::Duration};
 
@@ -7,9 +16,17 @@ use serde::{Deserialize, Serialize};
 use crate::{Limits, Progress};
 
 /// An expected pause not worth improving on, microseconds.
-const GOOD_PAUSE_US: u64 = 2_000;
-/// How long a pause that is allowed but not good is given to become good.
+const GOOD_PAUSE_US: u64 = 3_000;
+/// How long a pause that is allowed but not good is given to become good, in pre-copy at full rate.
 const PATIENCE: Duration = Duration::from_millis(400);
+/// The same in the approach, of which QEMU's slot allows 100 ms.
+const APPROACH: Duration = Duration::from_millis(50);
+/// An approach that has not begun by then (QEMU looks every 100 ms) will not.
+const APPROACH_BEGINS: Duration = Duration::from_millis(400);
+/// Brake when this little is left, bytes: more than is sent, zero pages included, between two looks.
+const BRAKE_AT: u64 = 32 << 20;
+/// QEMU has noticed the brake when it measures less than this, bytes per second.
+const BRAKED_RATE: u64 = 1 << 20;
 
 /// Watches pre-copy and says when the guest should be paused.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -17,25 +34,77 @@ pub(crate) struct Convergence {
     limits: Limits,
     last: Progress,
     allowed_since: Option<Duration>,
+    released: Option<(Duration, Progress)>,
+    approached_since: Option<Duration>,
+}
+
+/// What an approach has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Approach {
+    /// Look again.
+    GoOn,
+    /// Pause now.
+    Pause,
+    /// The slot runs out: brake again.
+    Brake,
 }
 
 impl Convergence {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, last: Progress::default(), allowed_since: None }
+        Self { limits, last: Progress::default(), allowed_since: None, released: None, approached_since: None }
     }
 
-    /// True when the guest should be paused now: the first pass is over, and the expected pause is good, or has been
-    /// within the caller's limit for as long as it is reasonable to wait for better.
+    /// True when so little is left that QEMU may end by itself.
+    pub(crate) fn should_brake(&mut self, progress: &Progress) -> bool {
+        self.last = *progress;
+        progress.passes > 0 && progress.remaining <= BRAKE_AT
+    }
+
+    /// True when a guest that keeps more dirty than the brake is for should be paused now: the first pass is over, and
+    /// the expected pause has been within the caller's limit for as long as it is reasonable to wait for better.
     pub(crate) fn should_pause(&mut self, progress: &Progress, now: Duration) -> bool {
         self.last = *progress;
-        let first_pass_over = progress.passes >= 2;
-        let limit_us = u64::from(self.limits.longest_pause_ms) * 1000;
-        if !first_pass_over || progress.expected_pause_us > limit_us {
+        if progress.passes < 2 || !self.allowed(progress) {
             self.allowed_since = None;
             return false;
         }
         let since = *self.allowed_since.get_or_insert(now);
         progress.expected_pause_us <= GOOD_PAUSE_US || now.saturating_sub(since) >= PATIENCE
+    }
+
+    /// True when QEMU has measured the braked rate.
+    pub(crate) fn is_braked(&mut self, progress: &Progress) -> bool {
+        self.last = *progress;
+        progress.rate < BRAKED_RATE
+    }
+
+    /// The brake is released now.
+    pub(crate) fn approach(&mut self, now: Duration) {
+        self.released = Some((now, self.last));
+        self.approached_since = None;
+    }
+
+    /// Judges the approach.
+    pub(crate) fn judge(&mut self, progress: &Progress, now: Duration) -> Approach {
+        self.last = *progress;
+        let Some((released_at, released)) = self.released else { return Approach::Brake };
+        let pass_ended = progress.passes > released.passes;
+        if !pass_ended && progress.remaining >= released.remaining {
+            let late = now.saturating_sub(released_at) >= APPROACH_BEGINS;
+            return if late { Approach::Brake } else { Approach::GoOn };
+        }
+        let since = *self.approached_since.get_or_insert(now);
+        let slot_runs_out = now.saturating_sub(since) >= APPROACH;
+        match (pass_ended && self.allowed(progress), slot_runs_out) {
+            (true, _) if progress.expected_pause_us <= GOOD_PAUSE_US => Approach::Pause,
+            (true, true) => Approach::Pause,
+            (false, true) => Approach::Brake,
+            (_, false) => Approach::GoOn,
+        }
+    }
+
+    fn allowed(&self, progress: &Progress) -> bool {
+        progress.expected_pause_us <= u64::from(self.limits.longest_pause_ms) * 1000
     }
 }
 
@@ -56,33 +125,70 @@ impl fmt::Display for Convergence {
 mod tests {
     use super::*;
 
-    fn at(passes: u32, expected_pause_us: u64) -> Progress {
-        Progress { passes, expected_pause_us, ..Progress::default() }
+    const MIB: u64 = 1 << 20;
+
+    fn at(passes: u32, remaining: u64, expected_pause_us: u64) -> Progress {
+        Progress { passes, remaining, expected_pause_us, ..Progress::default() }
     }
 
-    #[test]
-    fn never_in_the_first_pass() {
-        assert!(!Convergence::new(Limits::default()).should_pause(&at(1, 0), Duration::ZERO));
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
     }
 
-    #[test]
-    fn at_once_when_good() {
-        assert!(Convergence::new(Limits::default()).should_pause(&at(2, GOOD_PAUSE_US), Duration::ZERO));
-    }
-
-    #[test]
-    fn waits_for_better_but_not_for_ever() {
+    fn released() -> Convergence {
         let mut convergence = Convergence::new(Limits::default());
-        assert!(!convergence.should_pause(&at(2, 100_000), Duration::ZERO));
-        assert!(!convergence.should_pause(&at(3, 100_000), PATIENCE / 2));
-        assert!(convergence.should_pause(&at(4, 100_000), PATIENCE));
+        assert!(convergence.is_braked(&at(1, 20 * MIB, 40_000)));
+        convergence.approach(ms(0));
+        convergence
+    }
+
+    #[test]
+    fn brakes_before_qemu_can_end_by_itself() {
+        let mut convergence = Convergence::new(Limits::default());
+        assert!(!convergence.should_brake(&at(0, 0, 0)), "nothing was measured yet");
+        assert!(!convergence.should_brake(&at(1, BRAKE_AT + 1, 0)));
+        assert!(convergence.should_brake(&at(1, BRAKE_AT, 0)));
+    }
+
+    #[test]
+    fn a_busy_guest_is_paused_when_it_gets_no_better() {
+        let mut convergence = Convergence::new(Limits::default());
+        assert!(!convergence.should_pause(&at(1, 90 * MIB, 0), ms(0)), "never in the first pass");
+        assert!(!convergence.should_pause(&at(2, 90 * MIB, 100_000), ms(0)));
+        assert!(convergence.should_pause(&at(4, 90 * MIB, 100_000), PATIENCE));
     }
 
     #[test]
     fn never_beyond_the_callers_limit() {
         let mut convergence = Convergence::new(Limits { longest_pause_ms: 50, ..Limits::default() });
         for second in 0..10 {
-            assert!(!convergence.should_pause(&at(9, 50_001), Duration::from_secs(second)));
+            assert!(!convergence.should_pause(&at(9, 90 * MIB, 50_001), Duration::from_secs(second)));
         }
+        convergence.approach(ms(0));
+        assert_eq!(convergence.judge(&at(10, MIB, 50_001), ms(10)), Approach::GoOn);
+        assert_eq!(convergence.judge(&at(10, MIB, 50_001), ms(10) + APPROACH), Approach::Brake);
+    }
+
+    #[test]
+    fn an_approach_waits_for_the_pass_to_end() {
+        let mut convergence = released();
+        assert_eq!(convergence.judge(&at(1, 20 * MIB, 40_000), ms(90)), Approach::GoOn, "QEMU has not looked yet");
+        assert_eq!(convergence.judge(&at(1, 2 * MIB, 40), ms(100)), Approach::GoOn, "what is dirty is not known yet");
+        assert_eq!(convergence.judge(&at(2, MIB, 1_000), ms(104)), Approach::Pause);
+    }
+
+    #[test]
+    fn an_approach_ends_within_qemus_slot() {
+        let mut convergence = released();
+        assert_eq!(convergence.judge(&at(2, 9 * MIB, 9_000), ms(100)), Approach::GoOn);
+        assert_eq!(convergence.judge(&at(3, 9 * MIB, 9_000), ms(100) + APPROACH), Approach::Pause);
+        let mut convergence = released();
+        assert_eq!(convergence.judge(&at(1, 9 * MIB, 9_000), ms(100)), Approach::GoOn);
+        assert_eq!(convergence.judge(&at(1, 5 * MIB, 9_000), ms(100) + APPROACH), Approach::Brake);
+    }
+
+    #[test]
+    fn an_approach_that_never_begins_is_given_up() {
+        assert_eq!(released().judge(&at(1, 20 * MIB, 40_000), APPROACH_BEGINS), Approach::Brake);
     }
 }

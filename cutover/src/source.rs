@@ -1,19 +1,29 @@
 //! The source's part of a cutover: it gives the guest up, once, and never takes it back on its own word.
 //!
 //! ```text
-//! Preparing ─ ready, peer prepared ─► Precopy ─ converged ─► Arming ─ armed ─► Pausing ─ STOP ─► Switching
-//!     │                                  │  (QEMU may stop by itself here: arm at once)              │ given up, durably
-//!     └──────────────┬───────────────────┴───────────────────┬──────────────────────────────────────┤
-//!                 Undoing ◄── declined ── Unresolved ◄── stream lost, memory failed, cancelled ── GivenUp
-//!                    │                        └─ committed after all ─┐                              │ committed
-//!                  Ended                                              └──────────────────────────► Carrying ─ settle, quiet ─► Removing ─► Ended
+//! Preparing ─ ready, peer prepared ─► Precopy ─ little left ─► Braked ─ given up, on disk; rate down ─► Approaching ─ pass over ─┐
+//!     │                                  │                      ▲  └──────────── slot runs out ◄──────────────┘                │
+//!     │                                  └─ busy, no better ─► GivingUp ─ on disk ─────────────────────────────────────────────┤
+//!     │                                                                                                                        ▼
+//!     │          Ended ◄─ removed ─ Removing ◄─ settle, quiet ─ Carrying ◄─ committed ─ Switching ◄─ STOP ─ Pausing ◄─ armed ─ Arming
+//!     └── failed, cancelled, late ──► not told yet: Undoing ─► Ended                       ▲
+//!                                         ▲ declined                                       │ committed after all
+//!                                     told: Unresolved ────────────────────────────────────┘
 //! ```
+//!
+//! A QEMU that stops by itself all the same, at any time, is armed at once and goes on from `Arming`.
+//!
+//! The give-up is written while the guest still runs, so that the disk's time is not the guest's pause. Once the
+//! destination has been told, only its word lets the guest stay.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Generation, Limits, Machine, Progress, converge::Convergence};
+use crate::{
+    Failure, Generation, Limits, Machine, Progress,
+    converge::{Approach, Convergence},
+};
 
 /// Longest wait for the hold to be in place, and for QEMU to stop once told.
 const ARM_DEADLINE: Duration = Duration::from_secs(2);
@@ -29,15 +39,19 @@ pub enum SourcePhase {
     Preparing,
     /// Memory moves, the guest runs.
     Precopy,
+    /// Little is left and held back, the give-up is being written, the guest runs.
+    Braked,
+    /// The last pass runs at full rate, the guest runs.
+    Approaching,
+    /// The give-up is being written, the guest runs and dirties much.
+    GivingUp,
     /// The hold is being put in place.
     Arming,
     /// QEMU has been told to stop.
     Pausing,
-    /// The guest is paused, the last memory moves, nothing is given up yet.
+    /// The guest is paused, the last memory moves, the destination may commit.
     Switching,
-    /// Given up, durably: only the destination's word lets the guest resume here.
-    GivenUp,
-    /// Given up, and the destination's word is missing.
+    /// Told, and something went wrong: only the destination's word lets the guest resume here.
     Unresolved,
     /// The destination owns the guest; frames that still arrive are carried.
     Carrying,
@@ -110,6 +124,10 @@ pub enum SourceEffect {
         /// Where to.
         uri: String,
     },
+    /// Hold back what is left of memory, so that QEMU does not stop the guest before the port is armed.
+    Brake,
+    /// Send at full rate again.
+    Unbrake,
     /// Steer frames to the hold. Answer: `Armed`.
     Arm,
     /// Stop the guest and let QEMU finish. Answer: `Stopped`, then `PreSwitchover`.
@@ -164,6 +182,7 @@ pub struct Source {
     generation: Generation,
     limits: Limits,
     ready: bool,
+    told: bool,
     uri: Option<String>,
     stopped: bool,
     pre_switchover: bool,
@@ -182,6 +201,7 @@ impl Source {
             generation,
             limits,
             ready: false,
+            told: false,
             uri: None,
             stopped: false,
             pre_switchover: false,
@@ -195,7 +215,7 @@ impl Source {
 
     /// The source of a guest that was given up, durably, before its agent ended: first of all the destination is asked.
     pub fn given_up_before(generation: Generation, limits: Limits) -> Self {
-        Self { phase: SourcePhase::Unresolved, stopped: true, ..Self::new(generation, limits) }
+        Self { phase: SourcePhase::Unresolved, told: true, stopped: true, ..Self::new(generation, limits) }
     }
 
     /// Where it is.
@@ -203,16 +223,25 @@ impl Source {
         self.phase
     }
 
-    /// True once the source may no longer decide alone: given up, or gone.
-    pub fn given_up(&self) -> bool {
-        use SourcePhase::{Carrying, GivenUp, Removing, Unresolved};
-        matches!(self.phase, GivenUp | Unresolved | Carrying | Removing)
+    /// Before the destination's commit is known.
+    fn under_way(phase: SourcePhase) -> bool {
+        use SourcePhase::{Approaching, Arming, Braked, GivingUp, Pausing, Precopy, Preparing, Switching};
+        matches!(phase, Preparing | Precopy | Braked | Approaching | GivingUp | Arming | Pausing | Switching)
     }
 
-    /// Before the give-up: the source alone decides.
-    fn undoable(phase: SourcePhase) -> bool {
-        use SourcePhase::{Arming, Pausing, Precopy, Preparing, Switching};
-        matches!(phase, Preparing | Precopy | Arming | Pausing | Switching)
+    fn go_wrong(&mut self, event: SourceEvent, now: Duration) -> Vec<SourceEffect> {
+        use SourceEvent as On;
+        match event {
+            On::Tick if self.due(now) => self.abandon(self.late(), now),
+            On::Abort(failure) | On::MemoryFailed(failure) => self.abandon(failure, now),
+            On::PeerDeclined(failure) => self.undo(failure),
+            On::PeerLost if self.told => self.unresolved(now),
+            On::PeerLost => self.undo(Failure::new(
+                "DESTINATION_LOST",
+                "the destination's agent went away before commit; the guest runs on here; migrate again when it is back",
+            )),
+            _ => vec![],
+        }
     }
 
     fn due(&self, now: Duration) -> bool {
@@ -243,23 +272,54 @@ impl Source {
 
     fn progress(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
         let mut effects = vec![SourceEffect::Report(SourceReport::Progress(progress))];
-        if self.convergence.should_pause(&progress, now) {
-            self.arm(now);
-            effects.push(SourceEffect::Arm);
+        if self.convergence.should_brake(&progress) {
+            self.phase = SourcePhase::Braked;
+            effects.extend([SourceEffect::Brake, SourceEffect::RecordGiveUp]);
+        } else if self.convergence.should_pause(&progress, now) {
+            self.phase = SourcePhase::GivingUp;
+            effects.push(SourceEffect::RecordGiveUp);
         }
         effects
     }
 
-    fn arm(&mut self, now: Duration) {
+    fn braked(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
+        let mut effects = vec![SourceEffect::Report(SourceReport::Progress(progress))];
+        if self.told && self.convergence.is_braked(&progress) {
+            self.convergence.approach(now);
+            self.phase = SourcePhase::Approaching;
+            effects.push(SourceEffect::Unbrake);
+        }
+        effects
+    }
+
+    fn approaching(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
+        match self.convergence.judge(&progress, now) {
+            Approach::GoOn => vec![],
+            Approach::Pause => self.arm(now),
+            Approach::Brake => {
+                self.phase = SourcePhase::Braked;
+                vec![SourceEffect::Brake]
+            }
+        }
+    }
+
+    fn arm(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.phase = SourcePhase::Arming;
         self.deadline = Some(now + ARM_DEADLINE);
+        vec![SourceEffect::Arm]
     }
 
     /// An idle guest's QEMU may finish by itself. Frames since the stop wait in the tap's ring, ahead of the hold.
     fn stopped_early(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.stopped = true;
-        self.arm(now);
-        vec![SourceEffect::Arm]
+        let mut effects = self.arm(now);
+        effects.push(SourceEffect::RecordGiveUp);
+        effects
+    }
+
+    fn tell(&mut self) -> Vec<SourceEffect> {
+        self.told = true;
+        vec![SourceEffect::TellGiveUp]
     }
 
     fn armed(&mut self, now: Duration) -> Vec<SourceEffect> {
@@ -279,7 +339,7 @@ impl Source {
         self.phase = SourcePhase::Switching;
         self.stopped = true;
         self.deadline = Some(now + SWITCH_GRACE + Duration::from_millis(self.limits.longest_pause_ms.into()));
-        let mut effects = vec![SourceEffect::RecordGiveUp];
+        let mut effects = Vec::with_capacity(2);
         if self.pre_switchover {
             effects.push(SourceEffect::ContinueSwitchover);
         }
@@ -312,22 +372,21 @@ impl Source {
         if self.settle_ordered && self.line_empty { vec![SourceEffect::AwaitQuiet] } else { vec![] }
     }
 
-    /// After the give-up only the destination can say no.
-    fn ask_to_undo(&mut self, failure: Failure, now: Duration) -> Vec<SourceEffect> {
-        self.phase = SourcePhase::Unresolved;
-        self.deadline = Some(now + RESOLVE_EVERY);
-        vec![SourceEffect::TellAbort(failure)]
-    }
-
     fn unresolved(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.phase = SourcePhase::Unresolved;
         self.deadline = Some(now + RESOLVE_EVERY);
         vec![SourceEffect::Resolve]
     }
 
-    fn abandon(&mut self, failure: Failure) -> Vec<SourceEffect> {
+    /// Once told, only the destination can say no.
+    fn abandon(&mut self, failure: Failure, now: Duration) -> Vec<SourceEffect> {
         let mut effects = vec![SourceEffect::TellAbort(failure.clone())];
-        effects.extend(self.undo(failure));
+        if self.told {
+            self.phase = SourcePhase::Unresolved;
+            self.deadline = Some(now + RESOLVE_EVERY);
+        } else {
+            effects.extend(self.undo(failure));
+        }
         effects
     }
 
@@ -367,33 +426,37 @@ impl Machine for Source {
                 self.precopy_if_ready()
             }
             (At::Precopy, On::Progress(progress)) => self.progress(progress, now),
+            (At::Braked, On::Progress(progress)) => self.braked(progress, now),
+            (At::Approaching, On::Progress(progress)) => self.approaching(progress, now),
             (At::Precopy, On::Stopped) => self.stopped_early(now),
+            (At::Braked | At::Approaching | At::GivingUp, On::Stopped) => {
+                self.stopped = true;
+                self.arm(now)
+            }
+            (At::Braked, On::GiveUpRecorded) => self.tell(),
+            (At::GivingUp, On::GiveUpRecorded) => {
+                let mut effects = self.tell();
+                effects.extend(self.arm(now));
+                effects
+            }
+            (At::Approaching | At::Arming | At::Pausing | At::Switching, On::GiveUpRecorded) => self.tell(),
             (At::Arming, On::Stopped) => {
                 self.stopped = true;
                 vec![]
             }
             (At::Arming, On::Armed) => self.armed(now),
             (At::Pausing, On::Stopped) => self.paused(now),
-            (At::Arming | At::Pausing, On::PreSwitchover) => {
+            (At::Braked | At::Approaching | At::GivingUp | At::Arming | At::Pausing, On::PreSwitchover) => {
                 self.pre_switchover = true;
                 vec![]
             }
-            (At::Switching, On::PreSwitchover) => {
-                self.pre_switchover = true;
-                vec![SourceEffect::ContinueSwitchover]
+            (At::Switching, On::PreSwitchover) => vec![SourceEffect::ContinueSwitchover],
+            (At::Switching | At::Unresolved, On::PeerCommitted { generation }) if self.told => {
+                self.committed(generation)
             }
-            (At::GivenUp, On::PreSwitchover) => vec![SourceEffect::ContinueSwitchover],
-            (At::Switching, On::GiveUpRecorded) => {
-                self.phase = At::GivenUp;
-                vec![SourceEffect::TellGiveUp]
-            }
-            (At::GivenUp | At::Unresolved, On::PeerCommitted { generation }) => self.committed(generation),
-            (At::GivenUp | At::Unresolved, On::PeerDeclined(failure)) => self.undo(failure),
-            (At::GivenUp, On::PeerLost) => self.unresolved(now),
+            (At::Unresolved, On::PeerDeclined(failure)) => self.undo(failure),
             (At::Unresolved, On::Begin) => self.unresolved(now),
             (At::Unresolved, On::Tick) if self.due(now) => self.unresolved(now),
-            (At::GivenUp, On::MemoryFailed(failure) | On::Abort(failure)) => self.ask_to_undo(failure, now),
-            (At::GivenUp, On::Tick) if self.due(now) => self.ask_to_undo(self.late(), now),
             (At::Carrying, On::LineEmpty) => self.line_is_empty(),
             (At::Carrying, On::SettleOrdered) => {
                 self.settle_ordered = true;
@@ -408,13 +471,7 @@ impl Machine for Source {
                 let failure = self.failure.take().unwrap_or_else(|| Failure::new("ABORTED", "undone"));
                 self.end(SourceReport::Aborted(failure))
             }
-            (phase, On::Tick) if self.due(now) && Self::undoable(phase) => self.abandon(self.late()),
-            (phase, On::Abort(failure) | On::MemoryFailed(failure)) if Self::undoable(phase) => self.abandon(failure),
-            (phase, On::PeerDeclined(failure)) if Self::undoable(phase) => self.undo(failure),
-            (phase, On::PeerLost) if Self::undoable(phase) => self.undo(Failure::new(
-                "DESTINATION_LOST",
-                "the destination's agent went away before commit; the guest runs on here; migrate again when it is back",
-            )),
+            (phase, event) if Self::under_way(phase) => self.go_wrong(event, now),
             _ => vec![],
         }
     }

@@ -44,8 +44,14 @@ fn lost(what: &str) -> Failure {
     Failure::new("TEST", what)
 }
 
-fn converged() -> S {
-    S::Progress(Progress { passes: 2, expected_pause_us: 900, ..Progress::default() })
+fn progress(passes: u32, left_mib: u64, rate_mib: u64, expected_pause_us: u64) -> S {
+    S::Progress(Progress {
+        passes,
+        remaining: left_mib << 20,
+        rate: rate_mib << 20,
+        expected_pause_us,
+        ..Progress::default()
+    })
 }
 
 fn until_given_up() -> Vec<(u64, S)> {
@@ -53,12 +59,16 @@ fn until_given_up() -> Vec<(u64, S)> {
         (0, S::Begin),
         (20, S::Ready),
         (30, S::PeerPrepared { uri: uri() }),
-        (400, S::Progress(Progress { passes: 1, expected_pause_us: 90_000, ..Progress::default() })),
-        (900, converged()),
+        (400, progress(1, 90, 600, 150_000)),
+        (500, progress(1, 30, 600, 50_000)),
+        (502, S::GiveUpRecorded),
+        (504, progress(1, 29, 600, 49_000)),
+        (700, progress(1, 29, 0, 90_000)),
+        (800, progress(1, 11, 0, 30_000)),
+        (900, progress(2, 1, 0, 1_900)),
         (901, S::Armed),
         (902, S::Stopped),
         (903, S::PreSwitchover),
-        (904, S::GiveUpRecorded),
     ]
 }
 
@@ -89,6 +99,28 @@ fn source_whose_qemu_stops_by_itself() {
 }
 
 #[test]
+fn source_of_a_busy_guest() {
+    insta::assert_snapshot!(source(&[
+        (0, S::Begin),
+        (20, S::Ready),
+        (30, S::PeerPrepared { uri: uri() }),
+        (900, progress(2, 90, 600, 150_000)),
+        (1_300, progress(3, 90, 600, 150_000)),
+        (1_302, S::GiveUpRecorded),
+        (1_303, S::Armed),
+        (1_304, S::Stopped),
+    ]));
+}
+
+#[test]
+fn source_whose_approach_does_not_get_there() {
+    let mut events = until_given_up();
+    events.truncate(9);
+    events.extend([(860, progress(1, 3, 0, 9_000)), (1_060, progress(1, 3, 0, 9_000))]);
+    insta::assert_snapshot!(source(&events));
+}
+
+#[test]
 fn source_cancelled_in_precopy() {
     insta::assert_snapshot!(source(&[
         (0, S::Begin),
@@ -100,10 +132,10 @@ fn source_cancelled_in_precopy() {
 }
 
 #[test]
-fn source_that_loses_the_destination_while_paused() {
+fn source_that_loses_the_destination_before_it_was_told() {
     let mut events = until_given_up();
-    events.truncate(7);
-    events.extend([(910, S::PeerLost), (912, S::Undone)]);
+    events.truncate(5);
+    events.extend([(501, S::PeerLost), (912, S::Undone)]);
     insta::assert_snapshot!(source(&events));
 }
 
@@ -118,6 +150,21 @@ fn source_that_loses_the_destination_after_giving_up() {
         (1520, S::Undone),
     ]);
     insta::assert_snapshot!(source(&events));
+}
+
+#[test]
+fn source_cancelled_while_paused() {
+    let mut events = until_given_up();
+    events.extend([(905, S::Abort(lost("operator"))), (906, S::PeerDeclined(lost("operator"))), (910, S::Undone)]);
+    insta::assert_snapshot!(source(&events));
+}
+
+#[test]
+fn source_restarted_after_giving_up() {
+    let mut machine = Source::given_up_before(GENERATION, Limits::default());
+    let asked = machine.step(S::Begin, Duration::ZERO);
+    let carried = machine.step(S::PeerCommitted { generation: GENERATION.next() }, Duration::from_millis(3));
+    insta::assert_snapshot!(format!("{asked:?}\n{carried:?}"));
 }
 
 #[test]

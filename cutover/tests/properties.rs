@@ -19,6 +19,7 @@ fn source_event() -> impl Strategy<Value = S> {
         Just(S::Ready),
         Just(S::PeerPrepared { uri: "tcp:192.0.2.2:1".into() }),
         Just(S::Progress(Progress { passes: 2, expected_pause_us: 1, ..Progress::default() })),
+        Just(S::Progress(Progress { passes: 3, remaining: 1, expected_pause_us: 1, ..Progress::default() })),
         Just(S::Armed),
         Just(S::Stopped),
         Just(S::PreSwitchover),
@@ -135,12 +136,16 @@ proptest! {
                     match effect {
                         SourceEffect::PrepareDatapath => to_source.push(S::Ready),
                         SourceEffect::CallPeer => to_destination.push(D::SourceCalled),
-                        SourceEffect::StartPrecopy { .. } => to_source.push(S::Progress(Progress { passes: 2, ..Progress::default() })),
+                        SourceEffect::StartPrecopy { .. } => to_source.push(S::Progress(Progress { passes: 2, remaining: 1, ..Progress::default() })),
+                        SourceEffect::Unbrake => to_source.push(S::Progress(Progress { passes: 3, remaining: 1, ..Progress::default() })),
                         SourceEffect::Arm => to_source.push(S::Armed),
                         SourceEffect::Pause => to_source.extend([S::Stopped, S::PreSwitchover]),
                         SourceEffect::RecordGiveUp => to_source.push(S::GiveUpRecorded),
                         SourceEffect::ContinueSwitchover if !lose => to_destination.push(D::MemoryIn),
-                        SourceEffect::TellGiveUp if !lose => to_destination.push(D::SourceGaveUp { generation: GENERATION }),
+                        SourceEffect::TellGiveUp => {
+                            to_source.push(S::Progress(Progress { passes: 2, remaining: 1, ..Progress::default() }));
+                            if !lose { to_destination.push(D::SourceGaveUp { generation: GENERATION }); }
+                        }
                         SourceEffect::TellAbort(why) if !lose => to_destination.push(D::SourceAborted(why)),
                         SourceEffect::Resolve if !lose => {
                             to_destination.push(D::Asked);

@@ -1,7 +1,8 @@
 //! A port on the move, as this host's kernel has it: programs attached, carry device, pump.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, os::fd::AsFd as _, sync::Arc, time::Duration};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use throughline_cutover::{Failure, PortPlan};
 use throughline_loader::{Direction, Exit, Mode, PortConfig, PortHandle, PortState, Pump, PumpCounts, PumpOptions};
 
@@ -94,6 +95,12 @@ impl MovingPort {
     /// Frames for the guest wait from now on.
     pub fn hold(&self) {
         self.handle.set_mode(Mode::Hold);
+    }
+
+    /// True while frames wait in the tap's own ring. Never reads any: they are the guest's.
+    pub fn tap_is_waiting(&self) -> bool {
+        let mut readable = [PollFd::new(self.port.tap.fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut readable, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Sends the line down the carry tunnel, what is in the tap's own ring first; later frames follow, then go straight.

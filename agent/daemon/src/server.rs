@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use throughline_hypervisor::Accelerator;
+use throughline_hypervisor::probe_accelerator;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
 use throughline_wire::v1::peer_server::PeerServer;
@@ -68,7 +68,7 @@ async fn open_systems(config: &Config) -> anyhow::Result<Systems> {
     std::fs::create_dir_all(state_dir)
         .with_context(|| format!("--state-dir {} cannot be made", state_dir.display()))?;
     let journal = Journal::open(&state_dir.join("journal.redb"))?;
-    let accelerator = Accelerator::Tcg;
+    let accelerator = probe_accelerator(config.accel).await?;
     let netlink = Netlink::open().context("the kernel's network configuration cannot be reached; run as root")?;
     let bpffs = config.bpffs.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(Some(&bpffs))).await?;

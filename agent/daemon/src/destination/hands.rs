@@ -207,16 +207,18 @@ impl DestinationHands {
         });
     }
 
-    async fn announce(&mut self) {
+    /// Off the loop: nobody waits for an announcement.
+    fn announce(&mut self) {
         let Some(vm) = self.vm.clone() else { return };
         let ports: Vec<_> = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
-        for port in ports {
-            let bridge = throughline_netlink::names::bridge(port.vni);
-            if let Err(error) = self.host.netlink.announce(&bridge, port.port.mac, &port.port.ips).await {
-                warn!(%error, "the guest was not announced; peers' entries are written by their agents all the same");
-            }
-        }
+        let host = self.host.clone();
         self.waits.spawn(async move {
+            for port in ports {
+                let bridge = throughline_netlink::names::bridge(port.vni);
+                if let Err(error) = host.netlink.announce(&bridge, port.port.mac, &port.port.ips).await {
+                    warn!(%error, "the guest was not announced; peers' entries are written by their agents all the same");
+                }
+            }
             if let Err(error) = vm.announce().await {
                 warn!(%error, "the guest was not asked to announce itself");
             }
@@ -308,7 +310,7 @@ impl Hands for DestinationHands {
                 self.flip_own().await;
                 self.settle_in(self.plan.generation.next()).await;
             }
-            DestinationEffect::Announce => self.announce().await,
+            DestinationEffect::Announce => self.announce(),
             DestinationEffect::TellRunning => {
                 let at_ns = lock(&self.report).running_at_ns;
                 self.tell_source(Message::Running(v1::Running { at_ns }));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use throughline_cutover::{Failure, MigrationPlan, Progress, Source, SourceEffect, SourceEvent, SourceReport};
-use throughline_hypervisor::{GuestEventKind, MigrationProgress, MigrationStatus, RunState};
+use throughline_hypervisor::{GuestEventKind, HypervisorError, MigrationProgress, MigrationStatus, RunState};
 use throughline_loader::Mode;
 use throughline_netlink::Path;
 use throughline_wire::v1::{self, from_source};
@@ -25,13 +25,17 @@ use crate::{
 };
 
 /// How often QEMU is asked how memory is getting on.
-const PROGRESS_EVERY: Duration = Duration::from_millis(20);
+const PROGRESS_EVERY: Duration = Duration::from_millis(4);
 /// How often the controller hears of it.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// No frame carried for this long: the fabric has let go of the source.
 const QUIET: Duration = Duration::from_millis(100);
 /// Downtime limit once the guest is stopped: whatever is left is to go now, milliseconds.
 const SWITCHOVER_MS: u64 = 10_000;
+/// Bandwidth once the guest is stopped: its pause is not the place to save.
+const UNLIMITED: u64 = 0;
+/// How long a guest may take to read what is in its tap's ring.
+const TAKE_DEADLINE: Duration = Duration::from_millis(20);
 /// Pause that QEMU adds to the last memory: stopping, devices, starting.
 const FIXED_PAUSE_US: u64 = 1_000;
 
@@ -141,12 +145,30 @@ impl SourceHands {
         None
     }
 
+    /// Frames wait from now on; what came before, the guest is given time to take: a QEMU that has stopped still reads
+    /// one frame from its tap, and that one would be lost with it.
+    async fn arm(&self) {
+        lock(&self.ports).iter().for_each(MovingPort::hold);
+        lock(&self.report).armed_at_ns = real_ns();
+        let taken = until(|| !lock(&self.ports).iter().any(MovingPort::tap_is_waiting));
+        if tokio::time::timeout(TAKE_DEADLINE, taken).await.is_err() {
+            warn!("the guest does not take its frames; what is in its tap's ring goes to the front of the line");
+        }
+    }
+
     async fn pause(&self) -> Option<SourceEvent> {
         let paused = async {
             self.resident.vm.stop().await?;
-            self.resident.vm.allow_switchover(SWITCHOVER_MS).await
+            self.resident.vm.allow_switchover(SWITCHOVER_MS).await?;
+            self.resident.vm.set_bandwidth(UNLIMITED).await
         };
-        paused.await.err().map(|error| SourceEvent::MemoryFailed(hypervisor_failure(error)))
+        self.fail_memory(paused.await)
+    }
+
+    /// A command of the transfer that QEMU refuses is the end of the transfer.
+    #[expect(clippy::unused_self, reason = "reads as one of the hands' moves")]
+    fn fail_memory(&self, done: Result<(), HypervisorError>) -> Option<SourceEvent> {
+        done.err().map(|error| SourceEvent::MemoryFailed(hypervisor_failure(error)))
     }
 
     fn record_give_up(&mut self) {
@@ -331,9 +353,12 @@ impl Hands for SourceHands {
                 });
             }
             SourceEffect::StartPrecopy { uri } => return self.start_precopy(&uri).await,
+            SourceEffect::Brake => return self.fail_memory(self.resident.vm.brake().await),
+            SourceEffect::Unbrake => {
+                return self.fail_memory(self.resident.vm.set_bandwidth(self.plan.limits.bandwidth).await);
+            }
             SourceEffect::Arm => {
-                lock(&self.ports).iter().for_each(MovingPort::hold);
-                lock(&self.report).armed_at_ns = real_ns();
+                self.arm().await;
                 return Some(SourceEvent::Armed);
             }
             SourceEffect::Pause => return self.pause().await,
@@ -342,8 +367,7 @@ impl Hands for SourceHands {
                 self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0 }));
             }
             SourceEffect::ContinueSwitchover => {
-                let continued = self.resident.vm.continue_switchover().await;
-                return continued.err().map(|error| SourceEvent::MemoryFailed(hypervisor_failure(error)));
+                return self.fail_memory(self.resident.vm.continue_switchover().await);
             }
             SourceEffect::ReleaseToCarry => self.release_to_carry(),
             SourceEffect::TellLineEmpty => {
