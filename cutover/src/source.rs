@@ -126,11 +126,11 @@ pub enum SourceEffect {
     },
     /// Hold back what is left of memory, so that QEMU does not stop the guest before the port is armed.
     Brake,
-    /// Send at full rate again.
-    Unbrake,
+    /// Send as fast as it goes: the last pass, a brake's worth at most, and what is left at the pause.
+    FullRate,
     /// Steer frames to the hold. Answer: `Armed`.
     Arm,
-    /// Stop the guest and let QEMU finish. Answer: `Stopped`, then `PreSwitchover`.
+    /// Stop the guest, upon which QEMU finishes. Answer: `Stopped`, then `PreSwitchover`.
     Pause,
     /// Write down that the guest is given up. Answer: `GiveUpRecorded`.
     RecordGiveUp,
@@ -277,7 +277,7 @@ impl Source {
             effects.extend([SourceEffect::Brake, SourceEffect::RecordGiveUp]);
         } else if self.convergence.should_pause(&progress, now) {
             self.phase = SourcePhase::GivingUp;
-            effects.push(SourceEffect::RecordGiveUp);
+            effects.extend([SourceEffect::RecordGiveUp, SourceEffect::FullRate]);
         }
         effects
     }
@@ -287,7 +287,7 @@ impl Source {
         if self.told && self.convergence.is_braked(&progress) {
             self.convergence.approach(now);
             self.phase = SourcePhase::Approaching;
-            effects.push(SourceEffect::Unbrake);
+            effects.push(SourceEffect::FullRate);
         }
         effects
     }

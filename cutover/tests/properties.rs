@@ -137,7 +137,7 @@ proptest! {
                         SourceEffect::PrepareDatapath => to_source.push(S::Ready),
                         SourceEffect::CallPeer => to_destination.push(D::SourceCalled),
                         SourceEffect::StartPrecopy { .. } => to_source.push(S::Progress(Progress { passes: 2, remaining: 1, ..Progress::default() })),
-                        SourceEffect::Unbrake => to_source.push(S::Progress(Progress { passes: 3, remaining: 1, ..Progress::default() })),
+                        SourceEffect::FullRate => to_source.push(S::Progress(Progress { passes: 3, remaining: 1, ..Progress::default() })),
                         SourceEffect::Arm => to_source.push(S::Armed),
                         SourceEffect::Pause => to_source.extend([S::Stopped, S::PreSwitchover]),
                         SourceEffect::RecordGiveUp => to_source.push(S::GiveUpRecorded),

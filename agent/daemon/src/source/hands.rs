@@ -30,9 +30,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(4);
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// No frame carried for this long: the fabric has let go of the source.
 const QUIET: Duration = Duration::from_millis(100);
-/// Downtime limit once the guest is stopped: whatever is left is to go now, milliseconds.
-const SWITCHOVER_MS: u64 = 10_000;
-/// Bandwidth once the guest is stopped: its pause is not the place to save.
+/// Bandwidth of the last pass: the guest's pause is not the place to save.
 const UNLIMITED: u64 = 0;
 /// How long a guest may take to read what is in its tap's ring.
 const TAKE_DEADLINE: Duration = Duration::from_millis(20);
@@ -154,15 +152,6 @@ impl SourceHands {
         if tokio::time::timeout(TAKE_DEADLINE, taken).await.is_err() {
             warn!("the guest does not take its frames; what is in its tap's ring goes to the front of the line");
         }
-    }
-
-    async fn pause(&self) -> Option<SourceEvent> {
-        let paused = async {
-            self.resident.vm.stop().await?;
-            self.resident.vm.allow_switchover(SWITCHOVER_MS).await?;
-            self.resident.vm.set_bandwidth(UNLIMITED).await
-        };
-        self.fail_memory(paused.await)
     }
 
     /// A command of the transfer that QEMU refuses is the end of the transfer.
@@ -354,14 +343,12 @@ impl Hands for SourceHands {
             }
             SourceEffect::StartPrecopy { uri } => return self.start_precopy(&uri).await,
             SourceEffect::Brake => return self.fail_memory(self.resident.vm.brake().await),
-            SourceEffect::Unbrake => {
-                return self.fail_memory(self.resident.vm.set_bandwidth(self.plan.limits.bandwidth).await);
-            }
+            SourceEffect::FullRate => return self.fail_memory(self.resident.vm.set_bandwidth(UNLIMITED).await),
             SourceEffect::Arm => {
                 self.arm().await;
                 return Some(SourceEvent::Armed);
             }
-            SourceEffect::Pause => return self.pause().await,
+            SourceEffect::Pause => return self.fail_memory(self.resident.vm.stop().await),
             SourceEffect::RecordGiveUp => self.record_give_up(),
             SourceEffect::TellGiveUp => {
                 self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0 }));
