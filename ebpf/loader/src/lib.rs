@@ -19,7 +19,7 @@
 //!   the seal early), with queueing discipline `noqueue` (another would hide that the ring was full) and a `txqueuelen` of
 //!   [`PortConfig::line_limit`] and 32 more (the kernel frees places in batches). Nothing else may send through it: no address, no IPv6 (`disable_ipv6`) before it
 //!   goes up, because a frame the kernel sends by itself was never counted into the line.
-//! - The **tap**'s vnet header is as long as the hold's; [`Pump::release`] refuses anything else.
+//! - The **tap** has a vnet header; its length is the guest's driver's choice, and [`Pump::release`] gives the hold the same.
 //! - The **carry** device is VXLAN, `external`, with `nolearning`.
 
 mod attach;

@@ -60,6 +60,15 @@ fn an_abort_gives_everything_back_without_tcx() {
 
 #[test]
 fn a_guest_that_leaves_is_followed() {
+    followed(12);
+}
+
+#[test]
+fn a_guest_without_a_driver_is_followed_with_its_shorter_header() {
+    followed(10);
+}
+
+fn followed(header: usize) {
     let fabric = Fabric::new();
     let (source, destination) = (&fabric.source, &fabric.destination);
     let guest = source.run_guest();
@@ -67,6 +76,7 @@ fn a_guest_that_leaves_is_followed() {
     let_pass(WHILE);
     // Paused before it is held: some frames get no further than its ring.
     let mut seen = guest.pause();
+    source.tap.set_header(header);
     let_pass(WHILE / 4);
     source.port.set_mode(Mode::Hold);
     let_pass(WHILE);

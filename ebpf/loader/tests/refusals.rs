@@ -108,8 +108,8 @@ fn a_pump_takes_nothing_but_taps_of_one_kind() {
         let file = || File::open("/dev/null").unwrap().into();
         assert!(matches!(release(file(), source.tap.dup()), Err(PumpError::NotATap { role: "hold", .. })));
         assert!(matches!(release(source.hold.dup(), file()), Err(PumpError::NotATap { role: "tap", .. })));
-        let plain = Tap::with_header("plain", 10, 10);
-        assert!(matches!(release(source.hold.dup(), plain.dup()), Err(PumpError::HeaderLength { tap: 10, hold: 12 })));
+        let plain = Tap::without_header("plain", 10);
+        assert!(matches!(release(source.hold.dup(), plain.dup()), Err(PumpError::HeaderLength { tap: 0, hold: 12 })));
     });
     let state = source.port.counters();
     assert_eq!((state.mode, state.direction, state.line), (0, 0, 0), "nothing has changed");

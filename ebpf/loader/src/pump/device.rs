@@ -45,6 +45,16 @@ impl Device {
         self.header_len
     }
 
+    /// Gives every frame read or written from now on a vnet header of `length` bytes. The header is made at the descriptor,
+    /// not in the ring: frames that wait already come with the new one.
+    pub(super) fn set_header_len(&mut self, length: u32) -> io::Result<()> {
+        let wanted = length.cast_signed();
+        // SAFETY: the kernel reads one int.
+        Errno::result(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const wanted) })?;
+        self.header_len = length;
+        Ok(())
+    }
+
     /// Frames its ring takes: `txqueuelen`.
     pub(super) fn ring_len(&self) -> io::Result<u32> {
         use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};

@@ -84,8 +84,8 @@ pub enum PumpError {
     },
     /// Frames of one cannot be written to the other.
     #[error(
-        "the tap's vnet header has {tap} bytes, the hold's {hold}: its frames cannot join the line; create both with the \
-         header length QEMU sets (12)"
+        "the tap's vnet header has {tap} bytes, the hold's {hold}: its frames cannot join the line; create both with \
+         IFF_VNET_HDR"
     )]
     HeaderLength {
         /// The tap's, 0 if it has none.
@@ -115,7 +115,7 @@ impl Pump {
     /// # Errors
     /// [`PumpError`]; the port is as it was.
     pub fn release(port: &PortHandle, hold: OwnedFd, exit: Exit, options: PumpOptions) -> Result<Self, PumpError> {
-        let hold = Device::new(hold, "hold")?;
+        let mut hold = Device::new(hold, "hold")?;
         let (direction, mode, room, drain) = match exit {
             Exit::Tap { tap } => {
                 let tap = Device::new(tap, "tap")?;
@@ -127,7 +127,11 @@ impl Pump {
             }
         };
         if let Some(tap) = drain.as_ref().map(Device::header_len).filter(|tap| *tap != hold.header_len()) {
-            return Err(PumpError::HeaderLength { tap, hold: hold.header_len() });
+            // The guest's driver decides the tap's: 10 bytes before it is loaded, 12 after. Without a header on one of them
+            // checksums and segments would be lost between the two.
+            if tap == 0 || hold.header_len() == 0 || hold.set_header_len(tap).is_err() {
+                return Err(PumpError::HeaderLength { tap, hold: hold.header_len() });
+            }
         }
         let (wake, woken) = UnixStream::pair().map_err(PumpError::Thread)?;
         hold.set_nonblocking().map_err(PumpError::Thread)?;

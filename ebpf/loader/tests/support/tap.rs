@@ -24,11 +24,28 @@ pub(crate) struct Tap {
 impl Tap {
     /// A tap that is up, in the calling thread's namespace, its ring taking `ring` frames.
     pub(crate) fn new(name: &str, ring: u32) -> Self {
-        Self::with_header(name, ring, VNET_HEADER)
+        let tap = Self::open(name, ring, libc::IFF_VNET_HDR);
+        tap.set_header(VNET_HEADER);
+        // SAFETY: the ioctl reads a number.
+        let offloads = unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS) };
+        assert_eq!(offloads, 0, "TUNSETOFFLOAD");
+        tap
     }
 
-    /// As [`Tap::new`], with a vnet header of another length.
-    pub(crate) fn with_header(name: &str, ring: u32, header: usize) -> Self {
+    /// A tap whose frames come bare.
+    pub(crate) fn without_header(name: &str, ring: u32) -> Self {
+        Self::open(name, ring, 0)
+    }
+
+    /// Changes the length of the vnet header, as QEMU does when the guest's driver comes or goes.
+    pub(crate) fn set_header(&self, length: usize) {
+        let length = length as libc::c_int;
+        // SAFETY: the ioctl reads an int.
+        let set = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const length) };
+        assert_eq!(set, 0, "TUNSETVNETHDRSZ");
+    }
+
+    fn open(name: &str, ring: u32, vnet_header: libc::c_int) -> Self {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -40,14 +57,10 @@ impl Tap {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        let header = header as libc::c_int;
-        // SAFETY: each ioctl gets what it reads: an `ifreq`, a pointer to int, a number.
-        unsafe {
-            assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request), 0, "TUNSETIFF {name}");
-            assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header), 0, "TUNSETVNETHDRSZ");
-            assert_eq!(libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS), 0, "TUNSETOFFLOAD");
-        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | vnet_header) as i16;
+        // SAFETY: the ioctl reads and fills an `ifreq`.
+        let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        assert_eq!(made, 0, "TUNSETIFF {name}");
         ip(&format!("link set dev {name} txqueuelen {ring}"));
         ip(&format!("link set dev {name} up"));
         Self { name: name.to_owned(), ifindex: ifindex(name), file }
