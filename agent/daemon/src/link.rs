@@ -12,7 +12,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 use tracing::{info, warn};
 
-use crate::{destination, flip, host::Host, moves::Move, reconcile::Desired, source, uplink::UplinkQueue};
+use crate::{destination, flip, host::Host, memory, moves::Move, reconcile::Desired, source, uplink::UplinkQueue};
 
 /// First wait before another try, doubled up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -30,6 +30,7 @@ pub async fn run(host: Arc<Host>, mut news: UplinkQueue, desired: watch::Sender<
                 info!(controller = host.config.controller, "attached");
                 wait = FIRST_WAIT;
                 host.look_again.notify_one();
+                host.moves.repeat_news();
                 let ended = serve(&host, &mut news, &desired, up, down).await;
                 warn!(%ended, "the stream to the controller ended; guests run on, moves go on");
             }
@@ -125,7 +126,7 @@ fn obey(host: &Arc<Host>, desired: &watch::Sender<Option<Desired>>, order: Contr
         },
         Some(Order::Abort(abort)) => match host.moves.get(&abort.migration_id) {
             Some(one) => one.abort(abort.failure.map_or_else(|| Failure::new("ABORTED", "ordered"), Into::into)),
-            None => info!(migration = abort.migration_id, "nothing to abort here"),
+            None => memory::answer_abort(host, &abort.migration_id),
         },
         Some(Order::Settle(settle)) => settle_one(host, &settle.migration_id),
         Some(Order::Rebind(rebind)) => {
@@ -147,7 +148,7 @@ fn settle_one(host: &Host, id: &str) {
             }
             one.settle();
         }
-        None => info!(migration = id, "nothing to settle here"),
+        None => memory::answer_settle(host, id),
     }
 }
 

@@ -12,7 +12,7 @@ use throughline_cutover::{DestinationEvent, Failure, GuestName, MigrationPlan, S
 use throughline_wire::v1::FromDestination;
 use tokio::sync::mpsc;
 
-use crate::slot::Slot;
+use crate::{slot::Slot, uplink::MigrationNews};
 
 /// Answers to the source go in here.
 pub type ToSource = mpsc::UnboundedSender<Result<FromDestination, tonic::Status>>;
@@ -26,6 +26,8 @@ pub enum Move {
         plan: Arc<MigrationPlan>,
         /// Its events.
         events: mpsc::UnboundedSender<SourceEvent>,
+        /// What the controller hears of it.
+        news: MigrationNews,
     },
     /// This host takes the guest.
     Destination {
@@ -35,6 +37,8 @@ pub enum Move {
         events: mpsc::UnboundedSender<DestinationEvent>,
         /// Where the source's stream leaves the way back.
         caller: Slot<ToSource>,
+        /// What the controller hears of it.
+        news: MigrationNews,
     },
 }
 
@@ -96,6 +100,15 @@ impl Moves {
     pub fn leave(&self, id: &str) {
         self.ended.fetch_add(1, Ordering::AcqRel);
         self.lock().remove(id);
+    }
+
+    /// Sends every move's last step again.
+    pub fn repeat_news(&self) {
+        for one in self.lock().values() {
+            match one {
+                Move::Source { news, .. } | Move::Destination { news, .. } => news.repeat(),
+            }
+        }
     }
 
     /// How many have ended here.

@@ -59,7 +59,7 @@ impl Peer for PeerService {
             return Err(Status::invalid_argument("prepare must be the first message of a cutover"));
         };
         let one = self.announced(&prepare.migration_id, &prepare.token)?;
-        let Move::Destination { plan, events, caller } = one else {
+        let Move::Destination { plan, events, caller, .. } = one else {
             return Err(Status::internal("a source's move was taken for a destination's"));
         };
         if Generation(prepare.generation) != plan.generation {

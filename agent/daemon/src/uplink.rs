@@ -1,5 +1,7 @@
 //! The way up to the controller: news queue here while the stream is down and go out, in order, when it is back.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use throughline_cutover::{Failure, Generation, Progress};
 use throughline_wire::v1::{self, agent_message::Message};
 use tokio::sync::mpsc;
@@ -32,12 +34,13 @@ pub struct MigrationNews {
     uplink: Uplink,
     migration_id: String,
     role: v1::Role,
+    last: Arc<Mutex<Option<v1::MigrationUpdate>>>,
 }
 
 impl MigrationNews {
     /// News of `migration_id` as `role` sees it.
     pub fn new(uplink: Uplink, migration_id: String, role: v1::Role) -> Self {
-        Self { uplink, migration_id, role }
+        Self { uplink, migration_id, role, last: Arc::default() }
     }
 
     /// Sends a step and what has been counted so far.
@@ -69,7 +72,18 @@ impl MigrationNews {
         update
     }
 
+    /// Sends the last step again: the one before a stream broke may not have arrived.
+    pub fn repeat(&self) {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(update) = last {
+            self.uplink.send(Message::Migration(update));
+        }
+    }
+
     fn send(&self, update: v1::MigrationUpdate) {
+        if update.step() != v1::Step::Progress {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(update.clone());
+        }
         self.uplink.send(Message::Migration(update));
     }
 }

@@ -31,7 +31,8 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
     let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
     let caller = Slot::empty();
-    let one = Move::Destination { plan: plan.clone(), events: events.clone(), caller: caller.clone() };
+    let one =
+        Move::Destination { plan: plan.clone(), events: events.clone(), caller: caller.clone(), news: news.clone() };
     if !host.moves.enter(one) {
         return Err(Failure::new("ALREADY_MIGRATING", format!("guest {} is being moved already", plan.guest.name)));
     }

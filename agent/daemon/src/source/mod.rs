@@ -71,7 +71,7 @@ fn run(
 ) -> Result<(), Failure> {
     let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
-    if !host.moves.enter(Move::Source { plan: plan.clone(), events: events.clone() }) {
+    if !host.moves.enter(Move::Source { plan: plan.clone(), events: events.clone(), news: news.clone() }) {
         return Err(Failure::new("ALREADY_MIGRATING", format!("guest {} is being moved already", plan.guest.name)));
     }
     // The queue is new and its receiver is here.

@@ -1,0 +1,66 @@
+//! Answers about moves that are no longer under way here, from what the journal remembers.
+
+use throughline_cutover::{Failure, MigrationPlan};
+use throughline_wire::v1::{self, CutoverReport, Role, Step};
+use tracing::{info, warn};
+
+use crate::{
+    host::Host,
+    journal::{MoveRecord, Promise},
+    uplink::MigrationNews,
+};
+
+/// Says what became of a move that the controller wants undone.
+pub fn answer_abort(host: &Host, id: &str) {
+    let Some(record) = look_up(host, id) else {
+        info!(migration = id, "no part in this migration; nothing to undo");
+        // Which end this host was to be is not said; the controller takes the one that fits.
+        for role in [Role::Source, Role::Destination] {
+            news(host, id, role).aborted(never_began(), CutoverReport::default());
+        }
+        return;
+    };
+    let Some(plan) = &record.plan else { return };
+    let news = news(host, id, role(host, plan));
+    match record.promise {
+        Promise::Committed => news.committed(plan.generation.next(), CutoverReport::default()),
+        Promise::Left => news.step(Step::Settled, CutoverReport::default()),
+        Promise::Declined => news.aborted(undone(), CutoverReport::default()),
+        // Bound, but not under way: recovery has not come to it yet, and will report.
+        Promise::Sending | Promise::Receiving | Promise::GivenUp => {}
+    }
+}
+
+/// Says that a move the controller wants settled is.
+pub fn answer_settle(host: &Host, id: &str) {
+    let Some(MoveRecord { plan: Some(plan), promise, .. }) = look_up(host, id) else {
+        info!(migration = id, "no part in this migration; nothing to settle");
+        return;
+    };
+    if matches!(promise, Promise::Committed | Promise::Left) {
+        news(host, id, role(host, &plan)).step(Step::Settled, CutoverReport::default());
+    }
+}
+
+fn look_up(host: &Host, id: &str) -> Option<MoveRecord> {
+    host.journal.find_move(id).unwrap_or_else(|error| {
+        warn!(%error, migration = id, "what became of a migration cannot be looked up");
+        None
+    })
+}
+
+fn role(host: &Host, plan: &MigrationPlan) -> v1::Role {
+    if plan.source.host == *host.name() { Role::Source } else { Role::Destination }
+}
+
+fn news(host: &Host, id: &str, role: Role) -> MigrationNews {
+    MigrationNews::new(host.uplink.clone(), id.to_owned(), role)
+}
+
+fn never_began() -> Failure {
+    Failure::new("NEVER_BEGAN", "this host never had a part in the migration")
+}
+
+fn undone() -> Failure {
+    Failure::new("UNDONE", "this host's part was undone; the guest stays with the source")
+}
