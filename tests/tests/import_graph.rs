@@ -1,4 +1,4 @@
-//! No crate imports what it must not: see `throughline_tests::imports` for the rule. Run by `make lint` and `make test`.
+//! No crate imports what it must not: see `throughline_tests::imports` for the rule.
 
 use cargo_metadata::MetadataCommand;
 use throughline_tests::imports::Graph;

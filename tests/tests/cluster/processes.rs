@@ -1,0 +1,94 @@
+//! Daemons and QEMUs of the lab: found by the namespace they are in, killed as a crash would, started again.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::{Lab, wait_for};
+
+/// As /proc/PID/comm shows it, cut to 15 characters.
+const AGENT: &str = "throughline-age";
+const QEMU: &str = "qemu-system-x86";
+
+/// A daemon that was killed, and how to start it again.
+pub(crate) struct Killed {
+    node: String,
+    command: Vec<String>,
+}
+
+impl Lab {
+    /// Kills a node's agent with SIGKILL; its QEMUs are left alone.
+    pub(crate) fn kill_agent(&self, node: &str) -> Killed {
+        let agents = self.processes(node, AGENT);
+        let [agent] = agents[..] else { panic!("{node} runs one agent, found {agents:?}") };
+        let command = fs::read_to_string(format!("/proc/{agent}/cmdline")).unwrap();
+        self.kill(node, AGENT, agent);
+        Killed {
+            node: node.to_owned(),
+            command: command.trim_end_matches('\0').split('\0').map(str::to_owned).collect(),
+        }
+    }
+
+    /// Kills the only QEMU on a node with SIGKILL.
+    pub(crate) fn kill_qemu(&self, node: &str) {
+        let qemus = self.qemus(node);
+        let [qemu] = qemus[..] else { panic!("{node} runs one QEMU, found {qemus:?}") };
+        self.kill(node, QEMU, qemu);
+    }
+
+    /// Starts an agent that was killed, as it was started before, and waits until the controller has it.
+    pub(crate) fn start_again(&mut self, killed: &Killed) {
+        let node = &killed.node;
+        let log = OpenOptions::new().append(true).open(self.log(node)).unwrap();
+        let command: Vec<_> = killed.command.iter().map(String::as_str).collect();
+        let mut command = self.on(node, &command);
+        command.env("NO_COLOR", "1").stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+        self.started.push(command.spawn().unwrap());
+        wait_for(&format!("the agent of {node} connects again"), Duration::from_secs(20), || {
+            self.is_connected(node).then_some(())
+        });
+    }
+
+    /// Waits until no QEMU is left on a node.
+    pub(crate) fn assert_no_qemu(&self, node: &str) {
+        wait_for(
+            &format!("the QEMU that waited on {node} for a guest that did not come is gone"),
+            Duration::from_secs(15),
+            || self.qemus(node).is_empty().then_some(()),
+        );
+    }
+
+    /// Ids of the daemons of ours on a node.
+    pub(crate) fn daemons(&self, node: &str) -> Vec<i32> {
+        self.processes(node, "throughline-")
+    }
+
+    fn qemus(&self, node: &str) -> Vec<i32> {
+        self.processes(node, QEMU)
+    }
+
+    fn kill(&self, node: &str, comm: &str, pid: i32) {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        wait_for(&format!("{comm} {pid} on {node} ends"), Duration::from_secs(5), || {
+            (!self.processes(node, comm).contains(&pid)).then_some(())
+        });
+    }
+
+    /// Running processes in a node's namespace whose name begins so.
+    fn processes(&self, node: &str, comm: &str) -> Vec<i32> {
+        let identity = |path: &Path| fs::metadata(path).map(|it| (it.dev(), it.ino()));
+        let own = identity(&self.namespace(node)).unwrap_or_else(|error| panic!("{node} has no namespace: {error}"));
+        let inside = |entry: &fs::DirEntry| {
+            // A process that ended meanwhile, reaped or not, has no namespace.
+            identity(&entry.path().join("ns/net")).is_ok_and(|theirs| theirs == own)
+                && fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.starts_with(comm))
+        };
+        let entries = fs::read_dir("/proc").unwrap().flatten().filter(inside);
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+}
