@@ -14,6 +14,9 @@ use crate::resident::Segment;
 #[derive(Debug, Default)]
 pub struct Bindings {
     inner: Mutex<Inner>,
+    /// Held by whoever writes entries, from reading what is newest to the kernel's answer: a reconciliation that had read
+    /// before a flip must not write after it.
+    pub writing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]

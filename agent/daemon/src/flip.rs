@@ -37,6 +37,7 @@ pub struct Flip {
 /// # Errors
 /// `STALE_GENERATION`, or the kernel's refusal.
 pub async fn flip(host: &Host, order: &Flip) -> Result<(), Failure> {
+    let _writing = host.bindings.writing.lock().await;
     host.bindings.advance(order.vni, &order.binding, order.generation)?;
     let old_is_here = order.old_vtep == host.config.vtep;
     if order.marker_index.is_some() && !old_is_here {

@@ -46,7 +46,11 @@ impl Known {
 
     /// Bridges, tunnels, entries. Networks with a move under way are left as the move makes them.
     pub(super) async fn ensure(&self, host: &Host, problems: &mut Vec<String>) {
-        for known in self.networks.iter().filter(|known| !host.bindings.is_moving(known.network.vni)) {
+        for known in &self.networks {
+            let _writing = host.bindings.writing.lock().await;
+            if host.bindings.is_moving(known.network.vni) {
+                continue;
+            }
             let wanted = known.wanted(host).await;
             match host.netlink.ensure_network(&wanted).await {
                 Ok(changes) if changes.is_empty() => {}

@@ -10,7 +10,7 @@ use throughline_hypervisor::{GuestEventKind, HypervisorError, MigrationProgress,
 use throughline_loader::Mode;
 use throughline_netlink::Path;
 use throughline_wire::v1::{self, from_source};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tracing::{info, warn};
 
 use super::caller::{self, Call};
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How often QEMU is asked how memory is getting on.
-const PROGRESS_EVERY: Duration = Duration::from_millis(4);
+const PROGRESS_EVERY: Duration = Duration::from_millis(2);
 /// How often the controller hears of it.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// No frame carried for this long: the fabric has let go of the source.
@@ -126,6 +126,8 @@ impl SourceHands {
         let (vm, events, bandwidth) = (self.resident.vm.clone(), self.events.clone(), self.plan.limits.bandwidth);
         self.waits.spawn(async move {
             let mut every = tokio::time::interval(PROGRESS_EVERY);
+            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut fastest = 0;
             loop {
                 every.tick().await;
                 let Ok(progress) = vm.progress().await else { return };
@@ -135,7 +137,8 @@ impl SourceHands {
                     }
                     return;
                 }
-                if events.send(SourceEvent::Progress(in_our_words(&progress, bandwidth))).is_err() {
+                fastest = fastest.max(progress.rate_bytes_per_s);
+                if events.send(SourceEvent::Progress(in_our_words(&progress, fastest, bandwidth))).is_err() {
                     return;
                 }
             }
@@ -380,12 +383,11 @@ impl Hands for SourceHands {
     }
 }
 
-/// QEMU's figures, and what the fabric adds to the pause.
-fn in_our_words(progress: &MigrationProgress, bandwidth: u64) -> Progress {
-    let measured = Progress::from(progress);
-    let unmeasured = progress.remaining.saturating_mul(1_000_000) / bandwidth.max(1);
-    let last_memory_us = if progress.rate_bytes_per_s == 0 { unmeasured } else { measured.expected_pause_us };
-    Progress { expected_pause_us: last_memory_us.saturating_add(FIXED_PAUSE_US), ..measured }
+/// QEMU's figures. The pause to expect goes by the fastest rate seen: what is braked now will not be then.
+fn in_our_words(progress: &MigrationProgress, fastest: u64, bandwidth: u64) -> Progress {
+    let rate = if fastest == 0 { bandwidth } else { fastest };
+    let last_memory_us = progress.remaining.saturating_mul(1_000_000) / rate.max(1);
+    Progress { expected_pause_us: last_memory_us.saturating_add(FIXED_PAUSE_US), ..Progress::from(progress) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
