@@ -4,11 +4,11 @@
 //! last 100 ms; an idle guest gets there before anybody looks. A stop that finds the port not armed may cost a frame: a
 //! stopped QEMU still reads one from its tap (net/tap.c, `tap_send`). So the end is approached in three steps:
 //!
-//! 1. *brake* while something is left: the rate, and with it QEMU's threshold, falls to next to nothing;
-//! 2. *approach* at full rate: for one slot of 100 ms QEMU judges by the braked rate and stops only if not one page is
-//!    left; within it the last pass ends and what the guest has dirtied is known;
-//! 3. arm and pause, in that slot.
-
+//! 1. *brake* while something is left: QEMU goes to sleep over it, however idle the guest, and measures next to no rate;
+//! 2. *approach* at full rate: the first pass ends, and QEMU, judging by that rate, goes on with what was dirtied
+//!    meanwhile unless it is a handful of pages;
+//! 3. arm when little of that is left, pause when next to nothing is. Should QEMU be quicker, the port is armed already.
+//!
 use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,14 @@ use crate::{Limits, Progress};
 const GOOD_PAUSE_US: u64 = 3_000;
 /// How long a pause that is allowed but not good is given to become good, in pre-copy at full rate.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// The same in the approach, of which QEMU's slot allows 100 ms.
+/// How long an approach may take before what is left is held back again: QEMU's slot is 100 ms.
 const APPROACH: Duration = Duration::from_millis(50);
+/// Arm when this little is left, bytes: more than goes between two looks, less than is worth holding frames for.
+const ARM_AT: u64 = 6 << 20;
+/// Pause when this little is left, bytes.
+const PAUSE_AT: u64 = 1 << 20;
+/// How long frames are held for the last pass to end before the guest is paused all the same.
+const LAST_PASS: Duration = Duration::from_millis(8);
 /// An approach that has not begun by then (QEMU looks every 100 ms) will not.
 const APPROACH_BEGINS: Duration = Duration::from_millis(400);
 /// Brake when this little is left, bytes: more than is sent, zero pages included, between two looks.
@@ -36,6 +42,7 @@ pub(crate) struct Convergence {
     allowed_since: Option<Duration>,
     released: Option<(Duration, Progress)>,
     approached_since: Option<Duration>,
+    armed: Option<(Duration, u32)>,
 }
 
 /// What an approach has come to.
@@ -43,15 +50,22 @@ pub(crate) struct Convergence {
 pub(crate) enum Approach {
     /// Look again.
     GoOn,
-    /// Pause now.
-    Pause,
+    /// Arm now.
+    Arm,
     /// The slot runs out: brake again.
     Brake,
 }
 
 impl Convergence {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, last: Progress::default(), allowed_since: None, released: None, approached_since: None }
+        Self {
+            limits,
+            last: Progress::default(),
+            allowed_since: None,
+            released: None,
+            approached_since: None,
+            armed: None,
+        }
     }
 
     /// True when so little is left that QEMU may end by itself.
@@ -94,13 +108,27 @@ impl Convergence {
             return if late { Approach::Brake } else { Approach::GoOn };
         }
         let since = *self.approached_since.get_or_insert(now);
-        let slot_runs_out = now.saturating_sub(since) >= APPROACH;
-        match (pass_ended && self.allowed(progress), slot_runs_out) {
-            (true, _) if progress.expected_pause_us <= GOOD_PAUSE_US => Approach::Pause,
-            (true, true) => Approach::Pause,
-            (false, true) => Approach::Brake,
-            (_, false) => Approach::GoOn,
+        if pass_ended && progress.remaining <= ARM_AT && self.allowed(progress) {
+            return Approach::Arm;
         }
+        if now.saturating_sub(since) >= APPROACH { Approach::Brake } else { Approach::GoOn }
+    }
+
+    /// The port is armed now.
+    pub(crate) fn armed(&mut self, now: Duration) {
+        self.armed = Some((now, self.last.passes));
+    }
+
+    /// True when the last pass has ended, or will not be waited for.
+    pub(crate) fn last_pass_over(&mut self, progress: &Progress, now: Duration) -> bool {
+        self.last = *progress;
+        let waited_for = |(at, passes)| progress.passes == passes && now.saturating_sub(at) < LAST_PASS;
+        progress.remaining <= PAUSE_AT || !self.armed.is_some_and(waited_for)
+    }
+
+    /// When the last pass is no longer waited for.
+    pub(crate) fn last_pass_deadline(&self) -> Option<Duration> {
+        self.armed.map(|(at, _)| at + LAST_PASS)
     }
 
     fn allowed(&self, progress: &Progress) -> bool {
@@ -170,21 +198,36 @@ mod tests {
     }
 
     #[test]
-    fn an_approach_waits_for_the_pass_to_end() {
+    fn arms_before_the_second_pass_can_end() {
         let mut convergence = released();
         assert_eq!(convergence.judge(&at(1, 20 * MIB, 40_000), ms(90)), Approach::GoOn, "QEMU has not looked yet");
-        assert_eq!(convergence.judge(&at(1, 2 * MIB, 40), ms(100)), Approach::GoOn, "what is dirty is not known yet");
-        assert_eq!(convergence.judge(&at(2, MIB, 1_000), ms(104)), Approach::Pause);
+        assert_eq!(
+            convergence.judge(&at(1, 2 * MIB, 4_000), ms(100)),
+            Approach::GoOn,
+            "what is dirty is not known yet"
+        );
+        assert_eq!(convergence.judge(&at(2, 9 * MIB, 18_000), ms(104)), Approach::GoOn);
+        assert_eq!(convergence.judge(&at(2, ARM_AT, 10_000), ms(106)), Approach::Arm);
+        convergence.armed(ms(107));
+        assert!(!convergence.last_pass_over(&at(2, 3 * MIB, 6_000), ms(109)));
+        assert!(convergence.last_pass_over(&at(3, 2 * MIB, 6_000), ms(111)), "a new pass");
+        assert!(convergence.last_pass_over(&at(2, PAUSE_AT, 2_000), ms(111)), "next to nothing");
     }
 
     #[test]
-    fn an_approach_ends_within_qemus_slot() {
+    fn frames_are_not_held_for_a_pass_that_does_not_end() {
         let mut convergence = released();
-        assert_eq!(convergence.judge(&at(2, 9 * MIB, 9_000), ms(100)), Approach::GoOn);
-        assert_eq!(convergence.judge(&at(3, 9 * MIB, 9_000), ms(100) + APPROACH), Approach::Pause);
+        convergence.armed(ms(105));
+        assert_eq!(convergence.last_pass_deadline(), Some(ms(105) + LAST_PASS));
+        assert!(!convergence.last_pass_over(&at(1, 2 * MIB, 2_000), ms(106)));
+        assert!(convergence.last_pass_over(&at(1, 2 * MIB, 2_000), ms(105) + LAST_PASS));
+    }
+
+    #[test]
+    fn an_approach_that_takes_too_long_is_broken_off() {
         let mut convergence = released();
-        assert_eq!(convergence.judge(&at(1, 9 * MIB, 9_000), ms(100)), Approach::GoOn);
-        assert_eq!(convergence.judge(&at(1, 5 * MIB, 9_000), ms(100) + APPROACH), Approach::Brake);
+        assert_eq!(convergence.judge(&at(1, 19 * MIB, 40_000), ms(100)), Approach::GoOn);
+        assert_eq!(convergence.judge(&at(1, 15 * MIB, 30_000), ms(100) + APPROACH), Approach::Brake);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The source's part of a cutover: it gives the guest up, once, and never takes it back on its own word.
 //!
 //! ```text
-//! Preparing ─ ready, peer prepared ─► Precopy ─ little left ─► Braked ─ given up, on disk; rate down ─► Approaching ─ pass over ─┐
+//! Preparing ─ ready, peer prepared ─► Precopy ─ little left ─► Braked ─ given up, on disk; rate down ─► Approaching ─ next to ──┐
+//!     │                                  │                      ▲                                           │       nothing left   │
 //!     │                                  │                      ▲  └──────────── slot runs out ◄──────────────┘                │
 //!     │                                  └─ busy, no better ─► GivingUp ─ on disk ─────────────────────────────────────────────┤
 //!     │                                                                                                                        ▼
-//!     │          Ended ◄─ removed ─ Removing ◄─ settle, quiet ─ Carrying ◄─ committed ─ Switching ◄─ STOP ─ Pausing ◄─ armed ─ Arming
+//!     │          Ended ◄─ removed ─ Removing ◄─ settle, quiet ─ Carrying ◄─ committed ─ Switching ◄─ STOP ─ Pausing ◄─ pass over ─ LastPass ◄─ Arming
 //!     └── failed, cancelled, late ──► not told yet: Undoing ─► Ended                       ▲
 //!                                         ▲ declined                                       │ committed after all
 //!                                     told: Unresolved ────────────────────────────────────┘
@@ -47,6 +48,8 @@ pub enum SourcePhase {
     GivingUp,
     /// The hold is being put in place.
     Arming,
+    /// Frames are held, the last pass ends, the guest still runs.
+    LastPass,
     /// QEMU has been told to stop.
     Pausing,
     /// The guest is paused, the last memory moves, the destination may commit.
@@ -185,6 +188,7 @@ pub struct Source {
     told: bool,
     uri: Option<String>,
     stopped: bool,
+    await_last_pass: bool,
     pre_switchover: bool,
     line_empty: bool,
     settle_ordered: bool,
@@ -204,6 +208,7 @@ impl Source {
             told: false,
             uri: None,
             stopped: false,
+            await_last_pass: false,
             pre_switchover: false,
             line_empty: false,
             settle_ordered: false,
@@ -225,8 +230,8 @@ impl Source {
 
     /// Before the destination's commit is known.
     fn under_way(phase: SourcePhase) -> bool {
-        use SourcePhase::{Approaching, Arming, Braked, GivingUp, Pausing, Precopy, Preparing, Switching};
-        matches!(phase, Preparing | Precopy | Braked | Approaching | GivingUp | Arming | Pausing | Switching)
+        use SourcePhase::{Approaching, Arming, Braked, GivingUp, LastPass, Pausing, Precopy, Preparing, Switching};
+        matches!(phase, Preparing | Precopy | Braked | Approaching | GivingUp | Arming | LastPass | Pausing | Switching)
     }
 
     fn go_wrong(&mut self, event: SourceEvent, now: Duration) -> Vec<SourceEffect> {
@@ -295,7 +300,10 @@ impl Source {
     fn approaching(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
         match self.convergence.judge(&progress, now) {
             Approach::GoOn => vec![],
-            Approach::Pause => self.arm(now),
+            Approach::Arm => {
+                self.await_last_pass = true;
+                self.arm(now)
+            }
             Approach::Brake => {
                 self.phase = SourcePhase::Braked;
                 vec![SourceEffect::Brake]
@@ -323,16 +331,24 @@ impl Source {
     }
 
     fn armed(&mut self, now: Duration) -> Vec<SourceEffect> {
-        let mut effects = Vec::with_capacity(4);
-        if self.stopped {
-            effects.extend(self.paused(now));
+        let mut effects = if self.stopped {
+            self.paused(now)
+        } else if self.await_last_pass {
+            self.convergence.armed(now);
+            self.phase = SourcePhase::LastPass;
+            self.deadline = self.convergence.last_pass_deadline();
+            vec![]
         } else {
-            self.phase = SourcePhase::Pausing;
-            self.deadline = Some(now + ARM_DEADLINE);
-            effects.push(SourceEffect::Pause);
-        }
+            self.pause(now)
+        };
         effects.push(SourceEffect::Report(SourceReport::Armed));
         effects
+    }
+
+    fn pause(&mut self, now: Duration) -> Vec<SourceEffect> {
+        self.phase = SourcePhase::Pausing;
+        self.deadline = Some(now + ARM_DEADLINE);
+        vec![SourceEffect::Pause]
     }
 
     fn paused(&mut self, now: Duration) -> Vec<SourceEffect> {
@@ -439,14 +455,23 @@ impl Machine for Source {
                 effects.extend(self.arm(now));
                 effects
             }
-            (At::Approaching | At::Arming | At::Pausing | At::Switching, On::GiveUpRecorded) => self.tell(),
+            (At::Approaching | At::Arming | At::LastPass | At::Pausing | At::Switching, On::GiveUpRecorded) => {
+                self.tell()
+            }
             (At::Arming, On::Stopped) => {
                 self.stopped = true;
                 vec![]
             }
             (At::Arming, On::Armed) => self.armed(now),
-            (At::Pausing, On::Stopped) => self.paused(now),
-            (At::Braked | At::Approaching | At::GivingUp | At::Arming | At::Pausing, On::PreSwitchover) => {
+            (At::LastPass, On::Progress(progress)) if self.convergence.last_pass_over(&progress, now) => {
+                self.pause(now)
+            }
+            (At::LastPass, On::Tick) if self.due(now) => self.pause(now),
+            (At::LastPass | At::Pausing, On::Stopped) => self.paused(now),
+            (
+                At::Braked | At::Approaching | At::GivingUp | At::Arming | At::LastPass | At::Pausing,
+                On::PreSwitchover,
+            ) => {
                 self.pre_switchover = true;
                 vec![]
             }

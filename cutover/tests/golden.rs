@@ -64,11 +64,12 @@ fn until_given_up() -> Vec<(u64, S)> {
         (502, S::GiveUpRecorded),
         (504, progress(1, 29, 600, 49_000)),
         (700, progress(1, 29, 0, 90_000)),
-        (800, progress(1, 11, 0, 30_000)),
-        (900, progress(2, 1, 0, 1_900)),
-        (901, S::Armed),
-        (902, S::Stopped),
-        (903, S::PreSwitchover),
+        (800, progress(2, 11, 0, 30_000)),
+        (804, progress(2, 5, 0, 9_000)),
+        (805, S::Armed),
+        (809, progress(2, 1, 0, 1_900)),
+        (811, S::Stopped),
+        (812, S::PreSwitchover),
     ]
 }
 
@@ -76,11 +77,11 @@ fn until_given_up() -> Vec<(u64, S)> {
 fn source_moves_a_guest() {
     let mut events = until_given_up();
     events.extend([
-        (906, S::PeerCommitted { generation: GENERATION.next() }),
-        (909, S::LineEmpty),
-        (915, S::SettleOrdered),
-        (1015, S::Quiet),
-        (1100, S::Removed),
+        (816, S::PeerCommitted { generation: GENERATION.next() }),
+        (819, S::LineEmpty),
+        (825, S::SettleOrdered),
+        (925, S::Quiet),
+        (960, S::Removed),
     ]);
     insta::assert_snapshot!(source(&events));
 }
@@ -115,8 +116,8 @@ fn source_of_a_busy_guest() {
 #[test]
 fn source_whose_approach_does_not_get_there() {
     let mut events = until_given_up();
-    events.truncate(9);
-    events.extend([(860, progress(1, 3, 0, 9_000)), (1_060, progress(1, 3, 0, 9_000))]);
+    events.truncate(8);
+    events.extend([(860, progress(1, 9, 0, 16_000)), (1_060, progress(1, 9, 0, 16_000))]);
     insta::assert_snapshot!(source(&events));
 }
 
