@@ -235,7 +235,7 @@ impl Coordinator {
             (Stage::Aborting, Some(role)) => self.abort_again(role),
             (Stage::Expecting | Stage::Started | Stage::Aborting | Stage::Ended, _) => Vec::new(),
             (Stage::Telling, _) => self.tell_returned(&host, now),
-            (Stage::Settling, Some(role)) => self.settle_again(role),
+            (Stage::Settling, Some(role)) => self.settle_again(role, now),
             (Stage::Settling, None) => self.tell_returned(&host, now),
         }
     }

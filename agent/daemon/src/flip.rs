@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use throughline_cutover::{Binding, CarryId, Failure, Generation, MacAddr, Vni};
+use throughline_cutover::{Binding, CarryId, Failure, Generation, MacAddr, UNCOUNTED_MARKER, Vni};
 use throughline_netlink::{BindingWanted, MarkerOrder, Path};
 use throughline_wire::v1;
 use tracing::info;
@@ -77,7 +77,7 @@ async fn try_rebind(host: &Host, rebind: v1::Rebind) -> Result<(), Failure> {
         old_vtep: rebind.old_vtep.parse().map_err(|error| parsed("old_vtep", &error))?,
         marker_mac: rebind.marker_mac.parse().map_err(|error| parsed("marker_mac", &error))?,
         carry_id: CarryId::try_from(rebind.carry_id).map_err(|error| parsed("carry_id", &error))?,
-        marker_index: Some(rebind.marker_index),
+        marker_index: (rebind.marker_index != UNCOUNTED_MARKER).then_some(rebind.marker_index),
     };
     flip(host, &order).await?;
     info!(mac = %order.binding.mac, %vtep, generation = %order.generation, "rebound");

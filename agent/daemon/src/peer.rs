@@ -82,14 +82,29 @@ impl Peer for PeerService {
         if migration_id.is_empty() || migration_id.len() > 64 {
             return Err(Status::invalid_argument("migration_id must have 1 to 64 bytes"));
         }
-        if let Ok(Move::Destination { events, .. }) = self.announced(&migration_id, &token) {
-            let _ = events.send(DestinationEvent::Asked);
+        match self.host.moves.get(&migration_id) {
+            Some(_) => {
+                if let Move::Destination { events, .. } = self.announced(&migration_id, &token)? {
+                    let _ = events.send(DestinationEvent::Asked);
+                }
+            }
+            None => self.recorded(&migration_id, &token)?,
         }
         self.decision(&migration_id).await.map(Response::new)
     }
 }
 
 impl PeerService {
+    /// Whether the asker knows the token of a move that this host remembers. A plan that never reached this host's journal
+    /// was never expected here, and its controller has the last word.
+    fn recorded(&self, id: &str, token: &str) -> Result<(), Status> {
+        let record = self.host.journal.find_move(id).map_err(|error| Status::unavailable(error.to_string()))?;
+        match record.and_then(|record| record.plan) {
+            Some(plan) if plan.token == token => Ok(()),
+            _ => Err(Status::permission_denied("no such migration is remembered here, or the token is not its token")),
+        }
+    }
+
     /// What this host has durably decided; decides against if nothing is under way.
     async fn decision(&self, id: &str) -> Result<ResolveResponse, Status> {
         let asked = tokio::time::Instant::now();

@@ -96,6 +96,9 @@ impl CommandLine<'_> {
         args.option("-pidfile", self.run_dir.pid_file());
         args.option("-chardev", with_path("socket,id=qmp,server=on,wait=off,path=", &self.run_dir.qmp_socket()));
         args.option("-mon", "chardev=qmp,mode=control");
+        // A monitor that never disconnects: with the last one QEMU closes the kept descriptors of a running guest.
+        args.option("-chardev", "file,id=keep,path=/dev/null");
+        args.option("-mon", "chardev=keep,mode=control");
         args.option("-chardev", with_path("file,id=serial0,append=on,path=", &self.run_dir.serial_log()));
         args.option("-serial", "chardev:serial0");
     }
@@ -200,6 +203,8 @@ mod tests {
 -pidfile /run/tl,x/web-1/qemu.pid
 -chardev socket,id=qmp,server=on,wait=off,path=/run/tl,,x/web-1/qmp.sock
 -mon chardev=qmp,mode=control
+-chardev file,id=keep,path=/dev/null
+-mon chardev=keep,mode=control
 -chardev file,id=serial0,append=on,path=/run/tl,,x/web-1/serial.log
 -serial chardev:serial0
 -add-fd fd=21,set=0,opaque=tap:7

@@ -164,15 +164,21 @@ impl Coordinator {
         self.since = now;
         self.resend_at = Some(now + SETTLE_AGAIN);
         let mut effects = vec![self.event(message)];
-        effects.extend(self.settle_again(Role::Source));
-        effects.extend(self.settle_again(Role::Destination));
+        effects.extend(self.settle_again(Role::Source, now));
+        effects.extend(self.settle_again(Role::Destination, now));
         effects.extend(self.end_settled(now));
         effects
     }
 
-    /// `Settle` to an end that has not settled.
-    pub(super) fn settle_again(&self, role: Role) -> Vec<CoordinatorEffect> {
+    /// `Settle` to an end that has not settled. The destination's turn comes when the source has settled, or has been gone
+    /// for so long that nothing it carries is waited for: until then its frames must land.
+    pub(super) fn settle_again(&self, role: Role, now: Duration) -> Vec<CoordinatorEffect> {
         if self.answered.contains(&role) || !self.connected(self.host_of(role)) {
+            return Vec::new();
+        }
+        let source_may_carry = !self.answered.contains(&Role::Source)
+            && (self.connected(self.host_of(Role::Source)) || now < self.since + SETTLE_DEADLINE);
+        if role == Role::Destination && source_may_carry {
             return Vec::new();
         }
         vec![CoordinatorEffect::Settle { role }]
@@ -188,6 +194,9 @@ impl Coordinator {
             return effects;
         }
         effects.push(self.event(format!("{} has settled", self.end_name(role))));
+        if self.stage == Stage::Settling && role == Role::Source {
+            effects.extend(self.settle_again(Role::Destination, now));
+        }
         effects.extend(self.end_settled(now));
         effects
     }
@@ -225,8 +234,8 @@ impl Coordinator {
         }
         if self.resend_at.is_some_and(|at| now >= at) {
             self.resend_at = Some(now + SETTLE_AGAIN);
-            effects.extend(self.settle_again(Role::Source));
-            effects.extend(self.settle_again(Role::Destination));
+            effects.extend(self.settle_again(Role::Source, now));
+            effects.extend(self.settle_again(Role::Destination, now));
         }
         effects
     }

@@ -120,7 +120,7 @@ fn happy_path() {
     play.until_committed().news(912, Role::Destination, Step::Running);
     play.ack(914, "h3").ack(915, "h4").ack(917, "h1");
     play.news(930, Role::Source, Step::LineEmpty).news(931, Role::Destination, Step::GateOpen);
-    play.news(1100, Role::Destination, Step::Settled).news(1200, Role::Source, Step::Settled);
+    play.news(1100, Role::Source, Step::Settled).news(1200, Role::Destination, Step::Settled);
     insta::assert_json_snapshot!(play.lines);
 }
 
@@ -171,7 +171,7 @@ fn missing_peer() {
     play.until_paused().at(905, CoordinatorEvent::HostLost(host("h3")));
     play.news(910, Role::Destination, Step::Committed).ack(914, "h4").ack(916, "h1");
     play.at(1000, CoordinatorEvent::HostBack(host("h3"))).ack(1010, "h3");
-    play.news(1100, Role::Destination, Step::Settled).news(1200, Role::Source, Step::Settled);
+    play.news(1100, Role::Source, Step::Settled).news(1200, Role::Destination, Step::Settled);
     insta::assert_json_snapshot!(play.lines);
 }
 
@@ -180,7 +180,7 @@ fn late_ack() {
     let mut play = Play::new();
     play.until_committed().ack(914, "h4").at(1910, CoordinatorEvent::Tick).ack(1912, "h1");
     play.at(2910, CoordinatorEvent::Tick).ack(2915, "h3");
-    play.news(3100, Role::Destination, Step::Settled).news(3200, Role::Source, Step::Settled);
+    play.news(3100, Role::Source, Step::Settled).news(3200, Role::Destination, Step::Settled);
     insta::assert_json_snapshot!(play.lines);
 }
 

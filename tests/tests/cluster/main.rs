@@ -16,3 +16,4 @@ mod moving;
 mod operator;
 mod probe;
 mod processes;
+mod restart;

@@ -9,7 +9,14 @@ use throughline_wire::v1;
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, info_span, warn};
 
-use crate::{driver::drive, host::Host, journal::Promise, moves::Move, slot::Slot, uplink::MigrationNews};
+use crate::{
+    driver::drive,
+    host::Host,
+    journal::{JournalError, Promise},
+    moves::Move,
+    slot::Slot,
+    uplink::MigrationNews,
+};
 use hands::DestinationHands;
 
 /// Makes ready to be the destination of an announced migration.
@@ -25,9 +32,14 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
     if host.config.peer_only {
         return Err(Failure::new("HOST_PEER_ONLY", format!("{} runs no guests", host.name())));
     }
-    host.journal
-        .promise(&plan.id, Some(&plan), Promise::Receiving)
-        .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
+    if host.journal.find_move(&plan.id).map_err(journal)?.is_some() {
+        return Err(Failure::new(
+            "ALREADY_DECIDED",
+            "this host has taken part in this migration before; begin a new one",
+        ));
+    }
+    host.journal.promise(&plan.id, Some(&plan), Promise::Receiving).map_err(journal)?;
     let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
     let caller = Slot::empty();

@@ -106,6 +106,11 @@ async fn boot(host: &Host, spec: &GuestSpec, generation: Generation) -> Result<A
         .collect();
     let segments = segments?;
     let vnis = segments.iter().map(|segment| segment.vni).collect();
+    if host.journal.guests().is_ok_and(|owned| owned.iter().any(|guest| guest.spec.name == spec.name)) {
+        let message = "it was here before this agent started and could not be taken back; see the agent's log; if its QEMU \
+                       is gone, delete the guest and create it anew";
+        return Err(Failure::new("GUEST_LOST", message));
+    }
     let owned = OwnedGuest { spec: spec.clone(), generation, vnis };
     host.journal.own(&owned).map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
     let booted = host.boot(spec, generation, &segments).await;
@@ -124,6 +129,7 @@ async fn end_guests(host: &Host, desired: &Desired, failed: &mut Failed, problem
     };
     failed.0.retain(|name, _| wanted(name));
     let mut ended = false;
+    forget_lost(host, desired, &wanted, problems).await;
     for resident in host.residents().await {
         let name = &resident.spec.name;
         if wanted(name) || host.moves.concerns(name) || desired.moves_ended < host.moves.ended() {
@@ -142,4 +148,20 @@ async fn end_guests(host: &Host, desired: &Desired, failed: &mut Failed, problem
         }
     }
     ended
+}
+
+/// Guests that are on record here but could not be taken back, and that nobody wants any more.
+async fn forget_lost(host: &Host, desired: &Desired, wanted: &impl Fn(&GuestName) -> bool, problems: &mut Vec<String>) {
+    if desired.moves_ended < host.moves.ended() {
+        return;
+    }
+    for owned in host.journal.guests().unwrap_or_default() {
+        let name = &owned.spec.name;
+        if wanted(name) || host.moves.concerns(name) || host.resident(name).await.is_some() {
+            continue;
+        }
+        if let Err(error) = host.journal.disown(name) {
+            problems.push(format!("guest {name}: {error}"));
+        }
+    }
 }
