@@ -12,14 +12,15 @@ setup: ## Install what is missing: system packages, eBPF toolchain, guest image
 build: setup ## All programs
 	cargo build --workspace --bins
 
-lint: setup ## Formatting and clippy, warnings being errors
+lint: setup ## Formatting, clippy (warnings being errors), and which crate may import which
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo test --quiet -p throughline-tests --test import_graph
 
 test: lint build ## Lint, then all tests (root: namespaces, BPF, QEMU)
 	cargo test --workspace
 
-demo: build ## Move a guest there and back under traffic; ARGS="--runs 20 --pps 2000 --json out.json"
+demo: build ## Move a guest there and back under traffic; ARGS="--runs 20 --pps 2000 --json out.json", or "--idle"
 	target/debug/throughline-lab demo $(ARGS)
 
 clean-lab: build ## Take down a lab that was left up

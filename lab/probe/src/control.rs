@@ -1,7 +1,7 @@
 //! What the peer asks the guest: one line of JSON a request, one a response, over TCP.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ impl Default for Ports {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Begin a session: counters start at 0, packets go to the asking address.
+    /// Begin a session: counters start at 0, packets go to the asking address. Nothing happens if it has begun already.
     Begin {
         /// Number of the session; packets of others are ignored.
         session: u32,
@@ -44,9 +44,14 @@ pub enum Request {
         stream_rate: u32,
     },
     /// Where are you now?
-    Mark,
+    Mark {
+        /// The session this is about.
+        session: u32,
+    },
     /// What became of the packets sent to you with these numbers?
     Report {
+        /// The session this is about.
+        session: u32,
         /// The first number.
         from: u64,
         /// One past the last number.
@@ -106,40 +111,95 @@ pub fn read<T: DeserializeOwned>(stream: &mut impl BufRead) -> io::Result<Option
     Ok(Some(serde_json::from_str(&line)?))
 }
 
+/// What went wrong on the way to an answer that came in the end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// Requests that had no answer within [`Client::ANSWER`].
+    pub stalls: u64,
+    /// Connections that broke or were closed by the guest.
+    pub breaks: u64,
+}
+
 /// The peer's end of a control connection.
+///
+/// A connection that stalls or breaks is what the probes are there to count, and no reason for them to end: it is noted,
+/// replaced, and the request repeated on the new one, for [`Client::PATIENCE`]. Every request may be repeated.
 #[derive(Debug)]
 pub struct Client {
+    guest: SocketAddr,
     stream: BufReader<TcpStream>,
+    trouble: Trouble,
 }
 
 impl Client {
-    /// How long the guest may take to answer a request.
-    const ANSWER: Duration = Duration::from_secs(10);
+    /// How long the guest may take to answer a request on one connection.
+    pub const ANSWER: Duration = Duration::from_secs(10);
+
+    /// How long a request is repeated before the guest counts as gone.
+    pub const PATIENCE: Duration = Duration::from_secs(40);
 
     /// Connects to the guest, which may still be booting: tries for `patience`.
     pub fn connect(guest: Ipv4Addr, port: u16, patience: Duration) -> io::Result<Self> {
-        let address = SocketAddrV4::new(guest, port).into();
-        let deadline = Instant::now() + patience;
+        let guest = SocketAddrV4::new(guest, port).into();
+        let stream = open(guest, Instant::now() + patience)?;
+        Ok(Self { guest, stream, trouble: Trouble::default() })
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// The guest refused, answered nonsense, or did not answer for [`Client::PATIENCE`].
+    pub fn ask(&mut self, request: &Request) -> io::Result<Response> {
+        let deadline = Instant::now() + Self::PATIENCE;
         loop {
-            match TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    stream.set_read_timeout(Some(Self::ANSWER))?;
-                    return Ok(Self { stream: BufReader::new(stream) });
+            match self.ask_once(request) {
+                Ok(Response::Refused(why)) => {
+                    return Err(io::Error::other(format!("the guest refused {request:?}: {why}")));
                 }
-                Err(error) if Instant::now() >= deadline => return Err(error),
-                Err(_) => thread::sleep(Duration::from_millis(100)),
+                Ok(response) => return Ok(response),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData || Instant::now() >= deadline => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    eprintln!("no answer to {request:?}, asking again: {error}");
+                    self.note(&error);
+                    self.stream = open(self.guest, deadline)?;
+                }
             }
         }
     }
 
-    /// Asks, and waits for the answer.
-    pub fn ask(&mut self, request: &Request) -> io::Result<Response> {
+    /// What went wrong so far.
+    pub fn trouble(&self) -> Trouble {
+        self.trouble
+    }
+
+    fn ask_once(&mut self, request: &Request) -> io::Result<Response> {
         write(self.stream.get_mut(), request)?;
-        match read(&mut self.stream)? {
-            Some(Response::Refused(why)) => Err(io::Error::other(format!("the guest refused {request:?}: {why}"))),
-            Some(response) => Ok(response),
-            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the guest closed the control connection")),
+        read(&mut self.stream)?
+            .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the guest closed the control connection"))
+    }
+
+    fn note(&mut self, error: &io::Error) {
+        // A read that has timed out fails as one on a non-blocking socket does.
+        if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            self.trouble.stalls += 1;
+        } else {
+            self.trouble.breaks += 1;
+        }
+    }
+}
+
+fn open(guest: SocketAddr, deadline: Instant) -> io::Result<BufReader<TcpStream>> {
+    loop {
+        match TcpStream::connect_timeout(&guest, Duration::from_millis(500)) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(Client::ANSWER))?;
+                return Ok(BufReader::new(stream));
+            }
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(100)),
         }
     }
 }

@@ -31,7 +31,9 @@ pub fn run(config: &Config) -> io::Result<()> {
     let echoes = echo::socket(SocketAddrV4::new(config.address, config.ports.echo))?;
     let session = current.clone();
     thread::spawn(move || {
-        echo::respond(&echoes, |packet, at_ns| session.get().note_echo(packet.session, packet.sequence, at_ns))
+        let ended =
+            echo::respond(&echoes, |packet, at_ns| session.get().note_echo(packet.session, packet.sequence, at_ns));
+        eprintln!("packets are no longer echoed: {ended:?}");
     });
 
     let streams = TcpListener::bind(SocketAddrV4::new(config.address, config.ports.stream))?;
@@ -40,7 +42,11 @@ pub fn run(config: &Config) -> io::Result<()> {
 
     let control = TcpListener::bind(SocketAddrV4::new(config.address, config.ports.control))?;
     loop {
-        let (connection, peer) = control.accept()?;
+        // One that was gone before it was accepted is the network's doing, and no reason to end.
+        let Ok((connection, peer)) = control.accept().inspect_err(|error| eprintln!("cannot accept a peer: {error}"))
+        else {
+            continue;
+        };
         let (current, memory) = (current.clone(), memory.clone());
         thread::spawn(move || {
             // A peer that went away is no error of the guest's; its session ends when the next one begins.
@@ -129,18 +135,25 @@ impl Conversation<'_> {
     fn answer(&self, request: Request) -> io::Result<Response> {
         let session = self.current.get();
         match request {
+            Request::Begin { session: id, .. } if id == session.id => Ok(Response::Begun),
             Request::Begin { session, oneway_port, oneway_pps, stream_rate } => {
                 self.begin(Session { id: session, stream_rate, ..Session::default() }, oneway_port, oneway_pps)
             }
-            Request::Mark => Ok(Response::Mark {
+            Request::Mark { session: id } | Request::Report { session: id, .. } if id != session.id => {
+                Ok(Response::Refused(format!(
+                    "session {id} is not the one being served, {}: this end was started anew, or serves another peer",
+                    session.id
+                )))
+            }
+            Request::Mark { .. } => Ok(Response::Mark {
                 oneway: session.oneway_next.load(Ordering::SeqCst),
                 stream_sent: session.stream.sent.load(Ordering::SeqCst),
             }),
-            Request::Report { from, to } if from <= to => {
+            Request::Report { from, to, .. } if from <= to => {
                 let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner).verify();
                 Ok(Response::Report(session.report(from, to, memory)))
             }
-            Request::Report { from, to } => Ok(Response::Refused(format!("from {from} is after to {to}"))),
+            Request::Report { from, to, .. } => Ok(Response::Refused(format!("from {from} is after to {to}"))),
         }
     }
 

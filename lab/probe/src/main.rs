@@ -6,13 +6,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use throughline_probe::control::Ports;
 use throughline_probe::observe::{Filter, Observer, Sightings};
 use throughline_probe::peer::Peer;
-use throughline_probe::{guest, peer};
+use throughline_probe::{guest, peer, ping};
 
 /// Count what reaches a guest and what comes back, without asking any agent.
 #[derive(Debug, Parser)]
@@ -51,6 +51,15 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         patience: u64,
     },
+    /// On a host that stays: ping a guest until it answers once. Fails if it does not.
+    Ping {
+        /// The guest's address.
+        #[arg(long)]
+        guest: Ipv4Addr,
+        /// Seconds to wait for an answer.
+        #[arg(long, default_value_t = 10)]
+        patience: u64,
+    },
     /// On a hypervisor: see when echo packets were put on a guest's tap. Answers `take` on standard input in JSON.
     Observe {
         /// The guest's MAC address.
@@ -83,6 +92,7 @@ fn main() -> Result<()> {
             ping_rate,
             patience: Duration::from_secs(patience),
         }),
+        Command::Ping { guest, patience } => ping_once(guest, Duration::from_secs(patience)),
         Command::Observe { mac, guest } => observe(Filter { mac, address: guest, port: Ports::default().echo }),
     }
 }
@@ -99,6 +109,12 @@ fn probe(config: &peer::Config) -> Result<()> {
             _ => bail!("cannot do {line:?}: say `mark` or `report FROM TO`"),
         }
     }
+    Ok(())
+}
+
+fn ping_once(guest: Ipv4Addr, patience: Duration) -> Result<()> {
+    let answered = ping::answered(guest, patience).context("cannot ping: root is needed")?;
+    ensure!(answered, "{guest} did not answer a ping within {patience:?}");
     Ok(())
 }
 

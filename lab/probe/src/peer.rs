@@ -84,8 +84,10 @@ pub struct StreamReport {
     pub undelivered: u64,
     /// Messages that were not the ones expected, both ends, in this session.
     pub corrupted: u64,
-    /// Connections that broke, both ends, in this session.
+    /// Connections that broke, both ends, in this session; that over which the guest is asked for its counts included.
     pub resets: u64,
+    /// Times the guest did not answer for [`Client::ANSWER`] when asked for its counts, in this session.
+    pub stalls: u64,
     /// Retransmissions between the marks, in the order in which they were noticed.
     pub retransmissions: Vec<Retransmission>,
 }
@@ -104,6 +106,7 @@ struct Mark {
 /// A probing session with one guest; its threads end when it is dropped.
 #[derive(Debug)]
 pub struct Peer {
+    session: u32,
     control: Client,
     echo: Arc<echo::Sender>,
     oneway: Arc<oneway::Receiver>,
@@ -135,12 +138,13 @@ impl Peer {
         let stream = start_stream(config, &retransmissions, &stop);
         let echo = echo::Sender::start(SocketAddrV4::new(config.guest, config.ports.echo), session, config.pps, &stop)?;
         let ping = ping::Pinger::start(config.guest, session, config.ping_rate, &stop)?;
-        Ok(Self { control, echo, oneway, ping, stream, retransmissions, marks: Vec::new(), stop })
+        Ok(Self { session, control, echo, oneway, ping, stream, retransmissions, marks: Vec::new(), stop })
     }
 
     /// Ends one window and begins the next; returns the mark's number, counting from 0.
     pub fn mark(&mut self) -> io::Result<usize> {
-        let Response::Mark { oneway, stream_sent: guest_stream_sent } = self.control.ask(&Request::Mark)? else {
+        let request = Request::Mark { session: self.session };
+        let Response::Mark { oneway, stream_sent: guest_stream_sent } = self.control.ask(&request)? else {
             return Err(unexpected("Mark"));
         };
         self.marks.push(Mark {
@@ -160,7 +164,7 @@ impl Peer {
         let (Some(&from), Some(&to)) = (self.marks.get(from), self.marks.get(to)) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no marks {from} and {to}")));
         };
-        let request = Request::Report { from: from.echo, to: to.echo };
+        let request = Request::Report { session: self.session, from: from.echo, to: to.echo };
         let Response::Report(guest) = self.control.ask(&request)? else { return Err(unexpected("Report")) };
         self.retransmissions.guest_total(guest.stream_retransmits, realtime_ns());
         Ok(Report {
@@ -180,7 +184,8 @@ impl Peer {
             undelivered: to.stream_sent.saturating_sub(guest.stream_received)
                 + to.guest_stream_sent.saturating_sub(received),
             corrupted: self.stream.corrupted.load(Ordering::SeqCst) + guest.stream_corrupted,
-            resets: self.stream.resets.load(Ordering::SeqCst) + guest.stream_resets,
+            resets: self.stream.resets.load(Ordering::SeqCst) + guest.stream_resets + self.control.trouble().breaks,
+            stalls: self.control.trouble().stalls,
             retransmissions: self.retransmissions.during(from.at_ns..to.at_ns),
         }
     }

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, connect, recv, send, setsockopt, socket,
@@ -29,6 +30,21 @@ pub struct Pinger {
     next: AtomicU64,
     /// Answers, by the peer's `CLOCK_REALTIME`.
     pub answers: Log,
+}
+
+/// Pings `guest` until it has answered once; whether it did within `patience`. Needs `CAP_NET_RAW`.
+pub fn answered(guest: Ipv4Addr, patience: Duration) -> io::Result<bool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let session = (realtime_ns() / 1_000_000) as u32;
+    let pinger = Pinger::start(guest, session, 20, &stop)?;
+    let deadline = Instant::now() + patience;
+    let mut answered = false;
+    while !answered && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+        answered = pinger.answers.summarise(0..pinger.next()).arrived > 0;
+    }
+    stop.store(true, Ordering::SeqCst);
+    Ok(answered)
 }
 
 impl Pinger {

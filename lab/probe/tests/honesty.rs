@@ -3,7 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
@@ -186,24 +187,14 @@ fn a_broken_stream_is_noticed() {
     let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     // Closes the first connection after a while, with a message half read, as a reset does.
-    let breaker = std::net::TcpListener::bind((ADDRESS, 0)).unwrap();
+    let breaker = TcpListener::bind((ADDRESS, 0)).unwrap();
     let stream = breaker.local_addr().unwrap().port();
     thread::spawn(move || {
         let connection = breaker.accept().unwrap();
         thread::sleep(Duration::from_millis(300));
         drop(connection);
     });
-    let mut peer = Peer::start(&Config {
-        guest: ADDRESS,
-        ports: Ports { stream, ..ports },
-        oneway_port: 0,
-        oneway_via: None,
-        pps: 100,
-        stream_rate: 100,
-        ping_rate: 50,
-        patience: Duration::from_secs(5),
-    })
-    .unwrap();
+    let mut peer = light_peer(Ports { stream, ..ports });
     let from = peer.mark().unwrap();
     thread::sleep(Duration::from_secs(1));
     let to = peer.mark().unwrap();
@@ -218,4 +209,71 @@ fn an_address_nobody_answers_on_is_an_error() {
     let silent = SocketAddrV4::new(ADDRESS, 7999);
     let error = throughline_probe::control::Client::connect(*silent.ip(), silent.port(), Duration::from_millis(200));
     assert!(error.is_err());
+}
+
+/// Stands before a control port: closes its first connection at the third request, passes everything on from then on.
+fn breaking_control(target: u16) -> u16 {
+    let listener = TcpListener::bind((ADDRESS, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for answers in [2, usize::MAX] {
+            let (mut asking, _) = listener.accept().unwrap();
+            let mut answering = TcpStream::connect((ADDRESS, target)).unwrap();
+            let mut answered = BufReader::new(answering.try_clone().unwrap());
+            let requests = BufReader::new(asking.try_clone().unwrap()).lines().map_while(Result::ok);
+            for request in requests.take(answers) {
+                writeln!(answering, "{request}").unwrap();
+                let mut answer = String::new();
+                answered.read_line(&mut answer).unwrap();
+                asking.write_all(answer.as_bytes()).unwrap();
+            }
+        }
+    });
+    port
+}
+
+/// A peer of a guest end that was just started, with little traffic.
+fn light_peer(ports: Ports) -> Peer {
+    Peer::start(&Config {
+        guest: ADDRESS,
+        ports,
+        oneway_port: 0,
+        oneway_via: None,
+        pps: 100,
+        stream_rate: 100,
+        ping_rate: 50,
+        patience: Duration::from_secs(5),
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_broken_control_connection_is_counted_and_replaced() {
+    own_network();
+    let ports = Ports { control: 7910, echo: 7911, stream: 7912 };
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    thread::spawn(move || guest::run(&config).expect("the guest end runs"));
+    thread::sleep(Duration::from_millis(200));
+    let mut peer = light_peer(Ports { control: breaking_control(ports.control), ..ports });
+    let from = peer.mark().unwrap();
+    thread::sleep(Duration::from_millis(500));
+    let to = peer.mark().unwrap();
+    thread::sleep(Duration::from_millis(500));
+    let report = peer.report(from, to).unwrap();
+    assert_eq!((report.stream.resets, report.stream.stalls), (1, 0), "{:?}", report.stream);
+    assert_eq!((report.to_guest.lost, report.from_guest.lost), (0, 0), "the session went on");
+}
+
+#[test]
+fn a_guest_end_that_serves_another_session_does_not_answer_for_this_one() {
+    own_network();
+    let ports = Ports { control: 7920, echo: 7921, stream: 7922 };
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    thread::spawn(move || guest::run(&config).expect("the guest end runs"));
+    let mut first = light_peer(ports);
+    first.mark().unwrap();
+    thread::sleep(Duration::from_millis(2));
+    let _second = light_peer(ports);
+    let error = first.mark().unwrap_err();
+    assert!(error.to_string().contains("not the one being served"), "{error}");
 }

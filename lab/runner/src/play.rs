@@ -159,9 +159,12 @@ pub(crate) fn show_logs(lab: &Lab, topology: &Topology) {
     }
 }
 
-fn show_log(path: &Path) {
-    const LINES: usize = 15;
-    let Ok(text) = fs::read_to_string(path) else { return };
+/// Shows the end of a log, if there is one.
+pub(crate) fn show_log(path: &Path) {
+    const LINES: usize = 20;
+    // A console's output need not be text.
+    let Ok(bytes) = fs::read(path) else { return };
+    let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<_> = text.lines().collect();
     eprintln!("--- the last lines of {}", path.display());
     lines[lines.len().saturating_sub(LINES)..].iter().for_each(|line| eprintln!("{line}"));

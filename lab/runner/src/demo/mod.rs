@@ -2,31 +2,32 @@
 //! network noticed.
 
 mod delivery;
+mod idle;
 mod image;
 mod move_guest;
+mod probe;
 mod probes;
 mod promise;
 mod record;
+mod stage;
 mod table;
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use serde::Serialize;
 
 use crate::lab::Lab;
-use crate::operator::Operator;
-use crate::play;
 use crate::signals;
-use crate::teardown::Guard;
-use crate::topology::{Role, Topology};
+use crate::topology::Topology;
 
-use image::Image;
-use move_guest::Mover;
+use move_guest::{Judge, Mover};
 use probes::Probes;
-use record::{HostInfo, Record};
+use record::{HostInfo, Record, Run};
+use stage::Stage;
 
 /// Time for the probes to find their rhythm before the first migration.
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -40,6 +41,9 @@ pub(crate) struct Options {
     /// Migrations, there and back in turn.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: u32,
+    /// Show the pause of an idle guest instead: no traffic, no probe in the guest.
+    #[arg(long, conflicts_with = "pps")]
+    idle: bool,
     /// Numbered UDP packets a second, each way.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pps: u32,
@@ -49,6 +53,15 @@ pub(crate) struct Options {
     /// Leave the lab up, with the guest in it.
     #[arg(long)]
     keep: bool,
+}
+
+impl Options {
+    /// Writes the results to the file that was asked for, if one was.
+    fn save<R: Serialize>(&self, record: &Record<R>) -> Result<()> {
+        let Some(path) = &self.json else { return Ok(()) };
+        let json = serde_json::to_vec_pretty(record)?;
+        fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
+    }
 }
 
 /// The guest that moves, and the endpoint it talks to.
@@ -65,24 +78,16 @@ mod cast {
     pub(super) const ENDPOINT_ADDRESS: &str = "10.7.0.1";
 }
 
-/// Runs the demo; an error if anything went wrong, the promise being broken included. The lab is taken down whatever
-/// happens, unless it is to be kept.
+/// Runs the demo; an error if anything went wrong, the promise being broken included.
 pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<()> {
-    let _lock = lab.lock()?;
-    let image = Image::find()?;
-    let guard = Guard::new(lab.clone());
-    let record = perform(lab, topology, options, &image);
-    if options.keep {
-        guard.keep();
-        println!("lab {} stays up; take it down with: throughline-lab down", lab.name());
-    } else {
-        guard.finish()?;
+    if options.idle {
+        let record = Stage::play(lab, topology, options.keep, |stage| idle::migrations(stage, options.runs))?;
+        options.save(&record)?;
+        print!("\n{}", idle::table(&record.runs));
+        return Ok(());
     }
-    let record = record?;
-    if let Some(path) = &options.json {
-        let json = serde_json::to_vec_pretty(&record)?;
-        fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, options))?;
+    options.save(&record)?;
     print!("\n{}", table::of(&record.runs));
     let broken: Vec<String> = record.runs.iter().flat_map(promise::broken).collect();
     if broken.is_empty() {
@@ -92,69 +97,17 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
     bail!("the promise is broken:\n  {}", broken.join("\n  "))
 }
 
-fn perform(lab: &Lab, topology: &Topology, options: &Options, image: &Image) -> Result<Record> {
-    println!("bringing up lab {}", lab.name());
-    let operator = play::up(lab, topology)?;
-    migrations(lab, topology, options, image, &operator).inspect_err(|_| play::show_logs(lab, topology))
-}
-
-fn migrations(lab: &Lab, topology: &Topology, options: &Options, image: &Image, operator: &Operator) -> Result<Record> {
-    let hypervisors: Vec<&str> = topology.with_role(Role::Hypervisor).map(|node| node.name.as_str()).collect();
-    ensure!(hypervisors.len() >= 2, "the demo needs two hypervisors, {} has {}", lab.name(), hypervisors.len());
-    let peer = topology.with_role(Role::Peer).next().context("the demo needs a node with the role peer")?;
-
-    create(operator, hypervisors[0], &peer.name, image)?;
+fn migrations(stage: &Stage, options: &Options) -> Result<Record<Run>> {
+    stage.create_guest("")?;
     println!("waiting for {} to answer", cast::GUEST);
-    let mut probes = Probes::start(lab, &hypervisors, &peer.name, options.pps)?;
+    let mut probes = Probes::start(stage.lab, &stage.hypervisors, stage.peer, options.pps)?;
     signals::sleep(WARM_UP)?;
-    let mut record = Record { runs: Vec::new(), host: HostInfo::find(operator, hypervisors[0])? };
-    let mut mover = Mover::new(operator, &mut probes, options.runs <= RUNS_SHOWN)?;
+    let mut record = Record { runs: Vec::new(), host: HostInfo::find(&stage.operator, stage.hypervisors[0])? };
+    let mut judge = Judge::new(Mover::new(&stage.operator, options.runs <= RUNS_SHOWN), &mut probes)?;
     for number in 0..options.runs as usize {
-        let (from, to) = (hypervisors[number % 2], hypervisors[(number + 1) % 2]);
+        let (from, to) = stage.way(number);
         println!("run {} of {}: {} moves from {from} to {to}", number + 1, options.runs, cast::GUEST);
-        record.runs.push(mover.run(from, to)?);
+        record.runs.push(judge.run(from, to)?);
     }
     Ok(record)
-}
-
-fn create(operator: &Operator, host: &str, peer: &str, image: &Image) -> Result<()> {
-    let (kernel, initrd) = (image.kernel(), image.initrd());
-    let cmdline = format!("console=ttyS0 quiet panic=-1 tl.ip={}/24", cast::GUEST_ADDRESS);
-    operator.run(&["network", "create", cast::NETWORK, "--vni", cast::VNI])?;
-    operator.run(&[
-        "endpoint",
-        "create",
-        cast::ENDPOINT,
-        "--network",
-        cast::NETWORK,
-        "--host",
-        peer,
-        "--mac",
-        cast::ENDPOINT_MAC,
-        "--ip",
-        cast::ENDPOINT_ADDRESS,
-    ])?;
-    operator.run(&[
-        "guest",
-        "create",
-        cast::GUEST,
-        "--network",
-        cast::NETWORK,
-        "--host",
-        host,
-        "--memory",
-        cast::GUEST_MEMORY,
-        "--vcpus",
-        "1",
-        "--kernel",
-        &kernel,
-        "--initrd",
-        &initrd,
-        "--cmdline",
-        &cmdline,
-        "--mac",
-        cast::GUEST_MAC,
-        "--ip",
-        cast::GUEST_ADDRESS,
-    ])
 }

@@ -17,12 +17,18 @@ const AFTERMATH: Duration = Duration::from_millis(500);
 /// After a run's last packet was sent: what has not arrived by then is lost.
 const DRAIN: Duration = Duration::from_millis(1500);
 
-/// Moves the guest and has the probes judge it. A run's window begins where the one before ended: no packet is left out.
+/// Moves the guest as an operator would.
 #[derive(Debug)]
 pub(super) struct Mover<'a> {
     operator: &'a Operator,
-    probes: &'a mut Probes,
     show_progress: bool,
+}
+
+/// Moves the guest and has the probes judge it. A run's window begins where the one before ended: no packet is left out.
+#[derive(Debug)]
+pub(super) struct Judge<'a> {
+    mover: Mover<'a>,
+    probes: &'a mut Probes,
     mark: usize,
 }
 
@@ -39,11 +45,11 @@ struct Migration {
     report: Option<Cutover>,
 }
 
-impl<'a> Mover<'a> {
+impl<'a> Judge<'a> {
     /// The first run's window begins now.
-    pub(super) fn new(operator: &'a Operator, probes: &'a mut Probes, show_progress: bool) -> Result<Self> {
+    pub(super) fn new(mover: Mover<'a>, probes: &'a mut Probes) -> Result<Self> {
         let mark = probes.mark()?;
-        Ok(Self { operator, probes, show_progress, mark })
+        Ok(Self { mover, probes, mark })
     }
 
     /// One migration, from the operator's command to the last packet's fate.
@@ -51,8 +57,7 @@ impl<'a> Mover<'a> {
         // What the observers saw until now is the run's before.
         self.probes.sightings(from)?;
         self.probes.sightings(to)?;
-        self.migrate(to)?;
-        let cutover = self.report(from, to)?;
+        let cutover = self.mover.run(from, to)?;
         signals::sleep(AFTERMATH)?;
         let end = self.probes.mark()?;
         signals::sleep(DRAIN)?;
@@ -60,6 +65,19 @@ impl<'a> Mover<'a> {
         let report = self.probes.report(self.mark, end)?;
         self.mark = end;
         Run::of(from, to, &cutover, &report, &taps)
+    }
+}
+
+impl<'a> Mover<'a> {
+    /// Each migration shows its progress on this terminal, or none does.
+    pub(super) fn new(operator: &'a Operator, show_progress: bool) -> Self {
+        Self { operator, show_progress }
+    }
+
+    /// One migration, from the operator's command to the agents' account of it.
+    pub(super) fn run(&self, from: &str, to: &str) -> Result<Cutover> {
+        self.migrate(to)?;
+        self.report(from, to)
     }
 
     fn migrate(&self, to: &str) -> Result<()> {

@@ -14,6 +14,7 @@ pub(super) fn broken(run: &Run) -> Vec<String> {
         (run.reordered > 0, format!("{} packets came out of order, by up to {}", run.reordered, run.displacement)),
         (run.overflowed > 0, format!("{} frames found a hold full", run.overflowed)),
         (run.tcp_resets > 0, format!("a TCP connection broke ({} times)", run.tcp_resets)),
+        (run.stalls > 0, format!("the guest was out of reach for over 10 s ({} times)", run.stalls)),
         (run.tcp_damaged > 0, format!("{} TCP messages were damaged or stuck", run.tcp_damaged)),
         (!run.memory_ok, "the guest's memory was corrupted".to_owned()),
     ];
@@ -41,7 +42,7 @@ mod tests {
 
     #[test]
     fn every_fault_breaks_it() {
-        let faults: [fn(&mut Run); 11] = [
+        let faults: [fn(&mut Run); 12] = [
             |run| run.sent_to_guest = 0,
             |run| run.sent_from_guest = 0,
             |run| run.tcp_messages = 0,
@@ -51,6 +52,7 @@ mod tests {
             |run| run.reordered = 1,
             |run| run.overflowed = 1,
             |run| run.tcp_resets = 1,
+            |run| run.stalls = 1,
             |run| run.tcp_damaged = 1,
             |run| run.memory_ok = false,
         ];

@@ -15,9 +15,9 @@ use crate::operator::Operator;
 
 /// All results of a demo.
 #[derive(Debug, Serialize)]
-pub(super) struct Record {
+pub(super) struct Record<R> {
     /// One entry a migration.
-    pub(super) runs: Vec<Run>,
+    pub(super) runs: Vec<R>,
     /// Where it was measured.
     pub(super) host: HostInfo,
 }
@@ -71,6 +71,8 @@ pub(super) struct Run {
     pub(super) precopy_stall_retransmits: u32,
     /// TCP connections that broke.
     pub(super) tcp_resets: u64,
+    /// Times the guest took over 10 s to answer a question for its counts.
+    pub(super) stalls: u64,
     /// TCP messages that did not arrive, or not as they were sent.
     pub(super) tcp_damaged: u64,
     /// Longest time the guest was silent towards the peer, in the whole run, milliseconds.
@@ -109,6 +111,13 @@ pub(super) struct Cutover {
     pub(super) overflowed: u64,
 }
 
+impl Cutover {
+    /// How long the guest stood still: STOP at the source to `cont` at the destination, milliseconds.
+    pub(super) fn pause_ms(&self) -> f64 {
+        ms(self.running_at_ns.saturating_sub(self.stopped_at_ns))
+    }
+}
+
 /// What was seen on the two taps.
 #[derive(Debug)]
 pub(super) struct Taps {
@@ -129,7 +138,7 @@ impl Run {
         Ok(Self {
             from: from.to_owned(),
             to: to.to_owned(),
-            pause_ms: ms(cutover.running_at_ns.saturating_sub(cutover.stopped_at_ns)),
+            pause_ms: cutover.pause_ms(),
             hold_added_ms: ms(hold_added),
             gap_ms: ms(gap),
             sent: to_guest.sent + from_guest.sent,
@@ -156,6 +165,7 @@ impl Run {
             tcp_retransmits: after,
             precopy_stall_retransmits: before,
             tcp_resets: stream.resets,
+            stalls: stream.stalls,
             tcp_damaged: stream.corrupted + stream.undelivered,
             longest_silence_ms: ms(from_guest.longest_gap_ns),
             memory_ok: memory.corrupted == 0 && memory.rewritten > 0,
@@ -235,7 +245,14 @@ pub(super) mod tests {
             from_guest: all_arrived(),
             ping: all_arrived(),
             memory: memory::Status { pages: 1, rewritten: 5, corrupted: 0 },
-            stream: StreamReport { sent: 10, undelivered: 0, corrupted: 0, resets: 0, retransmissions: Vec::new() },
+            stream: StreamReport {
+                sent: 10,
+                undelivered: 0,
+                corrupted: 0,
+                resets: 0,
+                stalls: 0,
+                retransmissions: Vec::new(),
+            },
         }
     }
 

@@ -52,12 +52,13 @@ fn summary(runs: &[Run], (_, value, decimals): Column, choose: fn(&[f64]) -> f64
     number(choose(&values), decimals)
 }
 
-/// Of an even number of values the upper one of the two in the middle: never better than it was.
-fn median(sorted: &[f64]) -> f64 {
+/// Of sorted values the one in the middle. Of an even number the upper of the two there: never better than it was.
+pub(super) fn median(sorted: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-fn worst(sorted: &[f64]) -> f64 {
+/// The last of sorted values.
+pub(super) fn worst(sorted: &[f64]) -> f64 {
     sorted[sorted.len() - 1]
 }
 

@@ -1,0 +1,148 @@
+//! Where a demo plays: a lab that is up, with a network and an endpoint in it, and a guest once there is one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::cast;
+use super::image::Image;
+use crate::lab::Lab;
+use crate::operator::Operator;
+use crate::play;
+use crate::signals;
+use crate::teardown::Guard;
+use crate::topology::{Role, Topology};
+
+/// A lab that is up.
+#[derive(Debug)]
+pub(super) struct Stage<'a> {
+    pub(super) lab: &'a Lab,
+    pub(super) operator: Operator,
+    pub(super) hypervisors: Vec<&'a str>,
+    /// The host that stays, and whose endpoint talks to the guest.
+    pub(super) peer: &'a str,
+    image: Image,
+}
+
+impl<'a> Stage<'a> {
+    /// Brings the lab up, plays, and takes it down whatever happens, unless it is to be kept. What the lab's daemons and
+    /// the guest said last is shown if anything failed: it goes with the lab.
+    pub(super) fn play<T>(
+        lab: &'a Lab,
+        topology: &'a Topology,
+        keep: bool,
+        play: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let _lock = lab.lock()?;
+        let image = Image::find()?;
+        let guard = Guard::new(lab.clone());
+        let played = Self::set_up(lab, topology, image).and_then(|stage| {
+            play(&stage).inspect_err(|_| {
+                play::show_logs(lab, topology);
+                stage.show_serial_logs();
+            })
+        });
+        if keep {
+            guard.keep();
+            println!("lab {} stays up; take it down with: throughline-lab down", lab.name());
+        } else {
+            guard.finish()?;
+        }
+        played
+    }
+
+    fn set_up(lab: &'a Lab, topology: &'a Topology, image: Image) -> Result<Self> {
+        let names = |role| topology.with_role(role).map(|node| node.name.as_str());
+        let hypervisors: Vec<&str> = names(Role::Hypervisor).collect();
+        ensure!(hypervisors.len() >= 2, "the demo needs two hypervisors, {} has {}", lab.name(), hypervisors.len());
+        let peer = names(Role::Peer).next().context("the demo needs a node with the role peer")?;
+        println!("bringing up lab {}", lab.name());
+        let operator = play::up(lab, topology)?;
+        Ok(Self { lab, operator, hypervisors, peer, image })
+    }
+
+    /// From which host to which the guest moves in a run, counting from 0: there and back in turn.
+    pub(super) fn way(&self, run: usize) -> (&'a str, &'a str) {
+        (self.hypervisors[run % 2], self.hypervisors[(run + 1) % 2])
+    }
+
+    /// Creates the network, the peer's endpoint and the guest; `parameters` are added to its kernel's command line.
+    pub(super) fn create_guest(&self, parameters: &str) -> Result<()> {
+        let (kernel, initrd) = (self.image.kernel(), self.image.initrd());
+        let cmdline = format!("console=ttyS0 quiet panic=-1 tl.ip={}/24 {parameters}", cast::GUEST_ADDRESS);
+        self.operator.run(&["network", "create", cast::NETWORK, "--vni", cast::VNI])?;
+        self.operator.run(&[
+            "endpoint",
+            "create",
+            cast::ENDPOINT,
+            "--network",
+            cast::NETWORK,
+            "--host",
+            self.peer,
+            "--mac",
+            cast::ENDPOINT_MAC,
+            "--ip",
+            cast::ENDPOINT_ADDRESS,
+        ])?;
+        self.operator.run(&[
+            "guest",
+            "create",
+            cast::GUEST,
+            "--network",
+            cast::NETWORK,
+            "--host",
+            self.hypervisors[0],
+            "--memory",
+            cast::GUEST_MEMORY,
+            "--vcpus",
+            "1",
+            "--kernel",
+            &kernel,
+            "--initrd",
+            &initrd,
+            "--cmdline",
+            cmdline.trim_end(),
+            "--mac",
+            cast::GUEST_MAC,
+            "--ip",
+            cast::GUEST_ADDRESS,
+        ])
+    }
+
+    /// Shows the end of what the guest wrote to its console, on every host that has it.
+    fn show_serial_logs(&self) {
+        if signals::interrupted() {
+            return;
+        }
+        for host in &self.hypervisors {
+            for log in serial_logs(&self.lab.node_state(host).join("state")) {
+                play::show_log(&log);
+            }
+        }
+    }
+}
+
+/// Where an agent with this state directory has its guests write their consoles to.
+fn serial_logs(state: &Path) -> Vec<PathBuf> {
+    let Ok(guests) = fs::read_dir(state.join("guests")) else { return Vec::new() };
+    guests.flatten().map(|guest| guest.path().join("serial.log")).filter(|log| log.exists()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_console_is_found() {
+        let state = std::env::temp_dir().join(format!("throughline-lab-state-{}", std::process::id()));
+        assert_eq!(serial_logs(&state), Vec::<PathBuf>::new());
+        let log = state.join("guests/web-1/serial.log");
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        fs::create_dir_all(state.join("guests/gone")).unwrap();
+        fs::write(&log, "init: eth0 has 10.7.0.10/24").unwrap();
+        let found = serial_logs(&state);
+        fs::remove_dir_all(&state).unwrap();
+        assert_eq!(found, [log]);
+    }
+}
