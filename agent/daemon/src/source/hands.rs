@@ -32,6 +32,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 const QUIET: Duration = Duration::from_millis(100);
 /// Bandwidth of the last pass: the guest's pause is not the place to save.
 const UNLIMITED: u64 = 0;
+/// Longer than a frame takes from the program's verdict into the ring.
+const IN_FLIGHT: Duration = Duration::from_micros(300);
 /// How long a guest may take to read what is in its tap's ring.
 const TAKE_DEADLINE: Duration = Duration::from_millis(20);
 /// Pause that QEMU adds to the last memory: stopping, devices, starting.
@@ -151,6 +153,8 @@ impl SourceHands {
     async fn arm(&self) {
         lock(&self.ports).iter().for_each(MovingPort::hold);
         lock(&self.report).armed_at_ns = real_ns();
+        // A frame that `steer` let pass just before may still be on its way into the ring, on another processor.
+        tokio::time::sleep(IN_FLIGHT).await;
         let taken = until(|| !lock(&self.ports).iter().any(MovingPort::tap_is_waiting));
         if tokio::time::timeout(TAKE_DEADLINE, taken).await.is_err() {
             warn!("the guest does not take its frames; what is in its tap's ring goes to the front of the line");
