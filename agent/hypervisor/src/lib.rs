@@ -30,6 +30,7 @@ mod error;
 mod event;
 mod guest;
 mod launch;
+mod memory_socket;
 mod migration;
 mod probe;
 mod probe_rom;

@@ -74,9 +74,10 @@ impl Guest {
             ..Default::default()
         };
         self.set_up_migration(Side::Source, limits).await?;
-        let uri = Some(uri.to_owned());
-        self.execute(qmp::migrate { uri, channels: None, detach: None, resume: None }).await?;
+        let to = Some(uri.to_owned());
+        self.execute(qmp::migrate { uri: to, channels: None, detach: None, resume: None }).await?;
         self.measured().await?;
+        self.send_at_once(uri);
         self.set_bandwidth(bandwidth).await
     }
 
