@@ -166,6 +166,7 @@ pub(crate) fn show_log(path: &Path) {
     let Ok(bytes) = fs::read(path) else { return };
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<_> = text.lines().collect();
-    eprintln!("--- the last lines of {}", path.display());
+    let what = if lines.is_empty() { "nothing is in" } else { "the last lines of" };
+    eprintln!("--- {what} {}", path.display());
     lines[lines.len().saturating_sub(LINES)..].iter().for_each(|line| eprintln!("{line}"));
 }

@@ -48,10 +48,12 @@ impl Probe {
 
     /// Asks, and waits for the answer.
     pub(super) fn ask<T: DeserializeOwned>(&mut self, question: &str, patience: Duration) -> Result<T> {
-        if let Err(error) = writeln!(self.questions, "{question}") {
-            return Err(self.ended().context(error));
-        }
-        self.answer(patience).with_context(|| format!("no answer to {question:?}"))
+        // A pipe to nobody is all that can make writing fail.
+        let answer = match writeln!(self.questions, "{question}") {
+            Ok(()) => self.answer(patience),
+            Err(_) => Err(self.ended()),
+        };
+        answer.with_context(|| format!("no answer to {question:?}"))
     }
 
     fn answer<T: DeserializeOwned>(&mut self, patience: Duration) -> Result<T> {
