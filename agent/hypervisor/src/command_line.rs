@@ -15,6 +15,10 @@ use crate::{Accelerator, FdRole, RunDir, ram_kib};
 
 /// First PCI slot of a network card; 0 is the host bridge. Slots are fixed, because a migration finds devices by them.
 const FIRST_SLOT: usize = 2;
+/// Receive descriptors of a network card, the most QEMU allows. A guest that stands still for a moment must not run out of
+/// them: QEMU up to 9.0 may then wait for a kick that never comes, and the card is deaf (hw/net/virtio-net.c, "update event
+/// idx if guest has made extra buffers during double check").
+const RX_QUEUE: u32 = 1024;
 
 /// A network card by descriptor numbers, as QEMU will inherit them.
 pub(crate) struct NicArgs {
@@ -116,7 +120,8 @@ impl NicArgs {
         args.option(
             "-device",
             format!(
-                "virtio-net-pci,id=nic-{port},netdev=net-{port},bus=pcie.0,addr={slot:#x},mac={mac},host_mtu={mtu},romfile="
+                "virtio-net-pci,id=nic-{port},netdev=net-{port},bus=pcie.0,addr={slot:#x},mac={mac},host_mtu={mtu},\
+                 rx_queue_size={RX_QUEUE},romfile="
             ),
         );
     }
@@ -210,11 +215,11 @@ mod tests {
 -add-fd fd=21,set=0,opaque=tap:7
 -add-fd fd=22,set=1,opaque=hold:7
 -netdev tap,id=net-7,fd=20,vhost=off
--device virtio-net-pci,id=nic-7,netdev=net-7,bus=pcie.0,addr=0x2,mac=02:00:00:00:00:07,host_mtu=1450,romfile=
+-device virtio-net-pci,id=nic-7,netdev=net-7,bus=pcie.0,addr=0x2,mac=02:00:00:00:00:07,host_mtu=1450,rx_queue_size=1024,romfile=
 -add-fd fd=31,set=2,opaque=tap:9
 -add-fd fd=32,set=3,opaque=hold:9
 -netdev tap,id=net-9,fd=30,vhost=off
--device virtio-net-pci,id=nic-9,netdev=net-9,bus=pcie.0,addr=0x3,mac=02:00:00:00:00:09,host_mtu=1450,romfile=
+-device virtio-net-pci,id=nic-9,netdev=net-9,bus=pcie.0,addr=0x3,mac=02:00:00:00:00:09,host_mtu=1450,rx_queue_size=1024,romfile=
 -incoming defer
 -S";
         assert_eq!(render(Accelerator::Tcg, &[nic(7, 20), nic(9, 30)], true), golden);
