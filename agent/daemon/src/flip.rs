@@ -37,22 +37,35 @@ pub struct Flip {
 /// # Errors
 /// `STALE_GENERATION`, or the kernel's refusal.
 pub async fn flip(host: &Host, order: &Flip) -> Result<(), Failure> {
+    let old_is_here = order.old_vtep == host.config.vtep;
+    let leads_back = order.marker_index.is_some() && !old_is_here;
+    let flipped = async {
+        if leads_back {
+            let old_path = Path::Remote { vtep: order.old_vtep };
+            host.netlink.set_marker(order.vni, order.marker_mac, &old_path).await.map_err(network_failure)?;
+        }
+        write_entries(host, order).await?;
+        send_markers(host, order).await
+    };
+    let flipped = flipped.await;
+    if leads_back {
+        host.netlink.remove_marker(order.vni, order.marker_mac).await.map_err(network_failure)?;
+    }
+    flipped
+}
+
+/// One writer at a time, and no longer than it takes to write: other ports' flips wait for this one.
+async fn write_entries(host: &Host, order: &Flip) -> Result<(), Failure> {
     let _writing = host.bindings.writing.lock().await;
     host.bindings.advance(order.vni, &order.binding, order.generation)?;
-    let old_is_here = order.old_vtep == host.config.vtep;
-    if order.marker_index.is_some() && !old_is_here {
-        let old_path = Path::Remote { vtep: order.old_vtep };
-        host.netlink.set_marker(order.vni, order.marker_mac, &old_path).await.map_err(network_failure)?;
-    }
-    host.netlink.set_binding(order.vni, &order.binding).await.map_err(network_failure)?;
+    host.netlink.set_binding(order.vni, &order.binding).await.map_err(network_failure)
+}
+
+async fn send_markers(host: &Host, order: &Flip) -> Result<(), Failure> {
     let Some(peer) = order.marker_index else { return Ok(()) };
     tokio::time::sleep(LOOKUPS_END).await;
     let markers = MarkerOrder { marker_mac: order.marker_mac, carry_id: order.carry_id, peer };
-    let sent = host.netlink.send_markers(order.vni, &markers).await.map_err(network_failure);
-    if !old_is_here {
-        host.netlink.remove_marker(order.vni, order.marker_mac).await.map_err(network_failure)?;
-    }
-    sent
+    host.netlink.send_markers(order.vni, &markers).await.map_err(network_failure)
 }
 
 /// Obeys a `Rebind`; the answer is for the controller.

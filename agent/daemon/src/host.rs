@@ -1,6 +1,9 @@
 //! What every part of the agent shares: the outside systems, the guests that live here, the moves under way.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use throughline_cutover::{GuestName, HostName};
 use throughline_hypervisor::Accelerator;
@@ -37,6 +40,7 @@ pub struct Host {
     /// Rung when the observed state should be looked at again.
     pub look_again: Notify,
     residents: Mutex<BTreeMap<GuestName, Arc<Resident>>>,
+    unconfirmed: std::sync::Mutex<BTreeSet<GuestName>>,
 }
 
 /// The outside systems an agent is made of.
@@ -68,6 +72,7 @@ impl Host {
             moves: Moves::default(),
             look_again: Notify::new(),
             residents: Mutex::default(),
+            unconfirmed: std::sync::Mutex::default(),
         }
     }
 
@@ -98,6 +103,26 @@ impl Host {
         });
         self.residents.lock().await.insert(resident.spec.name.clone(), resident);
         self.look_again.notify_one();
+    }
+
+    /// A guest came here by a commit of which the controller may not have heard: its word that nobody wants it here counts
+    /// only once it has wanted it.
+    pub fn keep_until_wanted(&self, name: GuestName) {
+        self.unconfirmed().insert(name);
+    }
+
+    /// The controller wants the guest here.
+    pub fn is_wanted(&self, name: &GuestName) {
+        self.unconfirmed().remove(name);
+    }
+
+    /// True for a guest that is not to be ended on the word of a controller that may not know of it.
+    pub fn is_unconfirmed(&self, name: &GuestName) -> bool {
+        self.unconfirmed().contains(name)
+    }
+
+    fn unconfirmed(&self) -> std::sync::MutexGuard<'_, BTreeSet<GuestName>> {
+        self.unconfirmed.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// A guest no longer lives here.

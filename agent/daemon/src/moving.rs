@@ -5,6 +5,7 @@ use std::{net::Ipv4Addr, os::fd::AsFd as _, sync::Arc, time::Duration};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use throughline_cutover::{Failure, PortPlan};
 use throughline_loader::{Direction, Exit, Mode, PortConfig, PortHandle, PortState, Pump, PumpCounts, PumpOptions};
+use tracing::warn;
 
 use crate::{
     host::Host,
@@ -14,6 +15,8 @@ use crate::{
 /// Most frames in line for one port: what the hold's ring takes less the places the kernel frees in batches. At
 /// 1,500 bytes about 64 MiB of kernel memory.
 const LINE_LIMIT: u32 = RING - 32;
+/// How long a line may take to get into the tap of a guest that reads it.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a line's emptiness is looked at.
 const LOOK_EVERY: Duration = Duration::from_micros(500);
 
@@ -183,4 +186,14 @@ pub async fn until(mut empty: impl FnMut() -> bool) {
     while !empty() {
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// As [`until`], but not for longer than a guest that reads its tap would take. One that does not read loses what is sent
+/// to it at rest too, and must not keep a move open for it. True if it came to be.
+pub async fn until_or_late(empty: impl FnMut() -> bool) -> bool {
+    let in_time = tokio::time::timeout(RELEASE_DEADLINE, until(empty)).await.is_ok();
+    if !in_time {
+        warn!("the guest does not read its tap; what still waits for it is given up");
+    }
+    in_time
 }

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::{
     host::Host,
-    journal::Promise,
+    journal::{MoveRecord, Promise},
     resident::{Resident, hypervisor_failure},
     source,
     uplink::MigrationNews,
@@ -28,8 +28,13 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
             Err(failure) => warn!(guest = %owned.spec.name, %failure, "cannot be taken back"),
         }
     }
-    for (id, record) in host.journal.moves().map_err(journal)? {
-        let Some(plan) = record.plan else { continue };
+    let moves = host.journal.moves().map_err(journal)?;
+    for (id, record) in &moves {
+        let (id, Some(plan)) = (id.clone(), record.plan.clone()) else { continue };
+        if !is_newest(&moves, &plan, record.at_ms) {
+            end_stale(host, &id, &plan, record.promise);
+            continue;
+        }
         let taken_up = match record.promise {
             Promise::Receiving => decline(host, &id, &plan).await,
             Promise::Committed => open_gate(host, &plan).await,
@@ -43,6 +48,23 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
     }
     discard_leftovers(host).await;
     host.journal.clear_out().map_err(journal)
+}
+
+/// Whether no later migration of the same guest is on record: only the newest may touch the guest.
+fn is_newest(moves: &[(String, MoveRecord)], plan: &MigrationPlan, at_ms: u64) -> bool {
+    let of_guest = moves.iter().filter_map(|(_, record)| Some((record.plan.as_ref()?, record.at_ms)));
+    let of_guest = of_guest.filter(|(other, _)| other.guest.name == plan.guest.name);
+    let newest = of_guest.map(|(other, at)| (other.generation, at)).max();
+    newest == Some((plan.generation, at_ms))
+}
+
+/// A move that a later one has overtaken was undone, or it could not have been; only the record was left open.
+fn end_stale(host: &Host, id: &str, plan: &MigrationPlan, promise: Promise) {
+    if matches!(promise, Promise::Sending | Promise::Receiving)
+        && let Err(error) = host.journal.promise(id, Some(plan), Promise::Declined)
+    {
+        warn!(%error, migration = id, "an overtaken migration stays open in the journal");
+    }
 }
 
 /// A destination that had not committed: it never will.
@@ -68,7 +90,11 @@ async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(),
 /// A destination that had committed: the guest runs, whatever still waits at the gate goes in.
 async fn open_gate(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
     let Some(resident) = host.resident(&plan.guest.name).await else { return Ok(()) };
-    if resident.generation != plan.generation.next() || !is_moving(host, &resident)? {
+    if resident.generation != plan.generation.next() {
+        return Ok(());
+    }
+    host.keep_until_wanted(plan.guest.name.clone());
+    if !is_moving(host, &resident)? {
         return Ok(());
     }
     if resident.vm.run_state().await.map_err(hypervisor_failure)? != RunState::Running {
@@ -84,7 +110,8 @@ async fn open_gate(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure
 
 /// A source that had given nothing up: the guest is its own.
 async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Failure> {
-    if let Some(resident) = host.resident(&plan.guest.name).await {
+    let resident = host.resident(&plan.guest.name).await;
+    if let Some(resident) = resident.filter(|resident| resident.generation == plan.generation) {
         if let Err(error) = resident.vm.cancel_migration().await {
             info!(%error, "no migration of QEMU's to cancel");
         }
@@ -118,7 +145,7 @@ async fn release_and_close(host: &Host, resident: &Resident, plan: &MigrationPla
     for (port, port_plan) in resident.ports.iter().zip(&plan.ports) {
         let mut moving = host.adopt_port(port.clone(), port_plan).await?;
         moving.release_to_tap()?;
-        crate::moving::until(|| moving.line_is_empty()).await;
+        crate::moving::until_or_late(|| moving.line_is_empty()).await;
         moving.close().await?;
         if let Err(error) = host.datapath.close_landing(port_plan.carry_id.get()) {
             warn!(%error, carry_id = %port_plan.carry_id, "a landing stays open");

@@ -257,7 +257,7 @@ impl Core {
 
     /// An end of a migration nobody remembers is told to undo it; if it has committed it will not.
     pub(super) fn forbid_unknown(&mut self, host: &HostName, migration: &str, news: &News) {
-        if !matches!(news.step, Step::Aborted | Step::Settled) {
+        if !matches!(news.step, Step::Aborted | Step::Settled | Step::Committed) {
             let failure = Failure::new("UNKNOWN_MIGRATION", "the controller has no record of this migration; undo it");
             self.links.send(host, Downlink::Abort { migration: migration.to_owned(), failure });
         }

@@ -21,7 +21,7 @@ use crate::{
     host::Host,
     journal::Promise,
     moves::ToSource,
-    moving::{Counted, MovingPort, until},
+    moving::{Counted, MovingPort, until_or_late},
     peer::answer,
     resident::{Resident, Segment, Start, hypervisor_failure},
     slot::Slot,
@@ -201,7 +201,7 @@ impl DestinationHands {
         }
         let (ports, events, report) = (self.ports.clone(), self.events.clone(), self.report.clone());
         self.waits.spawn(async move {
-            until(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
+            until_or_late(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
             lock(&report).gate_open_at_ns = real_ns();
             let _ = events.send(DestinationEvent::Sealed);
         });

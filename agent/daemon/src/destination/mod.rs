@@ -32,6 +32,9 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
     if host.config.peer_only {
         return Err(Failure::new("HOST_PEER_ONLY", format!("{} runs no guests", host.name())));
     }
+    if host.moves.concerns(&plan.guest.name) {
+        return Err(Failure::new("ALREADY_MIGRATING", format!("guest {} is being moved already", plan.guest.name)));
+    }
     let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
     if host.journal.find_move(&plan.id).map_err(journal)?.is_some() {
         return Err(Failure::new(

@@ -132,7 +132,16 @@ async fn end_guests(host: &Host, desired: &Desired, failed: &mut Failed, problem
     forget_lost(host, desired, &wanted, problems).await;
     for resident in host.residents().await {
         let name = &resident.spec.name;
-        if wanted(name) || host.moves.concerns(name) || desired.moves_ended < host.moves.ended() {
+        if wanted(name) {
+            host.is_wanted(name);
+            continue;
+        }
+        if host.moves.concerns(name) || desired.moves_ended < host.moves.ended() {
+            continue;
+        }
+        if host.is_unconfirmed(name) {
+            problems
+                .push(format!("guest {name} was committed here and the controller does not want it here; it runs on"));
             continue;
         }
         match resident.vm.quit().await {

@@ -19,7 +19,7 @@ use crate::{
     driver::Hands,
     host::Host,
     journal::Promise,
-    moving::{Counted, MovingPort, until},
+    moving::{Counted, MovingPort, until, until_or_late},
     resident::{Resident, hypervisor_failure, network_failure},
     uplink::MigrationNews,
 };
@@ -32,6 +32,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 const QUIET: Duration = Duration::from_millis(100);
 /// Bandwidth of the last pass: the guest's pause is not the place to save.
 const UNLIMITED: u64 = 0;
+/// How soon a guest that did not resume is resumed again.
+const RESUME_AGAIN: Duration = Duration::from_millis(50);
 /// Longer than a frame takes from the program's verdict into the ring.
 const IN_FLIGHT: Duration = Duration::from_micros(300);
 /// How long a guest may take to read what is in its tap's ring.
@@ -64,6 +66,8 @@ impl SourceHands {
         events: mpsc::UnboundedSender<SourceEvent>,
         news: MigrationNews,
     ) -> Self {
+        // Ports taken back mean that an earlier agent began to send.
+        let sending = !ports.is_empty();
         let mut hands = Self {
             host,
             plan,
@@ -74,7 +78,7 @@ impl SourceHands {
             ports: Arc::new(Mutex::new(ports)),
             report: Arc::default(),
             reported_at: None,
-            sending: false,
+            sending,
             waits: JoinSet::new(),
         };
         hands.watch_hypervisor();
@@ -236,7 +240,7 @@ impl SourceHands {
             }
         }
         let ports = self.ports.clone();
-        until(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
+        until_or_late(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
         self.close_ports().await;
         self.forget_markers().await;
         if let Err(error) = self.host.journal.promise(&self.plan.id, Some(&self.plan), Promise::Declined) {
@@ -245,14 +249,15 @@ impl SourceHands {
         info!(guest = %self.plan.guest.name, "runs on at the source");
     }
 
-    /// The guest runs again, whatever QEMU made of the migration.
+    /// The guest runs again, whatever QEMU made of the migration. Not given up before it does or its QEMU is gone.
     async fn resume(&self) {
-        for attempt in 0..50 {
+        loop {
             match self.resident.vm.run_state().await {
-                Ok(RunState::Running) => return,
+                Ok(RunState::Running | RunState::Shutdown | RunState::Panicked | RunState::Broken) => return,
+                Ok(RunState::FinishMigrate) => drop(self.resident.vm.cancel_migration().await),
                 Ok(_) => {
                     if let Err(error) = self.resident.vm.cont().await {
-                        warn!(%error, attempt, "the guest could not be resumed yet");
+                        warn!(%error, "the guest could not be resumed yet");
                     }
                 }
                 Err(error) => {
@@ -260,7 +265,7 @@ impl SourceHands {
                     return;
                 }
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(RESUME_AGAIN).await;
         }
     }
 

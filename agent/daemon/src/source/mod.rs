@@ -11,7 +11,12 @@ use tokio::sync::mpsc;
 use tracing::{Instrument as _, info_span, warn};
 
 use crate::{
-    driver::drive, host::Host, journal::Promise, moves::Move, moving::MovingPort, resident::Resident,
+    driver::drive,
+    host::Host,
+    journal::{JournalError, Promise},
+    moves::Move,
+    moving::MovingPort,
+    resident::Resident,
     uplink::MigrationNews,
 };
 use hands::SourceHands;
@@ -40,9 +45,17 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
         );
         return Err(Failure::new("STALE_GENERATION", message));
     }
-    host.journal
-        .promise(&plan.id, Some(&plan), Promise::Sending)
-        .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    if host.moves.concerns(&plan.guest.name) {
+        return Err(Failure::new("ALREADY_MIGRATING", format!("guest {} is being moved already", plan.guest.name)));
+    }
+    let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
+    if host.journal.find_move(&plan.id).map_err(journal)?.is_some() {
+        return Err(Failure::new(
+            "ALREADY_DECIDED",
+            "this host has taken part in this migration before; begin a new one",
+        ));
+    }
+    host.journal.promise(&plan.id, Some(&plan), Promise::Sending).map_err(journal)?;
     let machine = Source::new(plan.generation, plan.limits);
     run(host, plan, resident, machine, Vec::new(), news.clone())
 }
