@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::{Coordinator, CoordinatorEffect, Phase, Role, Stage, UNCOUNTED_MARKER};
 use crate::{Failure, Generation, HostName};
 
-/// Longest time the source waits for the other peers before it is told too.
-const SOURCE_LAST: Duration = Duration::from_secs(1);
 /// How often a peer that has not acknowledged is told again.
 const REBIND_AGAIN: Duration = Duration::from_secs(1);
 /// How long a connected peer may take to acknowledge before the ends settle without it.
@@ -120,18 +118,24 @@ impl Coordinator {
         acked || (!self.connected(host) && now >= self.excuse_from)
     }
 
-    /// Tells the source when its turn has come, and settles when all is told.
+    /// Tells the source when its turn has come, and settles when all is told. The source's turn comes only when every
+    /// other peer has *acknowledged*: what a peer that has not flipped sends comes in by the source's VXLAN port, and a
+    /// bridge that leads back to that port drops it. While one is down the source settles unflipped: it carries until
+    /// nothing comes, and its own entry follows with its desired state.
     fn get_on_telling(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
         if self.stage != Stage::Telling {
             return Vec::new();
         }
         let source = self.plan.source.host.clone();
         let mut effects = Vec::new();
-        let others_told = self.told.keys().filter(|host| **host != source).all(|host| self.is_told(host, now));
-        if !self.told.contains_key(&source) && (others_told || now >= self.since + SOURCE_LAST) {
+        let others = || self.told.iter().filter(|(host, _)| **host != source);
+        let others_told = others().all(|(host, _)| self.is_told(host, now));
+        let others_acked = others().all(|(_, told)| told.waiting.is_empty());
+        if !self.told.contains_key(&source) && others_acked {
             effects.extend(self.tell(&source));
         }
-        if others_told && self.told.contains_key(&source) && self.is_told(&source, now) {
+        let source_done = self.told.contains_key(&source) && self.is_told(&source, now);
+        if others_told && (source_done || !others_acked) {
             effects.extend(self.settle(now));
         }
         effects
@@ -244,10 +248,7 @@ impl Coordinator {
         if self.stage == Stage::Settling {
             return self.resend_at;
         }
-        let source_turn = self.since + SOURCE_LAST;
-        let give_up = self.since + REBIND_DEADLINE;
-        let source_waits = !self.told.contains_key(&self.plan.source.host);
-        let turn = source_waits.then_some(source_turn);
-        [turn, self.resend_at, Some(give_up)].into_iter().flatten().min()
+        let give_up = Some(self.since + REBIND_DEADLINE);
+        [self.resend_at, give_up].into_iter().flatten().min()
     }
 }
