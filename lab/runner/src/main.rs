@@ -63,6 +63,8 @@ enum Command {
     },
     /// Move a guest there and back under traffic, and say what the network noticed.
     Demo(demo::Options),
+    /// Move a guest many times under traffic, and say where the time of a cutover goes.
+    Bench(demo::BenchOptions),
 }
 
 fn main() -> ExitCode {
@@ -87,6 +89,10 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Demo(options) => {
             signals::catch()?;
             demo::run(&lab, &topology, &options)
+        }
+        Command::Bench(options) => {
+            signals::catch()?;
+            demo::bench(&lab, &topology, options)
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The demo: a guest moves there and back under traffic, as an operator would move it; independent probes say what the
 //! network noticed.
 
+mod budget;
 mod delivery;
 mod idle;
 mod image;
@@ -89,6 +90,34 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
     let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, options))?;
     options.save(&record)?;
     print!("\n{}", table::of(&record.runs));
+    judge(&record)
+}
+
+/// What the bench is to do.
+#[derive(Debug, Args)]
+pub(crate) struct BenchOptions {
+    /// Migrations, there and back in turn.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    runs: u32,
+    /// Numbered UDP packets a second, each way.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    pps: u32,
+    /// Also write all results to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Runs the bench: the demo's migrations, and where the time of each cutover went.
+pub(crate) fn bench(lab: &Lab, topology: &Topology, options: BenchOptions) -> Result<()> {
+    let BenchOptions { runs, pps, json } = options;
+    let options = Options { runs, idle: false, pps, json, keep: false };
+    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, &options))?;
+    options.save(&record)?;
+    print!("\n{}", budget::of(&record.runs));
+    judge(&record)
+}
+
+fn judge(record: &Record<Run>) -> Result<()> {
     let broken: Vec<String> = record.runs.iter().flat_map(promise::broken).collect();
     if broken.is_empty() {
         println!("\nThe promise held: nothing lost, duplicated or reordered, no connection reset, memory intact.");

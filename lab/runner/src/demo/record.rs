@@ -86,12 +86,12 @@ pub(super) struct Run {
 /// When things happened, milliseconds from arm; absent: they did not.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Phases {
-    stopped: Option<f64>,
-    committed: Option<f64>,
-    running: Option<f64>,
-    line_empty: Option<f64>,
-    gate_open: Option<f64>,
-    settled: Option<f64>,
+    pub(super) stopped: Option<f64>,
+    pub(super) committed: Option<f64>,
+    pub(super) running: Option<f64>,
+    pub(super) line_empty: Option<f64>,
+    pub(super) gate_open: Option<f64>,
+    pub(super) settled: Option<f64>,
 }
 
 /// The agents' report, as the operator's command prints it: `CutoverReport` of the protocol, less what is not used here.
