@@ -8,8 +8,10 @@ use throughline_cutover::{
 
 const GENERATION: Generation = Generation(4);
 
-fn source(events: &[(u64, S)]) -> String {
-    let mut machine = Source::new(GENERATION, Limits::default());
+fn transcript<M: Machine>(mut machine: M, phase: fn(&M) -> String, events: &[(u64, M::Event)]) -> String
+where
+    M::Event: Clone,
+{
     let mut transcript = String::new();
     for (ms, event) in events {
         let effects = machine.step(event.clone(), Duration::from_millis(*ms));
@@ -17,23 +19,17 @@ fn source(events: &[(u64, S)]) -> String {
         for effect in effects {
             writeln!(transcript, "           → {effect:?}").expect("to a string");
         }
-        writeln!(transcript, "           = {:?}", machine.phase()).expect("to a string");
+        writeln!(transcript, "           = {}", phase(&machine)).expect("to a string");
     }
     transcript
 }
 
+fn source(events: &[(u64, S)]) -> String {
+    transcript(Source::new(GENERATION, Limits::default()), |machine| format!("{:?}", machine.phase()), events)
+}
+
 fn destination(events: &[(u64, D)]) -> String {
-    let mut machine = Destination::new(GENERATION, Limits::default());
-    let mut transcript = String::new();
-    for (ms, event) in events {
-        let effects = machine.step(event.clone(), Duration::from_millis(*ms));
-        writeln!(transcript, "{ms:>6} ms  {event:?}").expect("to a string");
-        for effect in effects {
-            writeln!(transcript, "           → {effect:?}").expect("to a string");
-        }
-        writeln!(transcript, "           = {:?}", machine.phase()).expect("to a string");
-    }
-    transcript
+    transcript(Destination::new(GENERATION, Limits::default()), |machine| format!("{:?}", machine.phase()), events)
 }
 
 fn uri() -> String {

@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use throughline_cutover::{Failure, Generation, MacAddr, Mtu, Network, NetworkName, Vni};
 use throughline_netlink::BindingWanted;
 
-use crate::resident::Segment;
+use crate::{lock::lock, resident::Segment};
 
 /// Shared by reconciliation, moves and flips.
 #[derive(Debug, Default)]
@@ -102,7 +102,7 @@ impl Bindings {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

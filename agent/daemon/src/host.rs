@@ -12,8 +12,8 @@ use throughline_netlink::Netlink;
 use tokio::sync::{Mutex, Notify};
 
 use crate::{
-    bindings::Bindings, clock::Monotonic, config::Config, journal::Journal, moves::Moves, resident::Resident,
-    uplink::Uplink,
+    bindings::Bindings, clock::Monotonic, config::Config, journal::Journal, lock::lock, moves::Moves,
+    resident::Resident, uplink::Uplink,
 };
 
 /// One host's agent.
@@ -122,7 +122,7 @@ impl Host {
     }
 
     fn unconfirmed(&self) -> std::sync::MutexGuard<'_, BTreeSet<GuestName>> {
-        self.unconfirmed.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.unconfirmed)
     }
 
     /// A guest no longer lives here.

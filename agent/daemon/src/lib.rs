@@ -17,6 +17,7 @@ pub mod flip;
 pub mod host;
 pub mod journal;
 pub mod link;
+pub mod lock;
 pub mod memory;
 pub mod moves;
 pub mod moving;

@@ -12,7 +12,13 @@ use throughline_cutover::{DestinationEvent, Failure, GuestName, MigrationPlan, S
 use throughline_wire::v1::FromDestination;
 use tokio::sync::mpsc;
 
-use crate::{slot::Slot, uplink::MigrationNews};
+use crate::{
+    host::Host,
+    journal::{JournalError, Promise},
+    lock::lock,
+    slot::Slot,
+    uplink::MigrationNews,
+};
 
 /// Answers to the source go in here.
 pub type ToSource = mpsc::UnboundedSender<Result<FromDestination, tonic::Status>>;
@@ -117,6 +123,29 @@ impl Moves {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Move>> {
-        self.by_id.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.by_id)
     }
+}
+
+impl Host {
+    /// Binds this host to take part in a move, durably: once for each migration, and one migration at a time for a guest.
+    ///
+    /// # Errors
+    /// `ALREADY_MIGRATING`, `ALREADY_DECIDED`, or the journal's failure; nothing was promised then.
+    pub fn take_part(&self, plan: &MigrationPlan, promise: Promise) -> Result<(), Failure> {
+        if self.moves.concerns(&plan.guest.name) {
+            return Err(already_migrating(&plan.guest.name));
+        }
+        let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
+        if self.journal.find_move(&plan.id).map_err(journal)?.is_some() {
+            let message = "this host has taken part in this migration before; begin a new one";
+            return Err(Failure::new("ALREADY_DECIDED", message));
+        }
+        self.journal.promise(&plan.id, Some(plan), promise).map_err(journal)
+    }
+}
+
+/// Why a guest under way is not moved a second time.
+pub fn already_migrating(guest: &GuestName) -> Failure {
+    Failure::new("ALREADY_MIGRATING", format!("guest {guest} is being moved already"))
 }

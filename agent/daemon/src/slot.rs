@@ -1,6 +1,8 @@
 //! A place to leave one thing for somebody who comes later.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::lock::lock;
 
 /// One value, put once, taken once.
 #[derive(Debug)]
@@ -14,12 +16,12 @@ impl<T> Slot<T> {
 
     /// Leaves a value, instead of the one that may be there.
     pub fn put(&self, value: T) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        *lock(&self.0) = Some(value);
     }
 
     /// Takes the value, if there is one.
     pub fn take(&self) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.0).take()
     }
 }
 

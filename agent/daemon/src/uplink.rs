@@ -1,10 +1,12 @@
 //! The way up to the controller: news queue here while the stream is down and go out, in order, when it is back.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use throughline_cutover::{Failure, Generation, Progress};
 use throughline_wire::v1::{self, agent_message::Message};
 use tokio::sync::mpsc;
+
+use crate::lock::lock;
 
 /// Sends news to the controller. Cheap to clone; never blocks.
 #[derive(Debug, Clone)]
@@ -74,7 +76,7 @@ impl MigrationNews {
 
     /// Sends the last step again: the one before a stream broke may not have arrived.
     pub fn repeat(&self) {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last = lock(&self.last).clone();
         if let Some(update) = last {
             self.uplink.send(Message::Migration(update));
         }
@@ -82,7 +84,7 @@ impl MigrationNews {
 
     fn send(&self, update: v1::MigrationUpdate) {
         if update.step() != v1::Step::Progress {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(update.clone());
+            *lock(&self.last) = Some(update.clone());
         }
         self.uplink.send(Message::Migration(update));
     }

@@ -1,7 +1,7 @@
 //! What the destination's decisions make happen.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use crate::{
     flip::{Flip, flip},
     host::Host,
     journal::Promise,
+    lock::lock,
     moves::ToSource,
     moving::{Counted, MovingPort, until_or_late},
     peer::answer,
@@ -356,8 +357,4 @@ fn markers(host: &Host, plan: &MigrationPlan) -> (u32, u32) {
 fn add(report: &mut v1::CutoverReport, counted: Counted) {
     report.gated += counted.state.held;
     report.overflowed += counted.overflowed();
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,8 +12,8 @@ use tracing::{Instrument as _, info_span, warn};
 use crate::{
     driver::drive,
     host::Host,
-    journal::{JournalError, Promise},
-    moves::Move,
+    journal::Promise,
+    moves::{Move, already_migrating},
     slot::Slot,
     uplink::MigrationNews,
 };
@@ -32,24 +32,14 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
     if host.config.peer_only {
         return Err(Failure::new("HOST_PEER_ONLY", format!("{} runs no guests", host.name())));
     }
-    if host.moves.concerns(&plan.guest.name) {
-        return Err(Failure::new("ALREADY_MIGRATING", format!("guest {} is being moved already", plan.guest.name)));
-    }
-    let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
-    if host.journal.find_move(&plan.id).map_err(journal)?.is_some() {
-        return Err(Failure::new(
-            "ALREADY_DECIDED",
-            "this host has taken part in this migration before; begin a new one",
-        ));
-    }
-    host.journal.promise(&plan.id, Some(&plan), Promise::Receiving).map_err(journal)?;
+    host.take_part(&plan, Promise::Receiving)?;
     let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
     let caller = Slot::empty();
     let one =
         Move::Destination { plan: plan.clone(), events: events.clone(), caller: caller.clone(), news: news.clone() };
     if !host.moves.enter(one) {
-        return Err(Failure::new("ALREADY_MIGRATING", format!("guest {} is being moved already", plan.guest.name)));
+        return Err(already_migrating(&plan.guest.name));
     }
     // The queue is new and its receiver is here.
     let _ = events.send(DestinationEvent::Announced);

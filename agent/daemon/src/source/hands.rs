@@ -1,7 +1,7 @@
 //! What the source's decisions make happen.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use crate::{
     driver::Hands,
     host::Host,
     journal::Promise,
+    lock::lock,
     moving::{Counted, MovingPort, until, until_or_late},
     resident::{Resident, hypervisor_failure, network_failure},
     uplink::MigrationNews,
@@ -397,8 +398,4 @@ fn in_our_words(progress: &MigrationProgress, fastest: u64, bandwidth: u64) -> P
     let rate = if fastest == 0 { bandwidth } else { fastest };
     let last_memory_us = progress.remaining.saturating_mul(1_000_000) / rate.max(1);
     Progress { expected_pause_us: last_memory_us.saturating_add(FIXED_PAUSE_US), ..Progress::from(progress) }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

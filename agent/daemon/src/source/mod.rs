@@ -13,8 +13,8 @@ use tracing::{Instrument as _, info_span, warn};
 use crate::{
     driver::drive,
     host::Host,
-    journal::{JournalError, Promise},
-    moves::Move,
+    journal::Promise,
+    moves::{Move, already_migrating},
     moving::MovingPort,
     resident::Resident,
     uplink::MigrationNews,
@@ -45,17 +45,7 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
         );
         return Err(Failure::new("STALE_GENERATION", message));
     }
-    if host.moves.concerns(&plan.guest.name) {
-        return Err(Failure::new("ALREADY_MIGRATING", format!("guest {} is being moved already", plan.guest.name)));
-    }
-    let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
-    if host.journal.find_move(&plan.id).map_err(journal)?.is_some() {
-        return Err(Failure::new(
-            "ALREADY_DECIDED",
-            "this host has taken part in this migration before; begin a new one",
-        ));
-    }
-    host.journal.promise(&plan.id, Some(&plan), Promise::Sending).map_err(journal)?;
+    host.take_part(&plan, Promise::Sending)?;
     let machine = Source::new(plan.generation, plan.limits);
     run(host, plan, resident, machine, Vec::new(), news.clone())
 }
@@ -85,7 +75,7 @@ fn run(
     let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
     if !host.moves.enter(Move::Source { plan: plan.clone(), events: events.clone(), news: news.clone() }) {
-        return Err(Failure::new("ALREADY_MIGRATING", format!("guest {} is being moved already", plan.guest.name)));
+        return Err(already_migrating(&plan.guest.name));
     }
     // The queue is new and its receiver is here.
     let _ = events.send(SourceEvent::Begin);
