@@ -7,7 +7,8 @@
 //! 1. *brake* while something is left: QEMU goes to sleep over it, however idle the guest, and measures next to no rate;
 //! 2. *approach* at full rate: the first pass ends, and QEMU, judging by that rate, goes on with what was dirtied
 //!    meanwhile unless it is a handful of pages;
-//! 3. arm when little of that is left, pause when next to nothing is. Should QEMU be quicker, the port is armed already.
+//! 3. arm before the first pass can end, pause when next to nothing is left of the second. Should QEMU be quicker, the
+//!    port is armed already.
 //!
 use std::{fmt, time::Duration};
 
@@ -26,7 +27,7 @@ const ARM_AT: u64 = 6 << 20;
 /// Pause when this little is left, bytes.
 const PAUSE_AT: u64 = 1 << 20;
 /// How long frames are held for the last pass to end before the guest is paused all the same.
-const LAST_PASS: Duration = Duration::from_millis(8);
+const LAST_PASS: Duration = Duration::from_millis(30);
 /// An approach that has not begun by then (QEMU looks every 100 ms) will not.
 const APPROACH_BEGINS: Duration = Duration::from_millis(400);
 /// Brake when this little is left, bytes: more than is sent, zero pages included, between two looks.
@@ -42,7 +43,7 @@ pub(crate) struct Convergence {
     allowed_since: Option<Duration>,
     released: Option<(Duration, Progress)>,
     approached_since: Option<Duration>,
-    armed: Option<(Duration, u32)>,
+    armed: Option<Duration>,
 }
 
 /// What an approach has come to.
@@ -108,7 +109,7 @@ impl Convergence {
             return if late { Approach::Brake } else { Approach::GoOn };
         }
         let since = *self.approached_since.get_or_insert(now);
-        if pass_ended && progress.remaining <= ARM_AT && self.allowed(progress) {
+        if (pass_ended || progress.remaining <= ARM_AT) && self.allowed(progress) {
             return Approach::Arm;
         }
         if now.saturating_sub(since) >= APPROACH { Approach::Brake } else { Approach::GoOn }
@@ -116,19 +117,20 @@ impl Convergence {
 
     /// The port is armed now.
     pub(crate) fn armed(&mut self, now: Duration) {
-        self.armed = Some((now, self.last.passes));
+        self.armed = Some(now);
     }
 
     /// True when the last pass has ended, or will not be waited for.
     pub(crate) fn last_pass_over(&mut self, progress: &Progress, now: Duration) -> bool {
         self.last = *progress;
-        let waited_for = |(at, passes)| progress.passes == passes && now.saturating_sub(at) < LAST_PASS;
-        progress.remaining <= PAUSE_AT || !self.armed.is_some_and(waited_for)
+        let pass_ended = self.released.is_none_or(|(_, released)| progress.passes > released.passes);
+        let late = self.armed.is_none_or(|at| now.saturating_sub(at) >= LAST_PASS);
+        late || (pass_ended && progress.remaining <= PAUSE_AT)
     }
 
     /// When the last pass is no longer waited for.
     pub(crate) fn last_pass_deadline(&self) -> Option<Duration> {
-        self.armed.map(|(at, _)| at + LAST_PASS)
+        self.armed.map(|at| at + LAST_PASS)
     }
 
     fn allowed(&self, progress: &Progress) -> bool {
@@ -198,20 +200,16 @@ mod tests {
     }
 
     #[test]
-    fn arms_before_the_second_pass_can_end() {
+    fn arms_before_the_first_pass_can_end() {
         let mut convergence = released();
         assert_eq!(convergence.judge(&at(1, 20 * MIB, 40_000), ms(90)), Approach::GoOn, "QEMU has not looked yet");
-        assert_eq!(
-            convergence.judge(&at(1, 2 * MIB, 4_000), ms(100)),
-            Approach::GoOn,
-            "what is dirty is not known yet"
-        );
-        assert_eq!(convergence.judge(&at(2, 9 * MIB, 18_000), ms(104)), Approach::GoOn);
-        assert_eq!(convergence.judge(&at(2, ARM_AT, 10_000), ms(106)), Approach::Arm);
-        convergence.armed(ms(107));
-        assert!(!convergence.last_pass_over(&at(2, 3 * MIB, 6_000), ms(109)));
-        assert!(convergence.last_pass_over(&at(3, 2 * MIB, 6_000), ms(111)), "a new pass");
-        assert!(convergence.last_pass_over(&at(2, PAUSE_AT, 2_000), ms(111)), "next to nothing");
+        assert_eq!(convergence.judge(&at(1, 12 * MIB, 24_000), ms(100)), Approach::GoOn);
+        assert_eq!(convergence.judge(&at(1, ARM_AT, 10_000), ms(104)), Approach::Arm);
+        convergence.armed(ms(105));
+        assert!(!convergence.last_pass_over(&at(1, PAUSE_AT, 2_000), ms(107)), "what is dirty is not known yet");
+        assert!(!convergence.last_pass_over(&at(2, 8 * MIB, 16_000), ms(109)), "the second pass goes");
+        assert!(convergence.last_pass_over(&at(2, PAUSE_AT, 2_000), ms(121)), "next to nothing");
+        assert_eq!(released().judge(&at(2, 20 * MIB, 40_000), ms(100)), Approach::Arm, "the first pass has ended");
     }
 
     #[test]
