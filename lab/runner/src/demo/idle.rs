@@ -42,7 +42,7 @@ pub(super) fn migrations(stage: &Stage, runs: u32) -> Result<Record<Pause>> {
     println!("waiting for {} to answer", cast::GUEST);
     ping(stage, BOOT)?;
     signals::sleep(WARM_UP)?;
-    let mut record = Record { runs: Vec::new(), host: HostInfo::find(&stage.operator, stage.hypervisors[0])? };
+    let mut record = Record::new(HostInfo::find(&stage.operator, stage.hypervisors[0])?);
     let mover = Mover::new(&stage.operator, false);
     for number in 0..runs as usize {
         let (from, to) = stage.way(number);

@@ -10,6 +10,7 @@ mod probe;
 mod probes;
 mod promise;
 mod record;
+mod resources;
 mod stage;
 mod table;
 
@@ -17,7 +18,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 
@@ -28,6 +29,7 @@ use crate::topology::Topology;
 use move_guest::{Judge, Mover};
 use probes::Probes;
 use record::{HostInfo, Record, Run};
+use resources::Watch;
 use stage::Stage;
 
 /// Time for the probes to find their rhythm before the first migration.
@@ -87,9 +89,12 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
         print!("\n{}", idle::table(&record.runs));
         return Ok(());
     }
-    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, options))?;
+    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, topology, options))?;
     options.save(&record)?;
     print!("\n{}", table::of(&record.runs));
+    if !record.resources.is_empty() {
+        print!("\n{}", resources::table(&record.resources));
+    }
     judge(&record)
 }
 
@@ -111,7 +116,7 @@ pub(crate) struct BenchOptions {
 pub(crate) fn bench(lab: &Lab, topology: &Topology, options: BenchOptions) -> Result<()> {
     let BenchOptions { runs, pps, json } = options;
     let options = Options { runs, idle: false, pps, json, keep: false };
-    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, &options))?;
+    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, topology, &options))?;
     options.save(&record)?;
     print!("\n{}", budget::of(&record.runs));
     judge(&record)
@@ -119,24 +124,30 @@ pub(crate) fn bench(lab: &Lab, topology: &Topology, options: BenchOptions) -> Re
 
 fn judge(record: &Record<Run>) -> Result<()> {
     let broken: Vec<String> = record.runs.iter().flat_map(promise::broken).collect();
-    if broken.is_empty() {
-        println!("\nThe promise held: nothing lost, duplicated or reordered, no connection reset, memory intact.");
-        return Ok(());
+    let grown = resources::grown(&record.resources);
+    if !broken.is_empty() {
+        bail!("the promise is broken:\n  {}", [broken, grown].concat().join("\n  "))
     }
-    bail!("the promise is broken:\n  {}", broken.join("\n  "))
+    println!("\nThe promise held: nothing lost, duplicated or reordered, no connection reset, memory intact.");
+    ensure!(grown.is_empty(), "something was left behind:\n  {}", grown.join("\n  "));
+    Ok(())
 }
 
-fn migrations(stage: &Stage, options: &Options) -> Result<Record<Run>> {
+fn migrations(stage: &Stage, topology: &Topology, options: &Options) -> Result<Record<Run>> {
     stage.create_guest("")?;
     println!("waiting for {} to answer", cast::GUEST);
     let mut probes = Probes::start(stage.lab, &stage.hypervisors, stage.peer, options.pps)?;
     signals::sleep(WARM_UP)?;
-    let mut record = Record { runs: Vec::new(), host: HostInfo::find(&stage.operator, stage.hypervisors[0])? };
+    let mut record = Record::new(HostInfo::find(&stage.operator, stage.hypervisors[0])?);
+    let mut watch = Watch::new(stage.lab, topology, options.runs);
+    watch.look(0)?;
     let mut judge = Judge::new(Mover::new(&stage.operator, options.runs <= RUNS_SHOWN), &mut probes)?;
-    for number in 0..options.runs as usize {
-        let (from, to) = stage.way(number);
+    for number in 0..options.runs {
+        let (from, to) = stage.way(number as usize);
         println!("run {} of {}: {} moves from {from} to {to}", number + 1, options.runs, cast::GUEST);
         record.runs.push(judge.run(from, to)?);
+        watch.look(number + 1)?;
     }
+    record.resources = watch.finish();
     Ok(record)
 }

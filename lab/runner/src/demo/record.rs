@@ -11,6 +11,7 @@ use throughline_probe::observe::Sighting;
 use throughline_probe::peer::Report;
 
 use super::delivery;
+use super::resources::Snapshot;
 use crate::operator::Operator;
 
 /// All results of a demo.
@@ -20,6 +21,16 @@ pub(super) struct Record<R> {
     pub(super) runs: Vec<R>,
     /// Where it was measured.
     pub(super) host: HostInfo,
+    /// What was there before, between and after the migrations; empty if nobody looked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) resources: Vec<Snapshot>,
+}
+
+impl<R> Record<R> {
+    /// Nothing found out yet.
+    pub(super) fn new(host: HostInfo) -> Self {
+        Self { runs: Vec::new(), host, resources: Vec::new() }
+    }
 }
 
 /// One migration. Times of phases and counts of held, carried and gated frames are the agents'; the rest is the probes'.
