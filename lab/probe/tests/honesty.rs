@@ -3,8 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
@@ -13,8 +13,9 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 use throughline_probe::control::Ports;
 use throughline_probe::guest;
+use throughline_probe::load::{self, Load, flood};
 use throughline_probe::packet::Packet;
-use throughline_probe::peer::{Config, Peer, Report};
+use throughline_probe::peer::{Config, End, Peer, Report};
 
 const PPS: u32 = 1000;
 const ADDRESS: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -67,22 +68,24 @@ fn relay(target: u16, fate: fn(u64) -> Fate) -> u16 {
     });
     thread::spawn(move || {
         let mut buffer = [0; 2048];
-        let mut delayed: Option<(u64, Vec<u8>)> = None;
+        let mut delayed: Vec<(u32, u64, Vec<u8>)> = Vec::new();
         while let Ok((length, sender)) = front.recv_from(&mut buffer) {
             *asker.lock().unwrap() = Some(sender);
             let bytes = &buffer[..length];
-            let sequence = Packet::decode(bytes).expect("only probe packets come here").sequence;
+            let echoed = Packet::decode(bytes).map(|packet| (0, packet.sequence));
+            let numbered = echoed.or_else(|| flood::Packet::decode(bytes).map(|packet| (packet.flow, packet.number)));
+            let (flow, sequence) = numbered.expect("only probe packets come here");
             let copies = match fate(sequence) {
                 Fate::Deliver => 1,
                 Fate::Repeat => 2,
                 Fate::Lose => 0,
                 Fate::Delay => {
-                    delayed = Some((sequence + 3, bytes.to_vec()));
+                    delayed.push((flow, sequence + 3, bytes.to_vec()));
                     0
                 }
             };
             (0..copies).for_each(|_| drop(back.send(bytes)));
-            if let Some((_, bytes)) = delayed.take_if(|(due, _)| *due <= sequence) {
+            for (_, _, bytes) in delayed.extract_if(.., |(of, due, _)| *of == flow && *due <= sequence) {
                 back.send(&bytes).unwrap();
             }
         }
@@ -95,11 +98,11 @@ fn probe(to_guest: fn(u64) -> Fate, from_guest: fn(u64) -> Fate) -> Report {
     // Each test has its own namespace, but under one process the ports would be easy to mix up in a failure's text.
     static PORT: AtomicU16 = AtomicU16::new(7100);
     let base = PORT.fetch_add(10, Ordering::SeqCst);
-    let ports = Ports { control: base, echo: base + 1, stream: base + 2 };
+    let ports = Ports::from(base);
     let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
 
-    let oneway_port = base + 3;
+    let oneway_port = base + 5;
     let mut peer = Peer::start(&Config {
         guest: ADDRESS,
         ports: Ports { echo: relay(ports.echo, to_guest), ..ports },
@@ -156,6 +159,8 @@ fn faults_towards_the_guest_are_counted_exactly() {
     assert_eq!(report.echoes.lost, to.lost, "what the guest missed, it did not echo: nothing more is missing");
     assert_eq!(report.echoes.duplicated, to.duplicated);
     assert_eq!(report.from_guest.lost, 0);
+    assert_eq!(report.lost_sent_at_ns.len() as u64, to.lost);
+    assert!(report.lost_sent_at_ns.is_sorted_by(|a, b| b - a > 50_000_000), "one in a hundred, at 1000 a second");
 }
 
 #[test]
@@ -183,7 +188,7 @@ fn the_longest_silence_is_found() {
 #[test]
 fn a_broken_stream_is_noticed() {
     own_network();
-    let ports = Ports { control: 7900, echo: 7901, stream: 7902 };
+    let ports = Ports::from(7900);
     let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     // Closes the first connection after a while, with a message half read, as a reset does.
@@ -250,7 +255,7 @@ fn light_peer(ports: Ports) -> Peer {
 #[test]
 fn a_broken_control_connection_is_counted_and_replaced() {
     own_network();
-    let ports = Ports { control: 7910, echo: 7911, stream: 7912 };
+    let ports = Ports::from(7910);
     let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     thread::sleep(Duration::from_millis(200));
@@ -267,7 +272,7 @@ fn a_broken_control_connection_is_counted_and_replaced() {
 #[test]
 fn a_guest_end_that_serves_another_session_does_not_answer_for_this_one() {
     own_network();
-    let ports = Ports { control: 7920, echo: 7921, stream: 7922 };
+    let ports = Ports::from(7920);
     let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     let mut first = light_peer(ports);
@@ -276,4 +281,131 @@ fn a_guest_end_that_serves_another_session_does_not_answer_for_this_one() {
     let _second = light_peer(ports);
     let error = first.mark().unwrap_err();
     assert!(error.to_string().contains("not the one being served"), "{error}");
+}
+
+/// Loads a guest end for about a second; `fate` rules over its packets' fates.
+fn load(first_port: u16, pps: u32, flows: u32, fate: fn(u64) -> Fate) -> load::Report {
+    let ports = Ports::from(first_port);
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    thread::spawn(move || guest::run(&config).expect("the guest end runs"));
+    let ports = Ports { sink: relay(ports.sink, fate), ..ports };
+    let load =
+        Load::start(&load::Config { guest: ADDRESS, ports, pps, flows, bulk: false, patience: Duration::from_secs(5) });
+    thread::sleep(Duration::from_secs(1));
+    load.unwrap().finish().unwrap()
+}
+
+#[test]
+fn a_load_on_a_faithful_network_arrives_whole_at_its_rate() {
+    own_network();
+    let report = load(7930, 20_000, 1, faithful);
+    assert_eq!((report.lost, report.duplicated, report.reordered), (0, 0, 0), "{report:?}");
+    let expected = report.lasted_ns / 50_000;
+    assert!(report.sent.abs_diff(expected) < expected / 10, "{} of {expected}", report.sent);
+    assert_eq!(report.bulk, load::bulk::Report::default());
+}
+
+#[test]
+fn faults_of_a_load_are_counted_exactly() {
+    own_network();
+    let report = load(7940, 20_000, 1, treacherous);
+    about(report.sent, 1, report.lost);
+    about(report.sent, 2, report.duplicated);
+    about(report.sent, 1, report.reordered);
+    assert_eq!(report.displacement, 3);
+    assert_eq!(report.lost_sent_at_ns.len() as u64, report.lost);
+    assert!(report.lost_sent_at_ns.is_sorted(), "of one flow");
+}
+
+#[test]
+fn faults_of_each_flow_are_counted() {
+    own_network();
+    let report = load(7950, 4000, 8, |sequence| if sequence == 100 { Fate::Lose } else { treacherous(sequence) });
+    assert!(report.sent > 3000, "{report:?}");
+    // Some 500 packets of each flow: the numbers 10, 110, … and 100 of each are lost.
+    let (each, counted) = (report.sent / 8, report.lost / 8);
+    assert!(counted.abs_diff(each / 100 + 1) <= 1 && report.lost > 8 * 4, "{report:?}");
+    assert!(report.duplicated.abs_diff(report.sent / 50) <= 16, "{report:?}");
+    assert!(report.reordered.abs_diff(report.sent / 100) <= 8 && report.displacement == 3, "{report:?}");
+}
+
+/// Bulk through a guest end for about a second and a half, `meanwhile` happening after half a second.
+fn bulk(first_port: u16, through: impl FnOnce(u16) -> u16, meanwhile: fn()) -> load::bulk::Report {
+    let ports = Ports::from(first_port);
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    thread::spawn(move || guest::run(&config).expect("the guest end runs"));
+    thread::sleep(Duration::from_millis(200));
+    let ports = Ports { bulk: through(ports.bulk), ..ports };
+    let patience = Duration::from_secs(5);
+    let load = Load::start(&load::Config { guest: ADDRESS, ports, pps: 0, flows: 1, bulk: true, patience }).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    meanwhile();
+    thread::sleep(Duration::from_secs(1));
+    let report = load.finish().unwrap();
+    assert_eq!((report.sent, report.lost), (0, 0));
+    report.bulk
+}
+
+#[test]
+fn bulk_on_a_faithful_network_is_not_accused() {
+    own_network();
+    let bulk = bulk(7960, |port| port, || {});
+    assert_eq!((bulk.corrupted, bulk.resets), (0, 0), "{bulk:?}");
+    // A kernel whose processors are all taken probes a little, although nothing is lost.
+    assert!(bulk.retransmissions.len() < 20, "{bulk:?}");
+    assert!(bulk.to_guest > 1 << 20 && bulk.from_guest > 1 << 20, "{bulk:?}");
+}
+
+#[test]
+fn a_network_that_was_away_shows_as_retransmissions_of_both_ends() {
+    own_network();
+    let away = || {
+        for (state, pause) in [("down", 300), ("up", 0)] {
+            let status = Command::new("ip").args(["link", "set", "lo", state]).status().unwrap();
+            assert!(status.success());
+            thread::sleep(Duration::from_millis(pause));
+        }
+    };
+    let bulk = bulk(7970, |port| port, away);
+    for end in [End::Peer, End::Guest] {
+        assert!(bulk.retransmissions.iter().any(|rise| rise.end == end && rise.segments > 0), "{end:?}: {bulk:?}");
+    }
+    assert_eq!((bulk.corrupted, bulk.resets), (0, 0), "{bulk:?}");
+}
+
+/// Stands before a bulk port: of the connection towards the guest it drops one byte, the other one it closes.
+fn damaging(target: u16) -> u16 {
+    let listener = TcpListener::bind((ADDRESS, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for (number, asking) in listener.incoming().map_while(Result::ok).enumerate() {
+            let answering = TcpStream::connect((ADDRESS, target)).unwrap();
+            let pass = |mut from: TcpStream, mut to: TcpStream, skipped: usize, most: u64| {
+                thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    let mut passed = 0;
+                    while let Ok(length @ 1..) = from.read(&mut buffer) {
+                        let skip = if passed == 0 { 0 } else { skipped };
+                        passed += length as u64;
+                        if to.write_all(&buffer[skip..length]).is_err() || passed > most {
+                            break;
+                        }
+                    }
+                    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+                });
+            };
+            let (towards, back) = if number == 0 { (1, u64::MAX) } else { (0, 100_000) };
+            pass(asking.try_clone().unwrap(), answering.try_clone().unwrap(), towards, u64::MAX);
+            pass(answering, asking, 0, back);
+        }
+    });
+    port
+}
+
+#[test]
+fn damaged_and_broken_bulk_is_noticed() {
+    own_network();
+    let bulk = bulk(7980, damaging, || {});
+    assert!(bulk.corrupted > 0, "{bulk:?}");
+    assert!(bulk.resets > 0, "{bulk:?}");
 }
