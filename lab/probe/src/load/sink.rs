@@ -1,6 +1,5 @@
 //! The guest's end of loads: counts what arrives, echoes nothing.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::UdpSocket;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,9 +34,12 @@ pub struct Counts {
     pub bulk: bulk::GuestCounts,
 }
 
-/// The loads that are under way.
+/// How many loads are remembered, so that the question for their counts may be repeated.
+const REMEMBERED: usize = 16;
+
+/// The loads that are under way, and the last ones before them; the oldest first.
 #[derive(Debug, Default)]
-pub struct Loads(Mutex<HashMap<u32, Load>>);
+pub struct Loads(Mutex<Vec<(u32, Load)>>);
 
 #[derive(Debug, Default)]
 struct Load {
@@ -48,21 +50,23 @@ struct Load {
 impl Loads {
     /// A load begins. Nothing happens if it has begun already.
     pub fn begin(&self, load: u32) {
-        self.lock().entry(load).or_default();
+        let mut loads = self.lock();
+        if find(&mut loads, load).is_none() {
+            let surplus = (loads.len() + 1).saturating_sub(REMEMBERED);
+            loads.drain(..surplus);
+            loads.push((load, Load::default()));
+        }
     }
 
-    /// A load has ended, `sent` packets having been sent of each flow. The counts are kept until the next one ends, so that
-    /// the question may be repeated.
+    /// A load has ended, `sent` packets having been sent of each flow: what arrived of it; `None` if it is not known.
     pub fn end(&self, load: u32, sent: &[u64]) -> Option<Counts> {
         let bulk = self.bulk(load)?.finish();
-        let mut loads = self.lock();
-        loads.retain(|&id, other| id == load || !other.bulk.stopped());
-        loads.get(&load).map(|load| load.counts(sent, bulk))
+        find(&mut self.lock(), load).map(|load| load.counts(sent, bulk))
     }
 
     /// The bulk connections of a load.
     pub(super) fn bulk(&self, load: u32) -> Option<Arc<bulk::Guest>> {
-        self.lock().get(&load).map(|load| load.bulk.clone())
+        find(&mut self.lock(), load).map(|load| load.bulk.clone())
     }
 
     /// Counts what arrives on a socket until its thread's process ends.
@@ -73,7 +77,7 @@ impl Loads {
             let mut loads = self.lock();
             for packet in datagrams.bytes[..count].iter().filter_map(|bytes| Packet::decode(bytes)) {
                 let flow = packet.flow as usize;
-                let Some(load) = loads.get_mut(&packet.load).filter(|_| flow < MOST_FLOWS) else { continue };
+                let Some(load) = find(&mut loads, packet.load).filter(|_| flow < MOST_FLOWS) else { continue };
                 if flow >= load.flows.len() {
                     load.flows.resize_with(flow + 1, Track::default);
                 }
@@ -82,9 +86,13 @@ impl Loads {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Load>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u32, Load)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn find(loads: &mut [(u32, Load)], load: u32) -> Option<&mut Load> {
+    loads.iter_mut().rev().find(|(id, _)| *id == load).map(|(_, load)| load)
 }
 
 impl Load {
@@ -109,15 +117,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_is_known_from_begin_until_another_has_ended() {
+    fn a_load_is_known_from_begin_until_many_others_have_begun() {
         let loads = Loads::default();
         assert_eq!(loads.end(1, &[3]), None);
         loads.begin(1);
-        loads.begin(2);
+        loads.begin(1);
         let counts = loads.end(1, &[3, 1]).unwrap();
         assert_eq!((counts.arrived, counts.lost), (0, vec![(0, 0), (0, 1), (0, 2), (1, 0)]));
-        assert!(loads.end(1, &[]).is_some(), "asked again");
-        assert!(loads.end(2, &[]).is_some(), "a load under way is kept");
+        (2..=REMEMBERED as u32).for_each(|load| loads.begin(load));
+        assert!(loads.end(1, &[]).is_some(), "asked again, and others end at the same time");
+        loads.begin(99);
         assert_eq!(loads.end(1, &[]), None);
     }
 }

@@ -14,6 +14,9 @@ use super::delivery;
 use super::resources::Snapshot;
 use crate::operator::Operator;
 
+/// How many lost packets are traced.
+const TRACED: usize = 16;
+
 /// All results of a demo.
 #[derive(Debug, Serialize)]
 pub(super) struct Record<R> {
@@ -145,7 +148,7 @@ impl Run {
         let gap = delivery::longest_gap(&taps.source, &taps.destination, cutover.running_at_ns, window);
         let trace = |&number: &u64| delivery::trace(number, &taps.source, &taps.destination, cutover.stopped_at_ns);
         let (before, after) = retransmits(probes, cutover.armed_at_ns);
-        let Report { to_guest, echoes, from_guest, ping, memory, stream } = probes;
+        let Report { to_guest, echoes, from_guest, ping, memory, stream, .. } = probes;
         Ok(Self {
             from: from.to_owned(),
             to: to.to_owned(),
@@ -158,7 +161,7 @@ impl Run {
             tcp_messages: stream.sent,
             lost_to_guest: to_guest.lost + ping.lost,
             pings_lost: ping.lost,
-            lost_traces: to_guest.lost_numbers.iter().map(trace).collect(),
+            lost_traces: to_guest.lost_numbers.iter().take(TRACED).map(trace).collect(),
             // An echo of a packet that never came was never sent.
             lost_from_guest: from_guest.lost + to_guest.arrived.saturating_sub(echoes.arrived),
             // A packet that came twice is echoed twice, one that came late is echoed late.
@@ -252,6 +255,7 @@ pub(super) mod tests {
     fn flawless() -> Report {
         Report {
             to_guest: all_arrived(),
+            lost_sent_at_ns: Vec::new(),
             echoes: all_arrived(),
             from_guest: all_arrived(),
             ping: all_arrived(),
