@@ -352,8 +352,10 @@ fn bulk_on_a_faithful_network_is_not_accused() {
     own_network();
     let bulk = bulk(7960, |port| port, || {});
     assert_eq!((bulk.corrupted, bulk.resets), (0, 0), "{bulk:?}");
-    // A kernel whose processors are all taken probes a little, although nothing is lost.
-    assert!(bulk.retransmissions.len() < 20, "{bulk:?}");
+    // A kernel whose processors are all taken sends a little anew, even over its loopback.
+    let again: u32 = bulk.retransmissions.iter().map(|rise| rise.segments).sum();
+    let segments = (bulk.to_guest + bulk.from_guest) / (64 << 10);
+    assert!(u64::from(again) * 100 < segments, "{again} of {segments}");
     assert!(bulk.to_guest > 1 << 20 && bulk.from_guest > 1 << 20, "{bulk:?}");
 }
 

@@ -57,6 +57,9 @@ pub(crate) struct Options {
     /// Moves under each load in each round.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100))]
     moves: u32,
+    /// Ways of continuity.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "learning,rewriting,evpn,throughline")]
+    ways: Vec<Way>,
     /// Loads of continuity, by name; all if absent: paced, fast, bulk, flows.
     #[arg(long, value_delimiter = ',')]
     loads: Vec<String>,
@@ -76,11 +79,12 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
         let began = Instant::now();
         match section {
             Section::Continuity => {
-                ensure!(evpn::is_installed(), "FRR is missing: run scripts/bench-setup.sh, as `make bench` does");
+                let ready = !options.ways.contains(&Way::Evpn) || evpn::is_installed();
+                ensure!(ready, "FRR is missing: run scripts/bench-setup.sh, as `make bench` does");
                 let plan = Plan {
                     lab,
                     topology,
-                    ways: Way::ALL.to_vec(),
+                    ways: options.ways.clone(),
                     loads: compared.clone(),
                     rounds: options.rounds,
                     moves: options.moves,

@@ -1,10 +1,11 @@
 //! The ways of moving a guest's network that are compared.
 
 use anyhow::Result;
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// A way of moving the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Way {
     /// Bridges and VXLAN that flood and learn, QEMU's own RARP: what libvirt gives.
@@ -18,7 +19,8 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// In the order in which they are shown and played.
+    /// All of them.
+    #[cfg(test)]
     pub(super) const ALL: [Self; 4] = [Self::Learning, Self::Rewriting, Self::Evpn, Self::Throughline];
 
     /// What it is called in the report.
