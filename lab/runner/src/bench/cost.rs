@@ -32,6 +32,9 @@ pub(super) struct Row {
     pub(super) max: f64,
     /// How many.
     pub(super) samples: u64,
+    /// What the median must keep to, if anything.
+    #[serde(default)]
+    pub(super) target: Option<String>,
     /// What repeats it.
     pub(super) command: String,
 }
@@ -44,5 +47,22 @@ pub(super) fn measure() -> Result<Cost> {
     let text = fs::read_to_string(&file).context("the benchmark wrote no results");
     // It may not be there.
     let _ = fs::remove_file(&file);
-    serde_json::from_str(&text?).context("the benchmark's results are not what was expected")
+    read(&text?)
+}
+
+fn read(text: &str) -> Result<Cost> {
+    serde_json::from_str(text).context("the benchmark's results are not what was expected")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_read_with_and_without_a_target() {
+        let row = r#"{"name": "steer, pass", "unit": "ns", "median": 30.5, "min": 30, "max": 31, "samples": 5, "command": "c""#;
+        let cost = read(&format!(r#"{{"host": {{}}, "rows": [{row}}}, {row}, "target": "<= 35"}}]}}"#)).unwrap();
+        assert_eq!(cost.rows.iter().map(|row| row.target.as_deref()).collect::<Vec<_>>(), [None, Some("<= 35")]);
+        assert!(read("{}").is_err());
+    }
 }

@@ -136,10 +136,12 @@ fn stretches(rows: &[budget::Row]) -> String {
 }
 
 fn cost(cost: &Cost) -> String {
-    let mut text = head(&["unit", "median", "min", "max", "samples", "command"]);
+    let mut text = head(&["unit", "median", "min", "max", "samples", "target", "command"]);
     for row in &cost.rows {
         let figures = [row.median, row.min, row.max].map(significant).join(" | ");
-        text += &format!("| {} | {} | {figures} | {} | `{}` |\n", row.name, row.unit, row.samples, row.command);
+        let target = row.target.as_deref().unwrap_or("");
+        text +=
+            &format!("| {} | {} | {figures} | {} | {target} | `{}` |\n", row.name, row.unit, row.samples, row.command);
     }
     text
 }
