@@ -126,8 +126,7 @@ fn with_offload(fabric: &Fabric, frames: &[Received]) {
     let neighbours = [&fabric.source, &fabric.destination].map(neighbour);
     let write = |tap: &Tap, (header, frame): &Received| tap.write(header, frame);
     let stages = Stages::thirds(frames);
-    let received =
-        go_the_whole_way(fabric, &stages, |f| write(&neighbours[0], f), |f| write(&neighbours[1], f));
+    let received = go_the_whole_way(fabric, &stages, |f| write(&neighbours[0], f), |f| write(&neighbours[1], f));
     let (headers, sent): (Vec<[u8; VNET_HEADER]>, Vec<_>) = frames.iter().cloned().unzip();
     assert_same(&received, &sent);
     for ((now, _), then) in received.iter().zip(&headers) {

@@ -168,9 +168,8 @@ impl Stream {
                 // Thrown away in the kernel: the path is measured, not the reader.
                 loop {
                     // SAFETY: with MSG_TRUNC TCP writes nothing to the buffer, which may be null.
-                    let length = unsafe {
-                        libc::recv(receiver.as_raw_fd(), std::ptr::null_mut(), 4 << 20, libc::MSG_TRUNC)
-                    };
+                    let length =
+                        unsafe { libc::recv(receiver.as_raw_fd(), std::ptr::null_mut(), 4 << 20, libc::MSG_TRUNC) };
                     match u64::try_from(length) {
                         Ok(1..) => counted.fetch_add(length as u64, Relaxed),
                         _ => return,

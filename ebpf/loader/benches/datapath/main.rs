@@ -23,7 +23,9 @@ use std::path::PathBuf;
 
 use report::Report;
 
-const PARTS: [(&str, fn(&mut Report)); 4] =
+type Part = (&'static str, fn(&mut Report));
+
+const PARTS: [Part; 4] =
     [("steer", steer::measure), ("tcp", tcp::measure), ("gso", gso::measure), ("hold", hold::measure)];
 
 fn main() {

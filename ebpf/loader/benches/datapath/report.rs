@@ -119,7 +119,8 @@ impl Report {
             })
         });
         let date = output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]);
-        let report = json!({ "host": { "cpus": cpus, "kernel": kernel, "date": date }, "rows": rows.collect::<Vec<_>>() });
+        let report =
+            json!({ "host": { "cpus": cpus, "kernel": kernel, "date": date }, "rows": rows.collect::<Vec<_>>() });
         let text = serde_json::to_string_pretty(&report).unwrap();
         std::fs::write(path, text + "\n").unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }

@@ -73,7 +73,11 @@ fn time(report: &mut Report, bench: &Bench<'_>) {
         for (samples, (_, mode, marked)) in samples.iter_mut().zip(CASES) {
             bench.port.set_mode(mode);
             let mark = if marked { bench.port.counters().mark } else { 0 };
-            samples.push(if mode == Mode::Hold && !marked { bench.hold() } else { bench.run(&bench.steer, mark, REPEAT) });
+            samples.push(if mode == Mode::Hold && !marked {
+                bench.hold()
+            } else {
+                bench.run(&bench.steer, mark, REPEAT)
+            });
         }
     }
     bench.port.set_mode(Mode::Pass);
@@ -98,8 +102,7 @@ impl Bench<'_> {
         let mut context = [0_u8; 192];
         context[8..12].copy_from_slice(&mark.to_ne_bytes());
         context[40..44].copy_from_slice(&self.tap.to_ne_bytes());
-        let options =
-            TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
+        let options = TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
         program.test_run(options).unwrap().duration.as_nanos() as f64
     }
 
@@ -149,7 +152,8 @@ fn empty_program() -> SchedClassifier {
 /// aya knows programs by what the kernel says of them.
 fn from_fd(fd: &OwnedFd) -> SchedClassifier {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
-    let id: u32 = info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok()).expect("a program's id");
+    let id: u32 =
+        info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok()).expect("a program's id");
     let found = aya::programs::loaded_programs().map(Result::unwrap).find(|info| info.id() == id);
     SchedClassifier::from_program_info(found.expect("loaded"), Cow::Borrowed("empty")).unwrap()
 }

@@ -114,9 +114,8 @@ pub(crate) fn fragments(number: u16) -> Vec<Vec<u8>> {
     let pieces: Vec<&[u8]> = whole.chunks(PIECE).collect();
     let last = pieces.len() - 1;
     let offset = |at: usize| (at * PIECE / 8) as u16;
-    let fragment = |(at, piece): (usize, &&[u8])| {
-        ipv4(UDP, number + 1, offset(at) | if at == last { 0 } else { MORE }, piece)
-    };
+    let fragment =
+        |(at, piece): (usize, &&[u8])| ipv4(UDP, number + 1, offset(at) | if at == last { 0 } else { MORE }, piece);
     pieces.iter().enumerate().map(fragment).collect()
 }
 

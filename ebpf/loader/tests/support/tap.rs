@@ -12,12 +12,8 @@ use super::netns::{ifindex, ip, run};
 /// Bytes of the vnet header, as QEMU sets it.
 pub(crate) const VNET_HEADER: usize = 12;
 /// What the agent asks for: checksums, and super-frames of TCP and UDP whole.
-const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM
-    | libc::TUN_F_TSO4
-    | libc::TUN_F_TSO6
-    | libc::TUN_F_TSO_ECN
-    | libc::TUN_F_USO4
-    | libc::TUN_F_USO6;
+const OFFLOADS: libc::c_uint =
+    libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN | libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// A tap, and its descriptor.
 pub(crate) struct Tap {
