@@ -73,7 +73,7 @@ cures() {
         'if self.left == 0 && !self.tap.has_frames() {' 'if self.left == 0 {'
     cure 2 ebpf/programs/src/steer.rs throughline-loader verdicts \
         a_full_ring_is_counted_and_leaves_the_line_exact \
-        'port.leave_line();'
+        'port.leave_line(lane, bytes);'
     cure 2 agent/netlink/src/tap.rs throughline-netlink kernel \
         devices::a_tap_is_silent_and_hides_no_drop \
         'self.verbs.set_noqueue(link.index).await.map_err(Error::device("set qdisc noqueue on", name))?;'

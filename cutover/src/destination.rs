@@ -3,16 +3,18 @@
 //! ```text
 //! Expecting ─ source called ─► Preparing ─ ready ─► Receiving ─ memory in, given up ─► Committing ─ on disk ─► Gated
 //!     │                            │                    │                                  ║ point of         │ line empty,
-//!     └────────────────────────────┴────────┬───────────┘                                  ║ no return        │ markers in or
-//!                                        Declining ─ on disk ─► Undoing ─► Ended           ║                  ▼ deadline
+//!     └────────────────────────────┴────────┬───────────┘                                  ║ no return        │ all markers in
+//!                                        Declining ─ on disk ─► Undoing ─► Ended           ║                  ▼ or deadline
 //!                                                               Ended ◄─ closed ─ Closing ◄═ settle ═ Open ◄─ Opening
 //! ```
+//!
+//! While it is `Gated` with an empty line, each peer whose markers are in is let in by itself.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Generation, Limits, Machine};
+use crate::{Failure, Generation, Limits, Machine, MigrationPlan};
 
 /// How long the source may take to call after the plan arrived.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
@@ -50,6 +52,23 @@ pub enum DestinationPhase {
     Ended,
 }
 
+/// A peer the gate of one port waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GatePeer {
+    /// The port, by its place in the plan.
+    pub port: u32,
+    /// The peer's number on that port.
+    pub peer: u32,
+}
+
+impl GatePeer {
+    /// All that a plan names.
+    pub fn all(plan: &MigrationPlan) -> BTreeSet<Self> {
+        let ports = (0..).zip(&plan.ports);
+        ports.flat_map(|(port, plan)| plan.markers.iter().map(move |peer| Self { port, peer: peer.index })).collect()
+    }
+}
+
 /// What happens to the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DestinationEvent {
@@ -83,8 +102,8 @@ pub enum DestinationEvent {
     RunFailed,
     /// The source's line is empty.
     LineEmpty,
-    /// Every expected peer's markers are in.
-    MarkersIn,
+    /// A peer's markers are in on one port.
+    MarkersIn(GatePeer),
     /// The gate's own line is empty: direct frames pass.
     Sealed,
     /// Every peer has been told.
@@ -137,9 +156,11 @@ pub enum DestinationEffect {
     Announce,
     /// Tell the source that the guest runs.
     TellRunning,
-    /// Watch for markers. Answer: `MarkersIn`.
+    /// Watch for markers. Answers: `MarkersIn`, one for each.
     AwaitMarkers,
-    /// Let the gate's line into the tap. Answer: `Sealed`.
+    /// Let in what waits of one peer on one port, and what it sends from now on; the others still wait.
+    LetIn(GatePeer),
+    /// Let the gate's line into the tap, all that is left of it. Answer: `Sealed`.
     OpenGate,
     /// Tell the source that the gate is open.
     TellGateOpen,
@@ -182,15 +203,16 @@ pub struct Destination {
     given_up: bool,
     running: bool,
     line_empty: bool,
-    markers_in: bool,
+    awaited: BTreeSet<GatePeer>,
+    markers_in: BTreeSet<GatePeer>,
     settle_ordered: bool,
     failure: Option<Failure>,
     deadline: Option<Duration>,
 }
 
 impl Destination {
-    /// The destination of a guest its source owns at `generation`.
-    pub fn new(generation: Generation, limits: Limits) -> Self {
+    /// The destination of a guest its source owns at `generation`, whose gates wait for the markers of `awaited`.
+    pub fn new(generation: Generation, limits: Limits, awaited: BTreeSet<GatePeer>) -> Self {
         Self {
             phase: DestinationPhase::Expecting,
             generation,
@@ -199,7 +221,8 @@ impl Destination {
             given_up: false,
             running: false,
             line_empty: false,
-            markers_in: false,
+            awaited,
+            markers_in: BTreeSet::new(),
             settle_ordered: false,
             failure: None,
             deadline: None,
@@ -296,8 +319,24 @@ impl Destination {
         ]
     }
 
-    fn open_if_sealed(&mut self) -> Vec<DestinationEffect> {
-        if self.line_empty && self.markers_in { self.open() } else { vec![] }
+    /// Whose markers are in is let in once nothing is in line at the source; with the last of them the gate opens.
+    fn let_in(&mut self, peers: &[GatePeer]) -> Vec<DestinationEffect> {
+        if !self.line_empty {
+            return vec![];
+        }
+        if self.awaited.is_subset(&self.markers_in) {
+            return self.open();
+        }
+        peers.iter().map(|peer| DestinationEffect::LetIn(*peer)).collect()
+    }
+
+    fn source_line_is_empty(&mut self, now: Duration) -> Vec<DestinationEffect> {
+        self.line_empty = true;
+        if self.running {
+            self.deadline = Some(now + MARKER_DEADLINE);
+        }
+        let peers: Vec<GatePeer> = self.markers_in.iter().copied().collect();
+        self.let_in(&peers)
     }
 
     fn open(&mut self) -> Vec<DestinationEffect> {
@@ -377,16 +416,9 @@ impl Machine for Destination {
                 self.deadline = Some(now + RUN_AGAIN);
                 vec![]
             }
-            (At::Gated, On::LineEmpty) => {
-                self.line_empty = true;
-                if self.running {
-                    self.deadline = Some(now + MARKER_DEADLINE);
-                }
-                self.open_if_sealed()
-            }
-            (At::Gated, On::MarkersIn) => {
-                self.markers_in = true;
-                self.open_if_sealed()
+            (At::Gated, On::LineEmpty) if !self.line_empty => self.source_line_is_empty(now),
+            (At::Gated, On::MarkersIn(peer)) if self.awaited.contains(&peer) && self.markers_in.insert(peer) => {
+                self.let_in(&[peer])
             }
             (At::Gated | At::Opening | At::Open, On::Tick) if self.due(now) && !self.running => {
                 self.deadline = None;

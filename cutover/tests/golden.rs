@@ -3,7 +3,8 @@
 use std::{fmt::Write as _, time::Duration};
 
 use throughline_cutover::{
-    Destination, DestinationEvent as D, Failure, Generation, Limits, Machine, Progress, Source, SourceEvent as S,
+    Destination, DestinationEvent as D, Failure, GatePeer, Generation, Limits, Machine, Progress, Source,
+    SourceEvent as S,
 };
 
 const GENERATION: Generation = Generation(4);
@@ -29,8 +30,13 @@ fn source(events: &[(u64, S)]) -> String {
 }
 
 fn destination(events: &[(u64, D)]) -> String {
-    transcript(Destination::new(GENERATION, Limits::default()), |machine| format!("{:?}", machine.phase()), events)
+    let machine = Destination::new(GENERATION, Limits::default(), [FIRST, SECOND].into());
+    transcript(machine, |machine| format!("{:?}", machine.phase()), events)
 }
+
+/// Peers the gate waits for.
+const FIRST: GatePeer = GatePeer { port: 0, peer: 0 };
+const SECOND: GatePeer = GatePeer { port: 0, peer: 1 };
 
 fn uri() -> String {
     "tcp:192.0.2.2:49152".into()
@@ -186,8 +192,9 @@ fn destination_takes_a_guest() {
         (906, D::CommitRecorded),
         (907, D::Running),
         (909, D::LineEmpty),
-        (911, D::MarkersIn),
-        (912, D::Sealed),
+        (911, D::MarkersIn(FIRST)),
+        (912, D::MarkersIn(SECOND)),
+        (913, D::Sealed),
         (915, D::SettleOrdered),
         (930, D::Closed),
     ]);
@@ -195,9 +202,33 @@ fn destination_takes_a_guest() {
 }
 
 #[test]
+fn destination_whose_peers_flip_before_the_line_is_empty() {
+    let stranger = GatePeer { port: 1, peer: 0 };
+    let mut events = until_received();
+    events.extend([
+        (906, D::CommitRecorded),
+        (907, D::Running),
+        (908, D::MarkersIn(SECOND)),
+        (909, D::MarkersIn(stranger)),
+        (911, D::LineEmpty),
+        (912, D::MarkersIn(SECOND)),
+        (913, D::MarkersIn(FIRST)),
+        (914, D::Sealed),
+    ]);
+    insta::assert_snapshot!(destination(&events));
+}
+
+#[test]
 fn destination_with_a_silent_peer() {
     let mut events = until_received();
-    events.extend([(906, D::CommitRecorded), (907, D::Running), (909, D::LineEmpty), (1008, D::Tick), (1009, D::Tick)]);
+    events.extend([
+        (906, D::CommitRecorded),
+        (907, D::Running),
+        (909, D::LineEmpty),
+        (915, D::MarkersIn(FIRST)),
+        (1008, D::Tick),
+        (1009, D::Tick),
+    ]);
     insta::assert_snapshot!(destination(&events));
 }
 

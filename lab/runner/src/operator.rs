@@ -1,9 +1,11 @@
 //! The operator's command, used as an operator would: as a program, on the controller's node.
 
+use std::io::{self, Read};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -76,10 +78,14 @@ impl Operator {
     }
 }
 
-/// Waits for a child, unless a signal comes. What it prints fits into a pipe: answers are short.
+/// Waits for a child, unless a signal comes. It is read while it runs: a long answer is more than a pipe takes.
 fn finish(mut child: Child, arguments: &[&str]) -> Result<Output> {
+    let (stdout, stderr) = (listen(child.stdout.take()), listen(child.stderr.take()));
     let deadline = Instant::now() + PATIENCE;
-    while child.try_wait()?.is_none() {
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
         let interrupted = signals::sleep(Duration::from_millis(10));
         if interrupted.is_err() || Instant::now() > deadline {
             child.kill()?;
@@ -87,6 +93,37 @@ fn finish(mut child: Child, arguments: &[&str]) -> Result<Output> {
             interrupted?;
             bail!("`throughline {}` did not end within {PATIENCE:?}", arguments.join(" "));
         }
+    };
+    Ok(Output { status, stdout: heard(stdout)?, stderr: heard(stderr)? })
+}
+
+type Listener = thread::JoinHandle<io::Result<Vec<u8>>>;
+
+fn listen(pipe: Option<impl Read + Send + 'static>) -> Option<Listener> {
+    pipe.map(|mut pipe| {
+        thread::spawn(move || {
+            let mut said = Vec::new();
+            pipe.read_to_end(&mut said).map(|_| said)
+        })
+    })
+}
+
+fn heard(listener: Option<Listener>) -> Result<Vec<u8>> {
+    let Some(listener) = listener else { return Ok(Vec::new()) };
+    let said = listener.join().map_err(|_| anyhow!("the thread that reads a command's output panicked"))?;
+    said.context("cannot read what a command prints")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_longer_than_a_pipe_is_read_whole() {
+        let mut command = Command::new("head");
+        command.args(["-c", "1000000", "/dev/zero"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = finish(command.spawn().unwrap(), &["head"]).unwrap();
+        assert!(output.status.success());
+        assert_eq!(output.stdout.len(), 1_000_000);
     }
-    Ok(child.wait_with_output()?)
 }

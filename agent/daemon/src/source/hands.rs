@@ -99,7 +99,10 @@ impl SourceHands {
                         }
                         SourceEvent::Stopped
                     }
-                    GuestEventKind::Migration(MigrationStatus::PreSwitchover) => SourceEvent::PreSwitchover,
+                    GuestEventKind::Migration(MigrationStatus::PreSwitchover) => {
+                        lock(&report).pre_switchover_at_ns = ns_since_1970(event.at);
+                        SourceEvent::PreSwitchover
+                    }
                     GuestEventKind::Migration(MigrationStatus::Failed) => SourceEvent::MemoryFailed(Failure::new(
                         "MEMORY_TRANSFER",
                         "QEMU reports that the migration failed",
@@ -367,6 +370,7 @@ impl Hands for SourceHands {
                 self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0 }));
             }
             SourceEffect::ContinueSwitchover => {
+                lock(&self.report).continued_at_ns = real_ns();
                 return self.fail_memory(self.resident.vm.continue_switchover().await);
             }
             SourceEffect::ReleaseToCarry => self.release_to_carry(),

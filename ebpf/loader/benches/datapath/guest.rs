@@ -68,6 +68,12 @@ impl Stacks {
                 Wire::Tap => stacks.forward(host, name),
             }
         }
+        for host in [&fabric.source, &fabric.destination] {
+            // As a card's queue has it: frames of one flow are received by one processor.
+            for device in ["up0", "und0"] {
+                host.netns.write_sysfs(&format!("class/net/{device}/queues/rx-0/rps_cpus"), "1");
+            }
+        }
         stacks.guest.run(|| {
             join("gbr", &["gs", "gd"]);
             let way = if away { "gd" } else { "gs" };
@@ -125,11 +131,12 @@ fn bridge(name: &str, mac: &str, own: Ipv4Addr, other: Ipv4Addr, other_mac: &str
     ip(&format!("neigh replace {other} lladdr {other_mac} dev {name} nud permanent"));
 }
 
-/// Nothing is flooded: both ways lead to both ends, so what is not addressed would go round for ever.
+/// Nothing is flooded and nothing learned: both ways lead to both ends, so what is not addressed would go round for ever,
+/// and an answer would turn the way there.
 fn join(bridge: &str, devices: &[&str]) {
     for device in devices {
         ip(&format!("link set {device} master {bridge} up"));
-        ip(&format!("link set {device} type bridge_slave flood off mcast_flood off bcast_flood off"));
+        ip(&format!("link set {device} type bridge_slave learning off flood off mcast_flood off bcast_flood off"));
     }
 }
 

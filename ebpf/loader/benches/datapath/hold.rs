@@ -62,7 +62,11 @@ pub(crate) fn measure(report: &mut Report) {
         host.netns.run(|| run("bridge", "fdb replace 02:00:00:00:00:10 dev guest0 master static"));
     }
     let carried = |host: &Host| host.release_to_carry();
-    let gate = |host: &Host| host.release_to_tap();
+    let gate = |host: &Host| {
+        let pump = host.netns.run(|| Pump::at_gate(&host.port, vec![host.hold.dup()], host.tap.dup()).unwrap());
+        pump.open_all();
+        pump
+    };
     // A gate that is up is where carried frames go past.
     destination.port.set_mode(Mode::Hold);
     for load in Load::all() {
@@ -156,9 +160,12 @@ impl Reader {
     }
 }
 
-/// `MemAvailable`, bytes.
+/// `MemAvailable`, bytes, and what each CPU keeps for itself of what was freed there.
 fn memory_available() -> f64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("MemAvailable");
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
+    const PAGE: f64 = 4096.0;
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("MemAvailable");
+    let zones = std::fs::read_to_string("/proc/zoneinfo").unwrap();
+    let kept = zones.lines().filter_map(|line| line.trim().strip_prefix("count:")?.trim().parse::<f64>().ok());
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0 + PAGE * kept.sum::<f64>()
 }

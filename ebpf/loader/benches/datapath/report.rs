@@ -79,7 +79,7 @@ impl Report {
     }
 
     fn push(&mut self, name: String, unit: &'static str, samples: Vec<f64>, target: Option<Target>) {
-        assert!(!samples.is_empty(), "{name}: nothing was measured");
+        assert!(!samples.is_empty() && samples.iter().all(|s| s.is_finite()), "{name}: nothing was measured");
         self.commands.push(self.part);
         self.rows.push(Row { name, unit, samples, target });
     }

@@ -31,6 +31,7 @@ fn pairs(report: &mut Report, wire: Wire, how: &str) {
     source.close();
     std::thread::sleep(WARM_UP);
     let (mut with, mut without) = (Vec::new(), Vec::new());
+    let again = stream.retransmits();
     for pair in 0..PAIRS {
         // With and without, without and with, so that a drift takes from both alike.
         for attached in [pair % 2 == 0, pair % 2 == 1] {
@@ -49,6 +50,8 @@ fn pairs(report: &mut Report, wire: Wire, how: &str) {
     let ratio = with.iter().zip(&without).map(|(with, without)| 100.0 * with / without).collect();
     report.row(format!("TCP to a guest, {how}: no programs"), "Gbit/s", without);
     report.row(format!("TCP to a guest, {how}: programs, pass"), "Gbit/s", with);
+    let again = stream.retransmits() - again;
+    report.row(format!("TCP to a guest, {how}: segments sent again"), "segments", vec![again as f64]);
     let name = format!("TCP to a guest, {how}: with of without");
     report.row_with_target(&name, "% a pair", ratio, Target::AtLeast(99.0));
 }

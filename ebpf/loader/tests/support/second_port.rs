@@ -59,6 +59,7 @@ pub(crate) fn at_rest(tap: &Tap, hold: &Tap, carry_id: u32, remote: Ipv4Addr, li
         carry_id,
         remote_vtep: remote,
         line_limit,
+        bytes_limit: Shape::default().bytes_limit,
         mode: Mode::Pass,
         direction: Direction::Tap,
     }

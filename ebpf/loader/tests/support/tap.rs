@@ -46,22 +46,8 @@ impl Tap {
         assert_eq!(set, 0, "TUNSETVNETHDRSZ");
     }
 
-    fn open(name: &str, ring: u32, vnet_header: libc::c_int) -> Self {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open("/dev/net/tun")
-            .expect("/dev/net/tun: these tests need the tun driver");
-        // SAFETY: plain old data.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | vnet_header) as i16;
-        // SAFETY: the ioctl reads and fills an `ifreq`.
-        let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        assert_eq!(made, 0, "TUNSETIFF {name}");
+    fn open(name: &str, ring: u32, flags: libc::c_int) -> Self {
+        let file = open_queue(name, flags);
         ip(&format!("link set dev {name} txqueuelen {ring}"));
         ip(&format!("link set dev {name} up"));
         Self { name: name.to_owned(), ifindex: ifindex(name), file }
@@ -70,8 +56,18 @@ impl Tap {
     /// A hold: a tap whose full ring is told.
     pub(crate) fn hold(name: &str, ring: u32) -> Self {
         let hold = Self::new(name, ring);
-        run("tc", &format!("qdisc replace dev {name} root noqueue"));
+        noqueue(name);
         hold
+    }
+
+    /// A hold with a queue for each of `lanes` lanes.
+    pub(crate) fn hold_with_lanes(name: &str, ring: u32, lanes: usize) -> (Self, Vec<OwnedFd>) {
+        let hold = Self::open(name, ring, libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE);
+        hold.set_header(VNET_HEADER);
+        noqueue(name);
+        let more = (1..lanes).map(|_| open_queue(name, libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE).into());
+        let queues = std::iter::once(hold.dup()).chain(more).collect();
+        (hold, queues)
     }
 
     /// Another descriptor of it.
@@ -104,4 +100,27 @@ impl Tap {
         let buffer = [header, frame].concat();
         assert_eq!((&self.file).write(&buffer).unwrap(), buffer.len());
     }
+}
+
+fn open_queue(name: &str, flags: libc::c_int) -> File {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .expect("/dev/net/tun: these tests need the tun driver");
+    // SAFETY: plain old data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as i16;
+    // SAFETY: the ioctl reads and fills an `ifreq`.
+    let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(made, 0, "TUNSETIFF {name}");
+    file
+}
+
+fn noqueue(name: &str) {
+    run("tc", &format!("qdisc replace dev {name} root noqueue"));
 }
