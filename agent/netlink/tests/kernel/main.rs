@@ -4,4 +4,5 @@
 mod devices;
 mod entries;
 mod fabric;
+mod queues;
 mod support;

@@ -7,12 +7,13 @@ use std::{
     os::unix::fs::OpenOptionsExt,
 };
 
-use super::netns::{ifindex, ip};
+use super::netns::{ifindex, ip, run};
 
 /// Bytes of the vnet header, as QEMU sets it.
 pub(crate) const VNET_HEADER: usize = 12;
-/// TUN_F_CSUM, TSO4, TSO6, TSO_ECN, UFO.
-const OFFLOADS: libc::c_ulong = 0x1f;
+/// What the agent asks for: checksums, and super-frames of TCP and UDP whole.
+const OFFLOADS: libc::c_uint =
+    libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN | libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// A tap, and its descriptor.
 pub(crate) struct Tap {
@@ -27,7 +28,7 @@ impl Tap {
         let tap = Self::open(name, ring, libc::IFF_VNET_HDR);
         tap.set_header(VNET_HEADER);
         // SAFETY: the ioctl reads a number.
-        let offloads = unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS) };
+        let offloads = unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(OFFLOADS)) };
         assert_eq!(offloads, 0, "TUNSETOFFLOAD");
         tap
     }
@@ -81,9 +82,14 @@ impl Tap {
 
     /// Next frame in the ring, without its vnet header.
     pub(crate) fn read(&self) -> Option<Vec<u8>> {
+        self.read_with_header().map(|(_, frame)| frame)
+    }
+
+    /// Next frame in the ring, and its vnet header.
+    pub(crate) fn read_with_header(&self) -> Option<([u8; VNET_HEADER], Vec<u8>)> {
         let mut buffer = vec![0; 80 * 1024];
         match (&self.file).read(&mut buffer) {
-            Ok(length) => Some(buffer[VNET_HEADER..length].to_vec()),
+            Ok(length) => Some((buffer[..VNET_HEADER].try_into().unwrap(), buffer[VNET_HEADER..length].to_vec())),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
             Err(error) => panic!("{}: {error}", self.name),
         }
@@ -116,9 +122,5 @@ fn open_queue(name: &str, flags: libc::c_int) -> File {
 }
 
 fn noqueue(name: &str) {
-    let output = std::process::Command::new("tc")
-        .args(["qdisc", "replace", "dev", name, "root", "noqueue"])
-        .output()
-        .expect("tc is installed");
-    assert!(output.status.success(), "noqueue: {}", String::from_utf8_lossy(&output.stderr));
+    run("tc", &format!("qdisc replace dev {name} root noqueue"));
 }
