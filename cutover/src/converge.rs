@@ -32,6 +32,8 @@ const BRAKED_RATE: u64 = 1 << 20;
 const ARM_AFTER: Duration = Duration::from_millis(90);
 /// From then on it is too late for this slot.
 const ARM_BEFORE: Duration = Duration::from_millis(97);
+/// A host too busy to catch the end of a slot for this long arms at once: frames then wait for up to a slot.
+const SLOT_PATIENCE: Duration = Duration::from_millis(450);
 /// With this much left and one page sent a slot, QEMU does not end by itself, bytes.
 const SAFE_TO_DISARM: u64 = 64 << 10;
 /// Pause when this little is left, bytes.
@@ -55,6 +57,8 @@ pub(crate) struct Convergence {
     allowed_since: Option<Duration>,
     /// When the slot began that is now under way, while braked.
     slot: Option<Duration>,
+    /// Since when only the end of a slot is waited for.
+    waiting_since: Option<Duration>,
     flights: u32,
     flight: Option<Flight>,
 }
@@ -79,7 +83,16 @@ pub(crate) enum Course {
 
 impl Convergence {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, last: Progress::default(), missed: 0, allowed_since: None, slot: None, flights: 0, flight: None }
+        Self {
+            limits,
+            last: Progress::default(),
+            missed: 0,
+            allowed_since: None,
+            slot: None,
+            waiting_since: None,
+            flights: 0,
+            flight: None,
+        }
     }
 
     /// QEMU was too quick: the next attempt brakes further from the end.
@@ -113,14 +126,19 @@ impl Convergence {
             self.slot = Some(now);
         }
         let Some(slot) = self.slot else { return false };
+        if progress.rate >= BRAKED_RATE || !self.allowed(progress) {
+            return false;
+        }
         let in_slot = now.saturating_sub(slot);
         let in_time = in_slot >= ARM_AFTER && in_slot < ARM_BEFORE;
-        in_time && progress.rate < BRAKED_RATE && self.allowed(progress)
+        let since = *self.waiting_since.get_or_insert(now);
+        in_time || now.saturating_sub(since) >= SLOT_PATIENCE
     }
 
     /// The port is armed and QEMU goes at full rate now.
     pub(crate) fn take_off(&mut self, now: Duration) {
         self.flights += 1;
+        self.waiting_since = None;
         self.flight = Some(Flight { began: now, with: self.last, moved: None });
     }
 
@@ -231,6 +249,13 @@ mod tests {
         let unnoticed = Progress { rate: BRAKED_RATE, ..left(6 * MIB - 8192) };
         assert!(!convergence.should_arm(&unnoticed, ms(151) + ARM_AFTER), "its rate is the old one");
         assert!(convergence.should_arm(&left(6 * MIB - 8192), ms(152) + ARM_AFTER));
+    }
+
+    #[test]
+    fn a_host_that_misses_every_slot_arms_at_once() {
+        let mut convergence = convergence();
+        let mut slots = (0..10).map(|slot| (at(1, 6 * MIB - slot * 4096, 6_000), ms(slot * 100)));
+        assert_eq!(slots.position(|(progress, now)| convergence.should_arm(&progress, now)), Some(5));
     }
 
     /// In the air since 105 ms, with `remaining` bytes.

@@ -532,8 +532,12 @@ impl Machine for Source {
             (At::Flight, On::Progress(progress)) => self.flight(Some(&progress), now),
             (At::Flight, On::Tick) if self.due(now) => self.flight(None, now),
             (At::Landing, On::HeldBack(progress)) => self.held_back(&progress),
-            // Still next to nothing left, and QEMU did not stop it: so it is stopped.
-            (At::Landing, On::Tick) if self.due(now) => self.pause(now),
+            // Still next to nothing left, and QEMU did not stop it: so it is stopped, and nothing holds QEMU back.
+            (At::Landing, On::Tick) if self.due(now) => {
+                let mut effects = vec![SourceEffect::FullRate];
+                effects.extend(self.pause(now));
+                effects
+            }
             (At::Disarming, On::Disarmed) => {
                 self.phase = At::Braked;
                 vec![]

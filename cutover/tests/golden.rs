@@ -170,6 +170,19 @@ fn source_whose_first_flight_does_not_get_there() {
 }
 
 #[test]
+fn source_whose_qemu_is_held_back_at_the_very_end() {
+    let mut events = until_armed();
+    events.extend([
+        (801, progress(1, 26, 0, 38_000)),
+        (823, S::Tick),
+        (824, S::HeldBack(Progress { passes: 1, ..Progress::default() })),
+        (850, S::Tick),
+        (851, S::Stopped),
+    ]);
+    insta::assert_snapshot!(source(&events));
+}
+
+#[test]
 fn source_whose_qemu_ends_as_it_is_held_back() {
     let mut events = until_armed();
     events.extend([

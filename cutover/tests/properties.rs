@@ -87,13 +87,16 @@ proptest! {
         let mut machine = Source::new(GENERATION, Limits::default());
         machine.step(S::Begin, Duration::ZERO);
         let mut now = Duration::ZERO;
-        let (mut gave_up, mut removed, mut undone) = (false, false, false);
+        let (mut gave_up, mut removed, mut undone, mut braked) = (false, false, false, false);
         for (event, later) in events {
             now += Duration::from_millis(later);
             let declined = matches!(event, S::PeerDeclined(_));
             let committed = matches!(event, S::PeerCommitted { generation } if generation == GENERATION.next());
             for effect in machine.step(event, now) {
                 match effect {
+                    SourceEffect::Brake | SourceEffect::BrakeAgain => braked = true,
+                    SourceEffect::FullRate | SourceEffect::StartPrecopy { .. } => braked = false,
+                    SourceEffect::Pause => prop_assert!(!braked, "a guest that stands waits for a QEMU that is held back"),
                     SourceEffect::TellGiveUp => { prop_assert!(!undone); gave_up = true; }
                     SourceEffect::Undo => { prop_assert!(!gave_up || declined); prop_assert!(!removed && !undone); undone = true; }
                     SourceEffect::Retreat | SourceEffect::Disarm => prop_assert!(!gave_up && !undone),
