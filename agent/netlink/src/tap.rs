@@ -108,7 +108,8 @@ impl Netlink {
 }
 
 fn create_queue(name: &str, kind: libc::c_int) -> io::Result<File> {
-    let queue = open_queue(name, kind)?;
+    // A device with several queues would else take this for one more of them.
+    let queue = open_queue(name, kind | libc::IFF_TUN_EXCL)?;
     let header = VNET_HEADER;
     // SAFETY: TUNSETVNETHDRSZ reads an int, which outlives the call.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) })?;

@@ -3,6 +3,8 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -40,6 +42,11 @@ impl AttachVia {
 /// Priority and handle of our filters under clsact: first of all, and the same on every interface.
 const FILTER_PRIORITY: u16 = 1;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x544c);
+
+/// How long a link that was dropped may still be there.
+const DROPPED: Duration = Duration::from_millis(200);
+/// How often that is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// A program and where it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,23 +115,31 @@ impl Attacher {
         let name = program.name();
         let interface =
             name_of(ifindex).map_err(|source| DatapathError::NoInterface { ifindex, program: name, source })?;
-        let options = match self.via {
-            AttachVia::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
-            AttachVia::Clsact => {
-                add_clsact(&interface).map_err(|source| DatapathError::Attach { program: name, ifindex, source })?;
-                TcAttachOptions::Netlink(NlOptions {
-                    priority: FILTER_PRIORITY,
-                    handle: FILTER_HANDLE,
-                    ..NlOptions::default()
-                })
+        if self.via == AttachVia::Clsact {
+            add_clsact(&interface).map_err(|source| DatapathError::Attach { program: name, ifindex, source })?;
+        }
+        let classifier = program.of(ebpf)?;
+        let began = Instant::now();
+        let link = loop {
+            match classifier.attach_with_options(&interface, program.hook(), self.options()) {
+                // One that was just dropped lives on while a child process that was forked meanwhile has not exec'd yet.
+                Err(error) if is_still_there(&error) && began.elapsed() < DROPPED => thread::sleep(LOOK_AGAIN),
+                attached => break attached.and_then(|id| classifier.take_link(id)),
             }
         };
-        let classifier = program.of(ebpf)?;
-        let link = classifier
-            .attach_with_options(&interface, program.hook(), options)
-            .and_then(|id| classifier.take_link(id))
-            .map_err(|source| DatapathError::Attach { program: name, ifindex, source })?;
+        let link = link.map_err(|source| DatapathError::Attach { program: name, ifindex, source })?;
         self.keep(link, program, ifindex)
+    }
+
+    fn options(&self) -> TcAttachOptions {
+        match self.via {
+            AttachVia::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
+            AttachVia::Clsact => TcAttachOptions::Netlink(NlOptions {
+                priority: FILTER_PRIORITY,
+                handle: FILTER_HANDLE,
+                ..NlOptions::default()
+            }),
+        }
     }
 
     /// Takes back what an earlier process left on an interface and puts this process's program in its place, without a
@@ -223,6 +238,10 @@ impl Drop for Attachment {
             std::mem::forget(link);
         }
     }
+}
+
+fn is_still_there(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::AlreadyExists)
 }
 
 /// Removes a pin whatever it leads to; none is no error.
