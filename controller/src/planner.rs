@@ -31,13 +31,17 @@ pub(crate) struct Wish<'a> {
 pub(crate) fn plan(record: &Record, wish: &Wish<'_>, rng: &mut impl Rng) -> Result<MigrationPlan, Denial> {
     let GuestRecord { spec, host, generation, .. } = wish.guest;
     let mut carry_ids = live_carry_ids(record);
+    // A host that has never said where it is cannot have sent anything.
+    let vtep = |host: &HostName| Some(record.hosts().get(host)?.enrolment.as_ref()?.vtep);
+    let hosts: Vec<_> =
+        wish.hosts.iter().filter_map(|(host, connected)| Some((host.clone(), vtep(host)?, *connected))).collect();
     let mut ports = Vec::with_capacity(spec.ports.len());
     for port in &spec.ports {
         let unknown = || Denial::UnknownNetwork { field: "guest".to_owned(), name: port.network.clone() };
         let network = record.networks().get(&port.network).ok_or_else(unknown)?;
         let carry_id = fresh_carry_id(&mut carry_ids, rng);
         let has_other_ports = |host: &HostName| has_other_ports(record, host, spec.name.as_str(), port);
-        let markers = marker_peers(wish.hosts, host, wish.destination, has_other_ports);
+        let markers = marker_peers(&hosts, host, wish.destination, has_other_ports);
         ports.push(PortPlan { port: port.clone(), vni: network.vni, carry_id, marker_mac: random_mac(rng), markers });
     }
     Ok(MigrationPlan {

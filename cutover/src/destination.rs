@@ -3,16 +3,20 @@
 //! ```text
 //! Expecting ─ source called ─► Preparing ─ ready ─► Receiving ─ memory in, given up ─► Committing ─ on disk ─► Gated
 //!     │                            │                    │                                  ║ point of         │ line empty,
-//!     └────────────────────────────┴────────┬───────────┘                                  ║ no return        │ markers in or
-//!                                        Declining ─ on disk ─► Undoing ─► Ended           ║                  ▼ deadline
+//!     │                            ▲                    ▼ memory stops                     ║                  │
+//!     │                            └─ begins again ─ Faltering                             ║                  │
+//!     └────────────────────────────┴────────┬───────────┘                                  ║ no return        │ all markers in
+//!                                        Declining ─ on disk ─► Undoing ─► Ended           ║                  ▼ or deadline
 //!                                                               Ended ◄─ closed ─ Closing ◄═ settle ═ Open ◄─ Opening
 //! ```
+//!
+//! While it is `Gated` with an empty line, each peer whose markers are in is let in by itself.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Generation, Limits, Machine};
+use crate::{Failure, Generation, Limits, Machine, MigrationPlan};
 
 /// How long the source may take to call after the plan arrived.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
@@ -20,6 +24,8 @@ const CALL_DEADLINE: Duration = Duration::from_secs(20);
 pub const MARKER_DEADLINE: Duration = Duration::from_millis(100);
 /// How long the gate waits to hear that the line is empty. Only a source that died after commit lets it come to this.
 const LINE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the source may take, after its memory stopped, to say that it begins again.
+const FALTER_DEADLINE: Duration = Duration::from_millis(500);
 /// How often `cont` is tried again after commit.
 const RUN_AGAIN: Duration = Duration::from_millis(100);
 
@@ -32,6 +38,8 @@ pub enum DestinationPhase {
     Preparing,
     /// Memory comes in.
     Receiving,
+    /// Memory stopped coming; the source may be about to begin again.
+    Faltering,
     /// The commit is being written.
     Committing,
     /// Owns and runs the guest; what comes the new way waits.
@@ -48,6 +56,23 @@ pub enum DestinationPhase {
     Undoing,
     /// Over.
     Ended,
+}
+
+/// A peer the gate of one port waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GatePeer {
+    /// The port, by its place in the plan.
+    pub port: u32,
+    /// The peer's number on that port.
+    pub peer: u32,
+}
+
+impl GatePeer {
+    /// All that a plan names.
+    pub fn all(plan: &MigrationPlan) -> BTreeSet<Self> {
+        let ports = (0..).zip(&plan.ports);
+        ports.flat_map(|(port, plan)| plan.markers.iter().map(move |peer| Self { port, peer: peer.index })).collect()
+    }
 }
 
 /// What happens to the destination.
@@ -68,6 +93,8 @@ pub enum DestinationEvent {
     MemoryIn,
     /// QEMU failed or is gone.
     MemoryFailed(Failure),
+    /// The source begins again: what has come in is worth nothing.
+    SourceBeganAgain,
     /// The source gave the guest up.
     SourceGaveUp {
         /// At this generation.
@@ -83,8 +110,8 @@ pub enum DestinationEvent {
     RunFailed,
     /// The source's line is empty.
     LineEmpty,
-    /// Every expected peer's markers are in.
-    MarkersIn,
+    /// A peer's markers are in on one port.
+    MarkersIn(GatePeer),
     /// The gate's own line is empty: direct frames pass.
     Sealed,
     /// Every peer has been told.
@@ -112,6 +139,9 @@ pub enum DestinationEvent {
 pub enum DestinationEffect {
     /// Create taps (muted), hold, carry, landing; start QEMU incoming; read back. Answer: `Ready` or `NotReady`.
     Prepare,
+    /// End QEMU and start it anew over the same ports. Answer, after all that the old one still had to say: `Ready` or
+    /// `NotReady`.
+    PrepareAgain,
     /// Tell the source where to send memory.
     TellPrepared {
         /// In QEMU's form.
@@ -137,9 +167,11 @@ pub enum DestinationEffect {
     Announce,
     /// Tell the source that the guest runs.
     TellRunning,
-    /// Watch for markers. Answer: `MarkersIn`.
+    /// Watch for markers. Answers: `MarkersIn`, one for each.
     AwaitMarkers,
-    /// Let the gate's line into the tap. Answer: `Sealed`.
+    /// Let in what waits of one peer on one port, and what it sends from now on; the others still wait.
+    LetIn(GatePeer),
+    /// Let the gate's line into the tap, all that is left of it. Answer: `Sealed`.
     OpenGate,
     /// Tell the source that the gate is open.
     TellGateOpen,
@@ -178,31 +210,38 @@ pub struct Destination {
     phase: DestinationPhase,
     generation: Generation,
     limits: Limits,
+    again: bool,
     memory_in: bool,
     given_up: bool,
     running: bool,
     line_empty: bool,
-    markers_in: bool,
+    awaited: BTreeSet<GatePeer>,
+    markers_in: BTreeSet<GatePeer>,
     settle_ordered: bool,
     failure: Option<Failure>,
     deadline: Option<Duration>,
+    /// For everything before commit.
+    last_moment: Option<Duration>,
 }
 
 impl Destination {
-    /// The destination of a guest its source owns at `generation`.
-    pub fn new(generation: Generation, limits: Limits) -> Self {
+    /// The destination of a guest its source owns at `generation`, whose gates wait for the markers of `awaited`.
+    pub fn new(generation: Generation, limits: Limits, awaited: BTreeSet<GatePeer>) -> Self {
         Self {
             phase: DestinationPhase::Expecting,
             generation,
             limits,
+            again: false,
             memory_in: false,
             given_up: false,
             running: false,
             line_empty: false,
-            markers_in: false,
+            awaited,
+            markers_in: BTreeSet::new(),
             settle_ordered: false,
             failure: None,
             deadline: None,
+            last_moment: None,
         }
     }
 
@@ -220,8 +259,8 @@ impl Destination {
 
     /// Before commit: may still say no.
     fn declinable(phase: DestinationPhase) -> bool {
-        use DestinationPhase::{Expecting, Preparing, Receiving};
-        matches!(phase, Expecting | Preparing | Receiving)
+        use DestinationPhase::{Expecting, Faltering, Preparing, Receiving};
+        matches!(phase, Expecting | Preparing | Receiving | Faltering)
     }
 
     fn refuse(&mut self, event: DestinationEvent, now: Duration) -> Vec<DestinationEffect> {
@@ -240,6 +279,25 @@ impl Destination {
             )),
             _ => vec![],
         }
+    }
+
+    /// A source that has given nothing up yet may have cancelled to begin again, and its memory's end come before its word.
+    fn falter(&mut self, failure: Failure, now: Duration) -> Vec<DestinationEffect> {
+        if self.given_up || self.memory_in {
+            return self.decline(failure);
+        }
+        self.phase = DestinationPhase::Faltering;
+        self.failure = Some(failure);
+        self.deadline = Some(now + FALTER_DEADLINE);
+        vec![]
+    }
+
+    fn prepare_again(&mut self) -> Vec<DestinationEffect> {
+        self.phase = DestinationPhase::Preparing;
+        self.again = true;
+        self.failure = None;
+        self.deadline = self.last_moment;
+        vec![DestinationEffect::PrepareAgain]
     }
 
     fn due(&self, now: Duration) -> bool {
@@ -296,8 +354,24 @@ impl Destination {
         ]
     }
 
-    fn open_if_sealed(&mut self) -> Vec<DestinationEffect> {
-        if self.line_empty && self.markers_in { self.open() } else { vec![] }
+    /// Whose markers are in is let in once nothing is in line at the source; with the last of them the gate opens.
+    fn let_in(&mut self, peers: &[GatePeer]) -> Vec<DestinationEffect> {
+        if !self.line_empty {
+            return vec![];
+        }
+        if self.awaited.is_subset(&self.markers_in) {
+            return self.open();
+        }
+        peers.iter().map(|peer| DestinationEffect::LetIn(*peer)).collect()
+    }
+
+    fn source_line_is_empty(&mut self, now: Duration) -> Vec<DestinationEffect> {
+        self.line_empty = true;
+        if self.running {
+            self.deadline = Some(now + MARKER_DEADLINE);
+        }
+        let peers: Vec<GatePeer> = self.markers_in.iter().copied().collect();
+        self.let_in(&peers)
     }
 
     fn open(&mut self) -> Vec<DestinationEffect> {
@@ -358,7 +432,8 @@ impl Machine for Destination {
             }
             (At::Expecting, On::SourceCalled) => {
                 self.phase = At::Preparing;
-                self.deadline = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
+                self.last_moment = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
+                self.deadline = self.last_moment;
                 vec![DestinationEffect::Prepare]
             }
             (At::Preparing, On::Ready { uri }) => {
@@ -370,6 +445,15 @@ impl Machine for Destination {
                 self.commit_if_complete()
             }
             (At::Receiving, On::SourceGaveUp { generation }) => self.source_gave_up(generation),
+            (At::Receiving, On::MemoryFailed(failure)) => self.falter(failure, now),
+            (At::Receiving | At::Faltering, On::SourceBeganAgain) if !self.given_up => self.prepare_again(),
+            // The old QEMU's last words. The new one's end, if it came to that, the source would notice.
+            (At::Faltering, On::MemoryFailed(_)) => vec![],
+            (At::Preparing, On::MemoryFailed(_)) if self.again => vec![],
+            (At::Faltering, On::Tick) if self.due(now) => {
+                let failure = self.why();
+                self.decline(failure)
+            }
             (At::Committing, On::CommitRecorded) => self.committed_now(now),
             (At::Committing, On::CommitFailed(failure)) => self.decline(failure),
             (At::Gated | At::Opening | At::Open, On::Running) => self.runs(now),
@@ -377,16 +461,9 @@ impl Machine for Destination {
                 self.deadline = Some(now + RUN_AGAIN);
                 vec![]
             }
-            (At::Gated, On::LineEmpty) => {
-                self.line_empty = true;
-                if self.running {
-                    self.deadline = Some(now + MARKER_DEADLINE);
-                }
-                self.open_if_sealed()
-            }
-            (At::Gated, On::MarkersIn) => {
-                self.markers_in = true;
-                self.open_if_sealed()
+            (At::Gated, On::LineEmpty) if !self.line_empty => self.source_line_is_empty(now),
+            (At::Gated, On::MarkersIn(peer)) if self.awaited.contains(&peer) && self.markers_in.insert(peer) => {
+                self.let_in(&[peer])
             }
             (At::Gated | At::Opening | At::Open, On::Tick) if self.due(now) && !self.running => {
                 self.deadline = None;

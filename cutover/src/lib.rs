@@ -16,7 +16,7 @@ pub use coordinator::{
     Step, UNCOUNTED_MARKER, marker_peers,
 };
 pub use destination::{
-    Destination, DestinationEffect, DestinationEvent, DestinationPhase, DestinationReport, MARKER_DEADLINE,
+    Destination, DestinationEffect, DestinationEvent, DestinationPhase, DestinationReport, GatePeer, MARKER_DEADLINE,
 };
 pub use machine::Machine;
 pub use model::{

@@ -117,6 +117,8 @@ pub struct End {
 pub struct MarkerPeer {
     /// Host.
     pub host: HostName,
+    /// Its tunnel end point: frames of ports bound there are its.
+    pub vtep: Ipv4Addr,
     /// Its number in this migration.
     pub index: u32,
 }

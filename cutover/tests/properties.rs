@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use throughline_cutover::{
-    Destination, DestinationEffect, DestinationEvent as D, Failure, Generation, Limits, Machine, Progress, Source,
-    SourceEffect, SourceEvent as S,
+    Destination, DestinationEffect, DestinationEvent as D, Failure, GatePeer, Generation, Limits, Machine, Progress,
+    Source, SourceEffect, SourceEvent as S,
 };
 
 const GENERATION: Generation = Generation(4);
@@ -34,10 +34,21 @@ fn source_event() -> impl Strategy<Value = S> {
         Just(S::Quiet),
         Just(S::Abort(failure())),
         Just(S::Undone),
+        Just(S::Retreated),
+        Just(S::Disarmed),
+        Just(S::HeldBack(Progress { passes: 2, remaining: 1 << 20, ..Progress::default() })),
         Just(S::Removed),
         Just(S::Tick),
     ]
 }
+
+/// Two ports, two peers on each; the gate waits for three of them.
+fn gate_peer() -> impl Strategy<Value = GatePeer> {
+    (0_u32..2, 0_u32..2).prop_map(|(port, peer)| GatePeer { port, peer })
+}
+
+const AWAITED: [GatePeer; 3] =
+    [GatePeer { port: 0, peer: 0 }, GatePeer { port: 0, peer: 1 }, GatePeer { port: 1, peer: 0 }];
 
 fn destination_event() -> impl Strategy<Value = D> {
     prop_oneof![
@@ -47,13 +58,14 @@ fn destination_event() -> impl Strategy<Value = D> {
         Just(D::NotReady(failure())),
         Just(D::MemoryIn),
         Just(D::MemoryFailed(failure())),
+        Just(D::SourceBeganAgain),
         Just(D::SourceGaveUp { generation: GENERATION }),
         Just(D::SourceGaveUp { generation: Generation(1) }),
         Just(D::CommitRecorded),
         Just(D::Running),
         Just(D::RunFailed),
         Just(D::LineEmpty),
-        Just(D::MarkersIn),
+        gate_peer().prop_map(D::MarkersIn),
         Just(D::Sealed),
         Just(D::SettleOrdered),
         Just(D::Closed),
@@ -84,6 +96,7 @@ proptest! {
                 match effect {
                     SourceEffect::TellGiveUp => { prop_assert!(!undone); gave_up = true; }
                     SourceEffect::Undo => { prop_assert!(!gave_up || declined); prop_assert!(!removed && !undone); undone = true; }
+                    SourceEffect::Retreat | SourceEffect::Disarm => prop_assert!(!gave_up && !undone),
                     SourceEffect::ReleaseToCarry => { prop_assert!(gave_up && committed && !undone); }
                     SourceEffect::RemoveGuest => { prop_assert!(gave_up && !undone); removed = true; }
                     _ => {}
@@ -94,7 +107,7 @@ proptest! {
 
     #[test]
     fn a_destination_runs_only_what_it_durably_owns(events in prop::collection::vec((destination_event(), 0_u64..4_000), 1..60)) {
-        let mut machine = Destination::new(GENERATION, Limits::default());
+        let mut machine = Destination::new(GENERATION, Limits::default(), AWAITED.into());
         let mut now = Duration::ZERO;
         let (mut memory_in, mut given_up, mut asked_to_record, mut recorded, mut declined) = (false, false, false, false, false);
         for (event, later) in events {
@@ -106,7 +119,41 @@ proptest! {
                 match effect {
                     DestinationEffect::RecordCommit { .. } => { prop_assert!(memory_in && given_up && !declined); asked_to_record = true; }
                     DestinationEffect::RaiseGate | DestinationEffect::Run | DestinationEffect::FlipOwn | DestinationEffect::TellCommitted { .. } => prop_assert!(recorded && !declined),
+                    DestinationEffect::PrepareAgain => prop_assert!(!asked_to_record && !declined),
                     DestinationEffect::RecordDecline | DestinationEffect::TellDeclined(_) | DestinationEffect::Undo => { prop_assert!(!recorded); declined = true; }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_is_let_in_before_what_is_older(events in prop::collection::vec((destination_event(), 0_u64..150), 1..80)) {
+        let mut machine = Destination::new(GENERATION, Limits::default(), AWAITED.into());
+        let mut now = Duration::ZERO;
+        for event in [D::Announced, D::SourceCalled, D::Ready { uri: "tcp:192.0.2.2:1".into() }, D::MemoryIn] {
+            machine.step(event, now);
+        }
+        machine.step(D::SourceGaveUp { generation: GENERATION }, now);
+        machine.step(D::CommitRecorded, now);
+        let (mut line_empty, mut opened) = (None, false);
+        let mut markers_in = std::collections::BTreeSet::new();
+        let mut let_in = std::collections::BTreeSet::new();
+        for (event, later) in events {
+            now += Duration::from_millis(later);
+            if let D::MarkersIn(peer) = event { markers_in.insert(peer); }
+            if event == D::LineEmpty { line_empty.get_or_insert(now); }
+            for effect in machine.step(event.clone(), now) {
+                match effect {
+                    DestinationEffect::LetIn(peer) => {
+                        prop_assert!(line_empty.is_some() && markers_in.contains(&peer) && !opened);
+                        prop_assert!(let_in.insert(peer), "let in twice");
+                    }
+                    DestinationEffect::OpenGate => {
+                        let complete = line_empty.is_some() && AWAITED.iter().all(|peer| markers_in.contains(peer));
+                        prop_assert!(!opened && (complete || event == D::Tick), "opened by {event:?}");
+                        opened = true;
+                    }
                     _ => {}
                 }
             }
@@ -117,7 +164,7 @@ proptest! {
     #[test]
     fn never_two_owners(schedule in prop::collection::vec((0_u8..12, any::<bool>()), 1..80)) {
         let mut source = Source::new(GENERATION, Limits::default());
-        let mut destination = Destination::new(GENERATION, Limits::default());
+        let mut destination = Destination::new(GENERATION, Limits::default(), AWAITED.into());
         let mut now = Duration::ZERO;
         let mut to_source: Vec<S> = vec![S::Begin];
         let mut to_destination: Vec<D> = vec![D::Announced];

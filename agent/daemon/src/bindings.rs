@@ -6,7 +6,7 @@ use std::{
 };
 
 use throughline_cutover::{Failure, Generation, MacAddr, Mtu, Network, NetworkName, Vni};
-use throughline_netlink::BindingWanted;
+use throughline_netlink::{BindingWanted, Path};
 
 use crate::{lock::lock, resident::Segment};
 
@@ -81,6 +81,13 @@ impl Bindings {
         }
     }
 
+    /// Every port known on a network, and where it is.
+    pub fn ports_on(&self, vni: Vni) -> Vec<(MacAddr, Path)> {
+        let inner = self.lock();
+        let on_network = inner.applied.iter().filter(|((on, _), _)| *on == vni);
+        on_network.map(|((_, mac), (_, wanted))| (*mac, wanted.path.clone())).collect()
+    }
+
     /// Forgets ports that are no more.
     pub fn forget_all_but(&self, vni: Vni, macs: &[MacAddr]) {
         self.lock().applied.retain(|(on, mac), _| *on != vni || macs.contains(mac));
@@ -122,8 +129,6 @@ impl Drop for MovingNetworks<'_> {
 
 #[cfg(test)]
 mod tests {
-    use throughline_netlink::Path;
-
     use super::*;
 
     fn vni() -> Vni {

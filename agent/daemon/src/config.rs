@@ -37,6 +37,13 @@ pub struct Config {
     /// Memory for guests, MiB; default: three quarters of what the host has.
     #[arg(long, value_name = "MIB")]
     pub memory_mib: Option<u64>,
+    /// Most bytes that may wait for one port while its guest moves, MiB, 1 to 4096; what comes beyond is dropped and counted.
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub hold_mib: u32,
+    /// Most of it for all ports that move at one time, MiB; default: a sixteenth of the host's memory. A move that finds too
+    /// little left is refused.
+    #[arg(long, value_name = "MIB")]
+    pub hold_budget_mib: Option<u32>,
     /// Log as text for people or as JSON for machines.
     #[arg(long, default_value = "text", value_name = "text|json")]
     pub log: LogFormat,
@@ -60,7 +67,23 @@ impl Config {
     pub fn memory_kib(&self) -> u64 {
         match self.memory_mib {
             Some(mib) => mib.saturating_mul(1024),
-            None => nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total() / 1024 / 4 * 3),
+            None => host_memory() / 1024 / 4 * 3,
         }
     }
+
+    /// Most bytes that may wait for one port.
+    pub fn hold_bytes(&self) -> u64 {
+        u64::from(self.hold_mib) << 20
+    }
+
+    /// MiB that may wait for all ports together; never less than one port may have.
+    pub fn hold_budget_mib(&self) -> u32 {
+        let sixteenth = || u32::try_from(host_memory() / (16 << 20)).unwrap_or(u32::MAX);
+        self.hold_budget_mib.unwrap_or_else(sixteenth).max(self.hold_mib)
+    }
+}
+
+/// Bytes.
+fn host_memory() -> u64 {
+    nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total())
 }

@@ -92,6 +92,7 @@ async fn try_rebind(host: &Host, rebind: v1::Rebind) -> Result<(), Failure> {
         carry_id: CarryId::try_from(rebind.carry_id).map_err(|error| parsed("carry_id", &error))?,
         marker_index: (rebind.marker_index != UNCOUNTED_MARKER).then_some(rebind.marker_index),
     };
+    host.gates.sender_moves(order.vni, order.binding.mac);
     flip(host, &order).await?;
     info!(mac = %order.binding.mac, %vtep, generation = %order.generation, "rebound");
     Ok(())

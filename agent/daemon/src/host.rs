@@ -9,10 +9,10 @@ use throughline_cutover::{GuestName, HostName};
 use throughline_hypervisor::Accelerator;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, Semaphore};
 
 use crate::{
-    bindings::Bindings, clock::Monotonic, config::Config, journal::Journal, lock::lock, moves::Moves,
+    bindings::Bindings, clock::Monotonic, config::Config, gates::Gates, journal::Journal, lock::lock, moves::Moves,
     resident::Resident, uplink::Uplink,
 };
 
@@ -37,6 +37,10 @@ pub struct Host {
     pub bindings: Bindings,
     /// Migrations this host has a part in.
     pub moves: Moves,
+    /// MiB that may still be promised to frames that wait.
+    pub hold_memory: Arc<Semaphore>,
+    /// Gates that are up here.
+    pub gates: Gates,
     /// Rung when the observed state should be looked at again.
     pub look_again: Notify,
     residents: Mutex<BTreeMap<GuestName, Arc<Resident>>>,
@@ -60,6 +64,7 @@ impl Host {
     /// An agent over its outside systems.
     pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
         let Systems { netlink, datapath, journal, accelerator } = systems;
+        let hold_memory = Arc::new(Semaphore::new(config.hold_budget_mib() as usize));
         Self {
             config,
             accelerator,
@@ -70,6 +75,8 @@ impl Host {
             clock: Monotonic::start(),
             bindings: Bindings::default(),
             moves: Moves::default(),
+            hold_memory,
+            gates: Gates::default(),
             look_again: Notify::new(),
             residents: Mutex::default(),
             unconfirmed: std::sync::Mutex::default(),

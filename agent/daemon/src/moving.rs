@@ -1,10 +1,18 @@
 //! A port on the move, as this host's kernel has it: programs attached, carry device, pump.
 
-use std::{net::Ipv4Addr, os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use throughline_cutover::{Failure, PortPlan};
-use throughline_loader::{Direction, Exit, Mode, PortConfig, PortHandle, PortState, Pump, PumpCounts, PumpOptions};
+use throughline_loader::{
+    Direction, Exit, Mode, PortConfig, PortHandle, PortState, Pump, PumpCounts, PumpError, PumpOptions,
+};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 
 use crate::{
@@ -12,8 +20,8 @@ use crate::{
     resident::{RING, ResidentPort, datapath_failure, duplicate, network_failure},
 };
 
-/// Most frames in line for one port: what the hold's ring takes less the places the kernel frees in batches. At
-/// 1,500 bytes about 64 MiB of kernel memory.
+/// Most frames in line for one port: what the hold's ring takes less the places the kernel frees in batches. The kernel
+/// takes some 750 bytes for each beside its payload, which `--hold-mib` bounds.
 const LINE_LIMIT: u32 = RING - 32;
 /// How long a line may take to get into the tap of a guest that reads it.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
@@ -29,7 +37,11 @@ pub struct MovingPort {
     pub plan: PortPlan,
     /// Its state, shared with the programs.
     pub handle: PortHandle,
+    /// Further queues of its hold: the lanes of its gate.
+    pub lanes: Vec<OwnedFd>,
     pump: Option<Pump>,
+    /// Its part of the memory for frames that wait; `None` of a port that an earlier agent opened.
+    _share: Option<OwnedSemaphorePermit>,
 }
 
 impl Host {
@@ -44,6 +56,7 @@ impl Host {
         remote: Ipv4Addr,
         mode: Mode,
     ) -> Result<MovingPort, Failure> {
+        let share = self.share_of_hold_memory()?;
         let carry_ifindex = self.netlink.ensure_carry(self.config.vtep).await.map_err(network_failure)?;
         let config = PortConfig {
             tap_ifindex: port.tap.index,
@@ -52,12 +65,26 @@ impl Host {
             carry_id: plan.carry_id.get(),
             remote_vtep: remote,
             line_limit: LINE_LIMIT,
+            bytes_limit: self.config.hold_bytes(),
             mode,
             direction: Direction::Tap,
         };
         let datapath = self.datapath.clone();
         let handle = off_the_loop(move || datapath.open_port(&config)).await?;
-        Ok(MovingPort { port, plan: plan.clone(), handle, pump: None })
+        Ok(MovingPort { port, plan: plan.clone(), handle, lanes: Vec::new(), pump: None, _share: Some(share) })
+    }
+
+    fn share_of_hold_memory(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        self.hold_memory.clone().try_acquire_many_owned(self.config.hold_mib).map_err(|_| {
+            let (left, budget) = (self.hold_memory.available_permits(), self.config.hold_budget_mib());
+            let message = format!(
+                "of the {budget} MiB for frames of moving guests {left} are free on {}, a port takes {}; try again when \
+                 another move has ended, or raise --hold-budget-mib there",
+                self.name(),
+                self.config.hold_mib
+            );
+            Failure::new("HOLD_MEMORY", message)
+        })
     }
 
     /// Takes a port back whose programs an earlier agent attached.
@@ -67,7 +94,7 @@ impl Host {
     pub async fn adopt_port(&self, port: Arc<ResidentPort>, plan: &PortPlan) -> Result<MovingPort, Failure> {
         let (datapath, tap) = (self.datapath.clone(), port.tap.index);
         let handle = off_the_loop(move || datapath.adopt_port(tap)).await?;
-        Ok(MovingPort { port, plan: plan.clone(), handle, pump: None })
+        Ok(MovingPort { port, plan: plan.clone(), handle, lanes: Vec::new(), pump: None, _share: None })
     }
 
     /// Lets carried frames and markers of a port land here.
@@ -126,11 +153,60 @@ impl MovingPort {
 
     fn release(&mut self, exit: Exit) -> Result<(), Failure> {
         self.pump = None;
-        let hold = duplicate(&self.port.hold.fd)?;
-        let pump = Pump::release(&self.handle, hold, exit, PumpOptions::default())
-            .map_err(|error| Failure::new("DATAPATH", format!("{}: {error}", self.port.tap.name)))?;
-        self.pump = Some(pump);
+        let pump = Pump::release(&self.handle, self.hold_queues()?, exit, PumpOptions::default());
+        self.pump = Some(pump.map_err(|error| self.pump_failure(&error))?);
         Ok(())
+    }
+
+    /// As before it was armed; the line has to be empty.
+    pub fn pass(&mut self) {
+        self.pump = None;
+        self.handle.set_mode(Mode::Pass);
+    }
+
+    /// Lets one lane of the gate into the tap; the others still wait.
+    ///
+    /// # Errors
+    /// When the pump cannot start.
+    pub fn let_in(&mut self, lane: u32) -> Result<(), Failure> {
+        self.at_gate()?.open_lanes(1 << lane);
+        Ok(())
+    }
+
+    /// Lets in all that is left.
+    ///
+    /// # Errors
+    /// When the pump cannot start.
+    pub fn open_gate(&mut self) -> Result<(), Failure> {
+        self.at_gate()?.open_all();
+        Ok(())
+    }
+
+    fn at_gate(&mut self) -> Result<&Pump, Failure> {
+        let pump = match self.pump.take() {
+            Some(pump) => pump,
+            None => {
+                let pump = Pump::at_gate(&self.handle, self.hold_queues()?, duplicate(&self.port.tap.fd)?);
+                pump.map_err(|error| self.pump_failure(&error))?
+            }
+        };
+        Ok(self.pump.insert(pump))
+    }
+
+    /// Its lanes once more, for QEMU to keep.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn copy_lanes(&self) -> Result<Vec<OwnedFd>, Failure> {
+        self.lanes.iter().map(duplicate).collect()
+    }
+
+    fn hold_queues(&self) -> Result<Vec<OwnedFd>, Failure> {
+        std::iter::once(&self.port.hold.fd).chain(&self.lanes).map(duplicate).collect()
+    }
+
+    fn pump_failure(&self, error: &PumpError) -> Failure {
+        Failure::new("DATAPATH", format!("{}: {error}", self.port.tap.name))
     }
 
     /// True when a pump runs and nothing is in line.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use throughline_cutover::{Failure, MigrationPlan};
-use throughline_hypervisor::{Guest, RunState};
+use throughline_hypervisor::{FdRole, Guest, RunState};
 use throughline_wire::v1;
 use tracing::{info, warn};
 
@@ -144,9 +144,14 @@ fn is_moving(host: &Host, resident: &Resident) -> Result<bool, Failure> {
 async fn release_and_close(host: &Host, resident: &Resident, plan: &MigrationPlan) -> Result<(), Failure> {
     for (port, port_plan) in resident.ports.iter().zip(&plan.ports) {
         let mut moving = host.adopt_port(port.clone(), port_plan).await?;
+        moving.lanes = host.adopt_lanes(&resident.vm, port.port.id).await?;
+        let lanes = moving.lanes.len() as u32;
         moving.release_to_tap()?;
         crate::moving::until_or_late(|| moving.line_is_empty()).await;
         moving.close().await?;
+        for lane in (1..=lanes).rev() {
+            resident.vm.drop_fd(FdRole::Lane(port.port.id, lane)).await.map_err(hypervisor_failure)?;
+        }
         if let Err(error) = host.datapath.close_landing(port_plan.carry_id.get()) {
             warn!(%error, carry_id = %port_plan.carry_id, "a landing stays open");
         }

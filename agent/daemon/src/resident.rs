@@ -2,8 +2,8 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use throughline_cutover::{Boot, Failure, Generation, GuestName, GuestSpec, Mtu, Port, Vni};
-use throughline_hypervisor::{FdRole, Guest, Launch, NicFds, RunDir};
+use throughline_cutover::{Boot, Failure, Generation, GuestName, GuestSpec, Mtu, Port, PortId, Vni};
+use throughline_hypervisor::{FdRole, Guest, HypervisorError, Launch, NicFds, RunDir};
 use throughline_netlink::{BindingWanted, Path, TapConfig, names};
 use tracing::info;
 
@@ -58,12 +58,15 @@ pub struct Resident {
 }
 
 /// How a guest begins here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+#[derive(Debug)]
+pub enum Start<'a> {
     /// It boots.
     Boot,
-    /// Its memory comes from another host; it is paused until told.
-    Incoming,
+    /// Its memory comes from another host; it is paused until told. QEMU keeps the lanes of its ports' gates.
+    Incoming {
+        /// Port by port, in the guest's order.
+        lanes: Vec<&'a [OwnedFd]>,
+    },
 }
 
 /// Which network a port is on: VNI and MTU.
@@ -116,16 +119,22 @@ impl Host {
         spec: &GuestSpec,
         ports: &[Arc<ResidentPort>],
         mtus: &[Mtu],
-        start: Start,
+        start: Start<'_>,
     ) -> Result<Guest, Failure> {
         let mut nics = Vec::with_capacity(ports.len());
-        for (port, mtu) in ports.iter().zip(mtus) {
+        let (incoming, lanes) = match start {
+            Start::Boot => (false, Vec::new()),
+            Start::Incoming { lanes } => (true, lanes),
+        };
+        for (at, (port, mtu)) in ports.iter().zip(mtus).enumerate() {
+            let lanes = lanes.get(at).copied().unwrap_or_default();
             nics.push(NicFds {
                 port: port.port.id,
                 mac: port.port.mac,
                 mtu: *mtu,
                 tap: duplicate(&port.tap.fd)?,
                 hold: duplicate(&port.hold.fd)?,
+                lanes: lanes.iter().map(duplicate).collect::<Result<_, _>>()?,
             });
         }
         let launch = Launch {
@@ -136,7 +145,7 @@ impl Host {
             boot: Boot::clone(&spec.boot),
             accelerator: self.accelerator,
             nics,
-            incoming: start == Start::Incoming,
+            incoming,
         };
         Guest::launch(launch).await.map_err(hypervisor_failure)
     }
@@ -182,6 +191,22 @@ impl Host {
         }
         info!(guest = %spec.name, %generation, "adopted");
         Ok(Some(Resident { spec: spec.clone(), generation: *generation, vm, ports }))
+    }
+
+    /// The lanes of a gate that an earlier agent made, from QEMU; none if there was no gate.
+    ///
+    /// # Errors
+    /// QEMU's refusal, in words.
+    pub async fn adopt_lanes(&self, vm: &Guest, port: PortId) -> Result<Vec<OwnedFd>, Failure> {
+        let mut lanes = Vec::new();
+        for lane in 1.. {
+            match vm.take_fd(FdRole::Lane(port, lane)).await {
+                Ok(queue) => lanes.push(queue),
+                Err(HypervisorError::NoSuchFd { .. }) => break,
+                Err(error) => return Err(hypervisor_failure(error)),
+            }
+        }
+        Ok(lanes)
     }
 
     async fn adopt_device(&self, vm: &Guest, role: FdRole, name: String) -> Result<Device, Failure> {

@@ -28,7 +28,7 @@ pub(crate) struct NicArgs {
     /// The tap QEMU serves.
     pub(crate) tap: RawFd,
     /// What it keeps for the agent.
-    pub(crate) kept: [(FdRole, RawFd); 2],
+    pub(crate) kept: Vec<(FdRole, RawFd)>,
 }
 
 /// The values of `-accel` and `-cpu`. A guest moves only between hosts with the same: under KVM, of one processor model.
@@ -163,7 +163,7 @@ mod tests {
             mac: format!("02:00:00:00:00:{:02x}", port.get()).parse().unwrap(),
             mtu: Mtu::try_from(1450_u32).unwrap(),
             tap,
-            kept: [(FdRole::Tap(port), tap + 1), (FdRole::Hold(port), tap + 2)],
+            kept: vec![(FdRole::Tap(port), tap + 1), (FdRole::Hold(port), tap + 2)],
         }
     }
 

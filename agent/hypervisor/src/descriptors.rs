@@ -20,6 +20,8 @@ pub enum FdRole {
     Tap(PortId),
     /// The hold of the port: its ring is where frames wait.
     Hold(PortId),
+    /// A further queue of the hold, counted from 1: a lane of the gate. Only while a guest arrives.
+    Lane(PortId, u32),
 }
 
 impl fmt::Display for FdRole {
@@ -27,6 +29,7 @@ impl fmt::Display for FdRole {
         match self {
             Self::Tap(port) => write!(f, "tap:{port}"),
             Self::Hold(port) => write!(f, "hold:{port}"),
+            Self::Lane(port, lane) => write!(f, "lane:{port}:{lane}"),
         }
     }
 }
@@ -34,21 +37,23 @@ impl fmt::Display for FdRole {
 impl FdRole {
     /// The role with that text; `None` for what somebody else named.
     fn parse(text: &str) -> Option<Self> {
-        let (role, port) = text.split_once(':')?;
+        let (role, rest) = text.split_once(':')?;
+        let (port, lane) = rest.split_once(':').map_or((rest, None), |(port, lane)| (port, Some(lane)));
         let port = PortId::try_from(port.parse::<u64>().ok()?).ok()?;
-        match role {
-            "tap" => Some(Self::Tap(port)),
-            "hold" => Some(Self::Hold(port)),
+        match (role, lane) {
+            ("tap", None) => Some(Self::Tap(port)),
+            ("hold", None) => Some(Self::Hold(port)),
+            ("lane", Some(lane)) => Some(Self::Lane(port, lane.parse().ok()?)),
             _ => None,
         }
     }
 }
 
-/// The number, in QEMU, of the descriptor with `role`.
-fn find(sets: &[qmp::FdsetInfo], role: FdRole) -> Option<RawFd> {
-    let named = |fd: &&qmp::FdsetFdInfo| fd.opaque.as_deref().and_then(FdRole::parse) == Some(role);
-    let fd = sets.iter().flat_map(|set| &set.fds).find(named)?;
-    RawFd::try_from(fd.fd).ok()
+/// Set and number, in QEMU, of the descriptor with `role`.
+fn find(sets: &[qmp::FdsetInfo], role: FdRole) -> Option<(i64, i64)> {
+    let named = |fd: &qmp::FdsetFdInfo| fd.opaque.as_deref().and_then(FdRole::parse) == Some(role);
+    let fds = sets.iter().flat_map(|set| set.fds.iter().map(|fd| (set.fdset_id, fd)));
+    fds.into_iter().find(|(_, fd)| named(fd)).map(|(set, fd)| (set, fd.fd))
 }
 
 impl Guest {
@@ -59,8 +64,19 @@ impl Guest {
     /// [`HypervisorError::NoSuchFd`] if the guest was not started with that port.
     pub async fn take_fd(&self, role: FdRole) -> Result<OwnedFd, HypervisorError> {
         let sets = self.execute(qmp::query_fdsets {}).await?;
-        let number = find(&sets, role).ok_or_else(|| HypervisorError::NoSuchFd { guest: self.name().clone(), role })?;
+        let found = find(&sets, role).and_then(|(_, number)| RawFd::try_from(number).ok());
+        let number = found.ok_or_else(|| HypervisorError::NoSuchFd { guest: self.name().clone(), role })?;
         self.process().duplicate_fd(number).map_err(|source| self.process_error("take a descriptor of", source))
+    }
+
+    /// QEMU keeps that descriptor no longer; one it does not have is no error.
+    ///
+    /// # Errors
+    /// QEMU's refusal.
+    pub async fn drop_fd(&self, role: FdRole) -> Result<(), HypervisorError> {
+        let sets = self.execute(qmp::query_fdsets {}).await?;
+        let Some((fdset_id, fd)) = find(&sets, role) else { return Ok(()) };
+        self.execute(qmp::remove_fd { fdset_id, fd: Some(fd) }).await.map(drop)
     }
 }
 
@@ -74,10 +90,11 @@ mod tests {
 
     #[test]
     fn roles_round_trip_and_near_misses_do_not() {
-        for role in [FdRole::Tap(port(7)), FdRole::Hold(port(u32::MAX))] {
+        for role in [FdRole::Tap(port(7)), FdRole::Hold(port(u32::MAX)), FdRole::Lane(port(u32::MAX), 7)] {
+            assert!(role.to_string().len() <= 20, "{role}");
             assert_eq!(FdRole::parse(&role.to_string()), Some(role));
         }
-        for bad in ["", "tap", "tap:", "tap:0", "hold:4294967296", "disk:1", "tap:1:2"] {
+        for bad in ["", "tap", "tap:", "tap:0", "hold:4294967296", "disk:1", "tap:1:2", "lane:1", "lane:1:x"] {
             assert_eq!(FdRole::parse(bad), None, "{bad:?}");
         }
     }
@@ -91,8 +108,8 @@ mod tests {
                 {"fds": [{"fd": 11, "opaque": "hold:7"}], "fdset-id": 0}]"#,
         )
         .unwrap();
-        assert_eq!(find(&sets, FdRole::Hold(port(7))), Some(11));
-        assert_eq!(find(&sets, FdRole::Tap(port(7))), Some(12));
+        assert_eq!(find(&sets, FdRole::Hold(port(7))), Some((0, 11)));
+        assert_eq!(find(&sets, FdRole::Tap(port(7))), Some((1, 12)));
         assert_eq!(find(&sets, FdRole::Tap(port(17))), None);
     }
 }

@@ -46,6 +46,8 @@ pub struct NicFds {
     pub tap: OwnedFd,
     /// Its hold, which QEMU only keeps, see [`FdRole::Hold`].
     pub hold: OwnedFd,
+    /// The hold's further queues, which QEMU only keeps, see [`FdRole::Lane`].
+    pub lanes: Vec<OwnedFd>,
 }
 
 /// A guest to be started.
@@ -177,19 +179,16 @@ fn spawn(launch: &Launch) -> Result<Child, HypervisorError> {
     };
     let mut command = Command::new(program);
     command.args(line.arguments()).stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
-    let inherited = nics.iter().flat_map(|nic| [nic.tap, nic.kept[0].1, nic.kept[1].1]).collect();
+    let inherited = nics.iter().flat_map(|nic| nic.kept.iter().map(|(_, fd)| *fd).chain([nic.tap])).collect();
     detach(&mut command, inherited);
     command.spawn().map_err(failed)
 }
 
 fn numbers(nic: &NicFds, kept_tap: &OwnedFd) -> NicArgs {
-    NicArgs {
-        port: nic.port,
-        mac: nic.mac,
-        mtu: nic.mtu,
-        tap: nic.tap.as_raw_fd(),
-        kept: [(FdRole::Tap(nic.port), kept_tap.as_raw_fd()), (FdRole::Hold(nic.port), nic.hold.as_raw_fd())],
-    }
+    let mut kept = vec![(FdRole::Tap(nic.port), kept_tap.as_raw_fd()), (FdRole::Hold(nic.port), nic.hold.as_raw_fd())];
+    let lanes = (1..).zip(&nic.lanes);
+    kept.extend(lanes.map(|(lane, queue)| (FdRole::Lane(nic.port, lane), queue.as_raw_fd())));
+    NicArgs { port: nic.port, mac: nic.mac, mtu: nic.mtu, tap: nic.tap.as_raw_fd(), kept }
 }
 
 /// Holds a child by pidfd. It cannot have been reaped: `child` is ours.

@@ -11,8 +11,8 @@ use std::{
 };
 
 use libc::{
-    IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6,
-    TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ,
+    IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4,
+    TUN_F_USO6, TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ,
 };
 use netlink_packet_route::link::LinkAttribute;
 use throughline_cutover::Mtu;
@@ -53,8 +53,12 @@ impl Netlink {
     /// The name is taken (EBUSY); the kernel's refusal; [`Error::Setting`] if it reads back differently. The device is
     /// gone again.
     pub async fn create_tap(&self, config: &TapConfig) -> Result<Tap> {
+        self.make_tap(config, 0).await
+    }
+
+    async fn make_tap(&self, config: &TapConfig, kind: libc::c_int) -> Result<Tap> {
         let name = config.name.as_str();
-        let queue = open_queue(name).map_err(Cause::from).map_err(Error::device("create tap", name))?;
+        let queue = create_queue(name, kind).map_err(Cause::from).map_err(Error::device("create tap", name))?;
         let link = self.required(name).await?;
         self.quieten(&link, Role::Passage).await?;
         let change = vec![LinkAttribute::Mtu(config.mtu.get()), LinkAttribute::TxQueueLen(config.queue_len)];
@@ -66,12 +70,22 @@ impl Netlink {
     }
 
     /// Makes a hold: a tap of its own kind that is never put into a bridge. A program that diverts to it learns of a
-    /// full ring only because it has no queueing discipline.
+    /// full ring only because it has no queueing discipline. It may get further queues.
     ///
     /// # Errors
     /// As [`Netlink::create_tap`].
     pub async fn create_hold(&self, config: &TapConfig) -> Result<Tap> {
-        self.create_tap(config).await
+        self.make_tap(config, IFF_MULTI_QUEUE).await
+    }
+
+    /// Gives a hold one more queue, as deep as its first. It goes, and what waits in it, with its last descriptor; of
+    /// several the latest has to go first, or another takes its number.
+    ///
+    /// # Errors
+    /// The kernel's refusal: no such hold, or it was made with one queue for good.
+    pub fn add_queue(&self, hold: &str) -> Result<OwnedFd> {
+        let queue = open_queue(hold, IFF_MULTI_QUEUE).map_err(Cause::from);
+        queue.map(OwnedFd::from).map_err(Error::device("add a queue to hold", hold))
     }
 
     async fn verify(&self, config: &TapConfig) -> Result<()> {
@@ -93,7 +107,16 @@ impl Netlink {
     }
 }
 
-fn open_queue(name: &str) -> io::Result<File> {
+fn create_queue(name: &str, kind: libc::c_int) -> io::Result<File> {
+    let queue = open_queue(name, kind)?;
+    let header = VNET_HEADER;
+    // SAFETY: TUNSETVNETHDRSZ reads an int, which outlives the call.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) })?;
+    take_super_frames(&queue)?;
+    Ok(queue)
+}
+
+fn open_queue(name: &str, kind: libc::c_int) -> io::Result<File> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a device's name has 1 to 15 bytes"));
     }
@@ -103,13 +126,9 @@ fn open_queue(name: &str) -> io::Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | kind) as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes an ifreq, which outlives the call.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
-    let header = VNET_HEADER;
-    // SAFETY: TUNSETVNETHDRSZ reads an int, which outlives the call.
-    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header) })?;
-    take_super_frames(&queue)?;
     Ok(queue)
 }
 

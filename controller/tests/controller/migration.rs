@@ -62,7 +62,7 @@ async fn a_guest_moves() {
     let plan = introduce(&id, &mut h1, &mut h2).await;
     let port = &plan.ports[0];
     assert_eq!((plan.generation, plan.token.len()), (1, 64));
-    assert_eq!(port.markers, [v1::MarkerPeer { host: "h3".into(), index: 0 }]);
+    assert_eq!(port.markers, [v1::MarkerPeer { host: "h3".into(), vtep: "192.0.2.3".into(), index: 0 }]);
     assert!((1..1 << 24).contains(&port.carry_id));
     assert_eq!(u8::from_str_radix(&port.marker_mac[..2], 16).unwrap() & 3, 2, "local, unicast");
 

@@ -53,6 +53,12 @@ pub(super) fn progress(progress: &Progress) -> String {
     )
 }
 
+/// Whose markers came in time, by port and peer.
+fn markers(report: &CutoverReport) -> String {
+    let CutoverReport { markers_in, markers_missed, markers_cold, .. } = report;
+    format!("{markers_in} peers in time, {markers_missed} missed, {markers_cold} cold")
+}
+
 /// What the cutover did, label and value. Moments are relative to the guest's stop; what did not happen is left out.
 pub(crate) fn report_lines(report: &CutoverReport) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
@@ -64,7 +70,7 @@ pub(crate) fn report_lines(report: &CutoverReport) -> Vec<(&'static str, String)
         ("carried", frames(report.carried)),
         ("gated", frames(report.gated)),
         ("overflowed", frames(report.overflowed)),
-        ("markers", format!("{} peers in time, {} missed", report.markers_in, report.markers_missed)),
+        ("markers", markers(report)),
         ("memory sent", units::bytes(report.memory_bytes)),
     ]);
     let moments = [
@@ -141,7 +147,7 @@ mod tests {
             ("pause", "10.0 ms"),
             ("held", "1 frame"),
             ("overflowed", "0 frames"),
-            ("markers", "2 peers in time, 0 missed"),
+            ("markers", "2 peers in time, 0 missed, 0 cold"),
             ("armed", "1.0 ms before the stop"),
             ("running", "10.0 ms after the stop"),
         ] {

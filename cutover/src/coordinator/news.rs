@@ -98,6 +98,7 @@ pub struct News {
 
 /// What the cutover did, as the agents counted it. Times are nanoseconds since 1970 on the host that saw them; 0: did not happen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CutoverReport {
     /// Frames began to be held (source).
     pub armed_at_ns: u64,
@@ -121,14 +122,24 @@ pub struct CutoverReport {
     pub gated: u64,
     /// Frames lost to a full hold, each end's own count.
     pub overflowed: u64,
-    /// Markers in time.
+    /// Peers whose markers were in time, for each port.
     pub markers_in: u32,
-    /// Peers whose markers were late.
+    /// Peers that sent and whose markers were late, for each port.
     pub markers_missed: u32,
+    /// Peers that sent nothing and whose markers were late, for each port.
+    pub markers_cold: u32,
     /// QEMU's own figure for the pause, milliseconds.
     pub qemu_downtime_ms: u64,
     /// Bytes of memory and device state sent.
     pub memory_bytes: u64,
+    /// QEMU waited for the word to go on (source).
+    pub pre_switchover_at_ns: u64,
+    /// It was given (source).
+    pub continued_at_ns: u64,
+    /// QEMU had everything (destination).
+    pub memory_in_at_ns: u64,
+    /// `cont` was sent (destination).
+    pub cont_at_ns: u64,
 }
 
 impl CutoverReport {
@@ -158,8 +169,13 @@ impl CutoverReport {
             overflowed: overflows(self.overflowed, other.overflowed),
             markers_in: self.markers_in.max(other.markers_in),
             markers_missed: self.markers_missed.max(other.markers_missed),
+            markers_cold: self.markers_cold.max(other.markers_cold),
             qemu_downtime_ms: self.qemu_downtime_ms.max(other.qemu_downtime_ms),
             memory_bytes: self.memory_bytes.max(other.memory_bytes),
+            pre_switchover_at_ns: self.pre_switchover_at_ns.max(other.pre_switchover_at_ns),
+            continued_at_ns: self.continued_at_ns.max(other.continued_at_ns),
+            memory_in_at_ns: self.memory_in_at_ns.max(other.memory_in_at_ns),
+            cont_at_ns: self.cont_at_ns.max(other.cont_at_ns),
         }
     }
 }

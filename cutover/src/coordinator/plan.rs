@@ -1,5 +1,7 @@
 //! Whose markers the gate waits for.
 
+use std::net::Ipv4Addr;
+
 use crate::{HostName, MarkerPeer};
 
 /// The number in the markers of a host the gate does not wait for.
@@ -9,15 +11,16 @@ pub const UNCOUNTED_MARKER: u32 = 65_535;
 ///
 /// A host other than the two ends counts when it is connected: it may send to the port at any time. The ends count
 /// only when something else of theirs is on the network (`has_other_ports`): else nobody there can send.
-/// `hosts`: every host that has the network, with whether its agent is connected.
+/// `hosts`: every host that has the network, with its tunnel end point and whether its agent is connected.
 pub fn marker_peers(
-    hosts: &[(HostName, bool)],
+    hosts: &[(HostName, Ipv4Addr, bool)],
     source: &HostName,
     destination: &HostName,
     has_other_ports: impl Fn(&HostName) -> bool,
 ) -> Vec<MarkerPeer> {
     let is_end = |host: &HostName| host == source || host == destination;
     let counted =
-        hosts.iter().filter(|(host, connected)| if is_end(host) { has_other_ports(host) } else { *connected });
-    (0..UNCOUNTED_MARKER).zip(counted).map(|(index, (host, _))| MarkerPeer { host: host.clone(), index }).collect()
+        hosts.iter().filter(|(host, _, connected)| if is_end(host) { has_other_ports(host) } else { *connected });
+    let numbered = (0..UNCOUNTED_MARKER).zip(counted);
+    numbered.map(|(index, (host, vtep, _))| MarkerPeer { host: host.clone(), vtep: *vtep, index }).collect()
 }

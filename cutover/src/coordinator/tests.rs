@@ -1,7 +1,7 @@
 //! Golden files: event → effects, in `snapshots/`; re-bless with `INSTA_UPDATE=always cargo test -p throughline-cutover`.
 //! And properties that hold for any order of events.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use proptest::prelude::*;
 use serde::Serialize;
@@ -45,7 +45,7 @@ fn plan() -> MigrationPlan {
             vni: Vni::try_from(7_u32).unwrap(),
             carry_id: CarryId::try_from(99_u32).unwrap(),
             marker_mac: MacAddr::new([2, 9, 9, 9, 9, 9]),
-            markers: vec![MarkerPeer { host: host("h3"), index: 0 }],
+            markers: vec![MarkerPeer { host: host("h3"), vtep: [192, 0, 2, 3].into(), index: 0 }],
         }],
         limits: Limits::default(),
     }
@@ -220,7 +220,8 @@ fn every_phase_before_commit_has_a_deadline_with_a_name() {
 
 #[test]
 fn markers_come_from_whoever_can_send() {
-    let hosts = [("h1", true), ("h2", true), ("h3", true), ("h4", false), ("h5", true)].map(|(h, up)| (host(h), up));
+    let hosts = [("h1", true), ("h2", true), ("h3", true), ("h4", false), ("h5", true)];
+    let hosts = hosts.map(|(h, up)| (host(h), Ipv4Addr::LOCALHOST, up));
     let names = |others: &[&str]| {
         let peers = marker_peers(&hosts, &host("h1"), &host("h2"), |end| others.contains(&end.as_str()));
         peers.iter().map(|peer| (peer.host.to_string(), peer.index)).collect::<Vec<_>>()

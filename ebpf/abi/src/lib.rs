@@ -11,10 +11,15 @@ pub use marker::{
     MARKER_ETHERTYPE, MARKER_FRAME_LEN, MARKER_MAGIC, MARKER_PAYLOAD_LEN, MARKER_PAYLOAD_OFFSET, MarkerPayload,
     marker_frame,
 };
-pub use verdict::{Sight, Verdict, decide, is_group};
+pub use verdict::{Sight, Verdict, decide, has_room, is_group};
 
 /// Slots in the state map: ports one host can have on the move at one time.
 pub const SLOTS: u32 = 64;
+/// Lanes of a line. Each is a queue of its own in the hold, with a seal of its own, so that the gate can open for one peer
+/// while it waits for another. A source's line has only [`LANE_OF_ALL`].
+pub const LANES: usize = 8;
+/// The lane of whatever sender no lane was given to. At the gate it is the last to open.
+pub const LANE_OF_ALL: u32 = 0;
 
 /// What `steer` does with a frame for the guest that does not bear the port's own mark. A word of [`PortState`].
 pub mod mode {
@@ -22,12 +27,14 @@ pub mod mode {
     pub const PASS: u32 = 0;
     /// Dropped and counted: the destination before commit.
     pub const MUTE: u32 = 1;
-    /// To the hold: the source from arm on; at the destination this is the gate.
+    /// To the hold: the source from arm on. At the destination this is the gate, and lanes in
+    /// [`super::PortState::open_lanes`] are released as in [`RELEASE`].
     pub const HOLD: u32 = 2;
-    /// Self-sealing, to the carry: while [`super::PortState::line`] is not zero to the hold, then straight to the carry tunnel.
+    /// Self-sealing, to the carry: while anything is in line to the hold, then straight to the carry tunnel.
     /// Broadcast and multicast that did not wait in line is dropped: the destination gets its own copy.
     pub const CARRY: u32 = 3;
-    /// Self-sealing, to the tap: while the line is not zero to the hold, then straight to the tap. Abort, and the open gate.
+    /// Self-sealing, to the tap: while the frame's lane is not empty to the hold, then straight to the tap. Abort, and the
+    /// open gate.
     pub const RELEASE: u32 = 4;
 }
 
@@ -67,14 +74,26 @@ pub struct PortState {
     /// CPU that diverted the latest frame, plus one; 0: none yet. Whoever writes frames back follows it: on the same CPU
     /// frames written back and frames that go straight on share every queue, so their order holds.
     pub cpu: u32,
-    /// Frames diverted to the hold less frames written back: the seal. Programs add before they divert and take back if
-    /// that fails; the agent subtracts after it has written a frame back.
+    /// Lanes the gate is open for: one bit each. Looked at in [`mode::HOLD`] only.
+    pub open_lanes: u32,
+    /// Not 0: senders have lanes, see [`SenderKey`].
+    pub has_lanes: u32,
+    /// Lanes in which a frame came, by either path: one bit each.
+    pub seen_lanes: u64,
+    /// Most bytes that may be in line; past it the newest frames are dropped and counted.
+    pub bytes_limit: u64,
+    /// Frames diverted to the hold less frames written back, all lanes: what the limit bounds. Programs add before they
+    /// divert and take back if that fails; the agent subtracts after it has written a frame back.
     pub line: i64,
+    /// Their bytes, from the destination address to the end of the payload, a VLAN tag included.
+    pub line_bytes: i64,
+    /// The frames in line, lane by lane: the seals.
+    pub lanes: [i64; LANES],
     /// Frames diverted to the hold.
     pub held: u64,
     /// Their bytes.
     pub held_bytes: u64,
-    /// Frames dropped because the line was at its limit or the hold's ring was full.
+    /// Frames dropped because the line was at a limit or the hold's ring was full.
     pub overflowed: u64,
     /// Frames `steer` sent straight to the carry tunnel.
     pub carried: u64,
@@ -90,6 +109,21 @@ pub struct PortState {
     pub landed: u64,
     /// Frames `land` refused: wrong tunnel source (destination).
     pub refused: u64,
+    /// Zero. Two ports share no cache line.
+    pub padding: [u64; 4],
+}
+
+/// Who sends from where: key of the map from a frame's source address to its lane at one port's gate. A sender that is not
+/// in it, or is taken out again because it moves itself, is in [`LANE_OF_ALL`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SenderKey {
+    /// Slot of the port.
+    pub slot: u32,
+    /// Source address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
 }
 
 /// A carry tunnel's landing, at the destination. Key of the map: the carry id.
@@ -121,10 +155,13 @@ pub const MARKERS: u32 = 32;
 /// All of a peer's markers are in.
 pub const ALL_MARKERS: u64 = (1 << MARKERS) - 1;
 
-const _: () = assert!(size_of::<PortState>() == 128);
+const _: () = assert!(size_of::<PortState>() == 256);
 const _: () = assert!(core::mem::offset_of!(PortState, line_limit) == 32);
-const _: () = assert!(core::mem::offset_of!(PortState, cpu) == 36);
-const _: () = assert!(core::mem::offset_of!(PortState, line) == 40);
-const _: () = assert!(core::mem::offset_of!(PortState, refused) == 120);
+const _: () = assert!(core::mem::offset_of!(PortState, bytes_limit) == 56);
+const _: () = assert!(core::mem::offset_of!(PortState, line) == 64);
+const _: () = assert!(core::mem::offset_of!(PortState, lanes) == 80);
+const _: () = assert!(core::mem::offset_of!(PortState, held) == 144);
+const _: () = assert!(core::mem::offset_of!(PortState, refused) == 216);
+const _: () = assert!(size_of::<SenderKey>() == 12);
 const _: () = assert!(size_of::<Landing>() == 16);
 const _: () = assert!(size_of::<MarkerKey>() == 8);

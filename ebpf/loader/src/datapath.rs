@@ -13,6 +13,7 @@ use throughline_abi::PortState;
 use crate::{
     DatapathError, OBJECT,
     attach::{AttachVia, Attacher, Attachment, Program},
+    lanes,
     maps::{self, Maps, Pins},
     port::{self, PortConfig, PortHandle},
     words::{Pages, Words},
@@ -54,16 +55,20 @@ impl Kernel {
         lock(&self.maps)
     }
 
+    pub(crate) fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
+        lock(&self.ebpf)
+    }
+
     pub(crate) fn words(&self, slot: u32) -> &Words {
         self.pages.slot(slot)
     }
 
     pub(crate) fn attach(&self, program: Program, ifindex: u32) -> Result<Attachment, DatapathError> {
-        self.attacher.attach(&mut lock(&self.ebpf), program, ifindex)
+        self.attacher.attach(&mut self.ebpf(), program, ifindex)
     }
 
     pub(crate) fn adopt(&self, program: Program, ifindex: u32) -> Result<Attachment, DatapathError> {
-        self.attacher.adopt(&mut lock(&self.ebpf), program, ifindex)
+        self.attacher.adopt(&mut self.ebpf(), program, ifindex)
     }
 
     pub(crate) fn left(&self, program: Program, ifindex: u32) -> Result<Option<Attachment>, DatapathError> {
@@ -107,6 +112,7 @@ impl Datapath {
             let loaded = program.of(&mut ebpf)?.load();
             loaded.map_err(|source| DatapathError::Verify { program: program.name(), source })?;
         }
+        lanes::load(&mut ebpf)?;
         let via = options.attach.unwrap_or_else(AttachVia::detect);
         Ok(Self {
             kernel: Arc::new(Kernel {

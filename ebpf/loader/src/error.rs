@@ -48,6 +48,13 @@ pub enum DatapathError {
     /// The port map's pages could not be mapped.
     #[error("the port map's pages could not be mapped")]
     Mmap(#[source] io::Error),
+    /// A hold's queues could not be given their lanes.
+    #[error("the hold's queues could not be given their lanes; is it a tap with several queues?")]
+    Lanes {
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The directory of pins could not be used.
     #[error("{} cannot hold pins; it must be a directory on a mounted bpffs, names without dots", path.display())]
     PinDirectory {

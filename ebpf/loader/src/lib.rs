@@ -26,6 +26,7 @@ mod attach;
 mod datapath;
 mod error;
 mod landing;
+mod lanes;
 mod maps;
 mod port;
 pub mod pump;
@@ -36,7 +37,7 @@ pub use datapath::{Datapath, Options};
 pub use error::DatapathError;
 pub use port::{PortConfig, PortHandle};
 pub use pump::{Exit, Pump, PumpCounts, PumpError, PumpOptions};
-pub use throughline_abi::{ALL_MARKERS, MARKERS, PortState};
+pub use throughline_abi::{ALL_MARKERS, LANE_OF_ALL, LANES, MARKERS, PortState};
 pub use words::{Direction, Mode};
 
 /// The object `build.rs` made of `ebpf/programs`.

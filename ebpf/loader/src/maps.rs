@@ -10,12 +10,12 @@ use aya::{
     Ebpf, Pod,
     maps::{HashMap, Map, MapData},
 };
-use throughline_abi::{Landing, MarkerKey, PortState, SLOTS};
+use throughline_abi::{Landing, MarkerKey, PortState, SLOTS, SenderKey};
 
 use crate::{DatapathError, words::Pages};
 
 /// Names of all maps, as in `ebpf/programs`.
-pub(crate) const NAMES: [&str; 5] = ["PORTS", "TAPS", "HOLDS", "LANDINGS", "MARKERS_SEEN"];
+pub(crate) const NAMES: [&str; 6] = ["PORTS", "TAPS", "HOLDS", "LANDINGS", "MARKERS_SEEN", "SENDERS"];
 
 /// `BPF_F_MMAPABLE`.
 const MMAPABLE: u32 = 1 << 10;
@@ -31,6 +31,12 @@ unsafe impl Pod for LandingValue {}
 struct MarkerKeyValue(MarkerKey);
 // SAFETY: as above.
 unsafe impl Pod for MarkerKeyValue {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct SenderKeyValue(SenderKey);
+// SAFETY: as above.
+unsafe impl Pod for SenderKeyValue {}
 
 /// Where maps and links are pinned.
 #[derive(Debug, Clone)]
@@ -64,6 +70,7 @@ pub(crate) struct Maps {
     holds: HashMap<MapData, u32, u32>,
     landings: HashMap<MapData, u32, LandingValue>,
     markers_seen: HashMap<MapData, MarkerKeyValue, u64>,
+    senders: HashMap<MapData, SenderKeyValue, u32>,
 }
 
 /// Takes a map out of a freshly loaded object. A pinned one is the older agent's, so its layout is looked at first.
@@ -116,6 +123,7 @@ impl Maps {
             holds: typed(ebpf, "HOLDS", pins)?,
             landings: typed(ebpf, "LANDINGS", pins)?,
             markers_seen: typed(ebpf, "MARKERS_SEEN", pins)?,
+            senders: typed(ebpf, "SENDERS", pins)?,
         })
     }
 
@@ -157,6 +165,7 @@ impl Maps {
             }
             Err(error) => errors.push(error),
         }
+        errors.extend(self.remove_senders(slot).err());
         let removed = gone(self.holds.remove(&hold)).map_err(DatapathError::map("HOLDS", "written"));
         errors.extend(removed.err());
         let removed = gone(self.taps.remove(&tap)).map_err(DatapathError::map("TAPS", "written"));
@@ -193,6 +202,24 @@ impl Maps {
             gone(self.markers_seen.remove(&key)).map_err(DatapathError::map("MARKERS_SEEN", "written"))?;
         }
         Ok(())
+    }
+
+    /// Gives a sender its lane at a port's gate.
+    pub(crate) fn insert_sender(&mut self, slot: u32, mac: [u8; 6], lane: u32) -> Result<(), DatapathError> {
+        let key = SenderKeyValue(SenderKey { slot, mac, reserved: [0; 2] });
+        self.senders.insert(key, lane, 0).map_err(DatapathError::map("SENDERS", "written"))
+    }
+
+    /// Takes a sender's lane at a port's gate; none is no error.
+    pub(crate) fn remove_sender(&mut self, slot: u32, mac: [u8; 6]) -> Result<(), DatapathError> {
+        let key = SenderKeyValue(SenderKey { slot, mac, reserved: [0; 2] });
+        gone(self.senders.remove(&key)).map_err(DatapathError::map("SENDERS", "written"))
+    }
+
+    fn remove_senders(&mut self, slot: u32) -> Result<(), DatapathError> {
+        let keys: Vec<SenderKeyValue> =
+            self.senders.keys().collect::<Result<_, _>>().map_err(DatapathError::map("SENDERS", "listed"))?;
+        keys.into_iter().filter(|key| key.0.slot == slot).try_for_each(|key| self.remove_sender(slot, key.0.mac))
     }
 
     /// Bits of the markers a peer's frames brought.

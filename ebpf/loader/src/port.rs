@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use throughline_abi::PortState;
+use throughline_abi::{LANE_OF_ALL, PortState};
 
 use crate::{
     DatapathError,
@@ -33,6 +33,8 @@ pub struct PortConfig {
     pub remote_vtep: Ipv4Addr,
     /// Most frames that may wait; not above the hold's `txqueuelen`.
     pub line_limit: u32,
+    /// Most bytes that may wait.
+    pub bytes_limit: u64,
     /// Mode from the first frame on.
     pub mode: Mode,
     /// Direction from the first frame on.
@@ -49,6 +51,7 @@ impl PortConfig {
             remote_vtep: self.remote_vtep.to_bits(),
             mark: rand::random_range(1..=u32::MAX),
             line_limit: self.line_limit,
+            bytes_limit: self.bytes_limit,
             ..words::initial(self.mode, self.direction)
         }
     }
@@ -159,17 +162,66 @@ impl PortHandle {
         self.words().map_or_else(|| self.0.closed.get().copied().unwrap_or_default(), Words::snapshot)
     }
 
-    /// Frames in line: diverted and not yet written back. Frames may go straight on while it is 0.
+    /// Frames in line, all lanes: diverted and not yet written back.
     pub fn line(&self) -> i64 {
         self.words().map_or(0, Words::line)
     }
 
-    /// `frames` of the line have been written back. For whoever empties the line, once after each write; [`Pump`](crate::Pump)
+    /// Frames in one lane of the line. While it is 0 the lane's frames may go straight on.
+    pub fn lane(&self, lane: u32) -> i64 {
+        self.words().map_or(0, |words| words.lane(lane))
+    }
+
+    /// A frame of `bytes` has been written back. For whoever empties the line, once after each write; [`Pump`](crate::Pump)
     /// does it.
-    pub fn subtract_line(&self, frames: u32) {
+    pub fn subtract_line(&self, lane: u32, bytes: u32) {
         if let Some(words) = self.words() {
-            words.add_line(-i64::from(frames));
+            words.add_line(lane, -1, -i64::from(bytes));
         }
+    }
+
+    /// What the line counted at one moment is not there any more. Later frames stay counted.
+    pub(crate) fn subtract_gone(&self, at: &PortState) {
+        let Some(words) = self.words() else { return };
+        for (lane, frames) in (0..).zip(at.lanes) {
+            words.add_line(lane, -frames, 0);
+        }
+        words.add_line(LANE_OF_ALL, 0, -at.line_bytes);
+    }
+
+    /// Gives senders their lanes, each a source address with a lane below [`LANES`](crate::LANES). To be called while the
+    /// port is mute, and when the hold has a queue for each lane (see [`Datapath::steer_lanes`](crate::Datapath::steer_lanes)).
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`]; senders without a lane are in [`LANE_OF_ALL`](crate::LANE_OF_ALL).
+    pub fn give_lanes(&self, senders: impl IntoIterator<Item = ([u8; 6], u32)>) -> Result<(), DatapathError> {
+        let Some(words) = self.words() else { return Ok(()) };
+        words.give_lanes();
+        let mut maps = self.0.kernel.maps();
+        senders.into_iter().try_for_each(|(mac, lane)| maps.insert_sender(self.0.slot, mac, lane))
+    }
+
+    /// A sender that moves itself is in the lane of all from now on; one that has none already is no error.
+    ///
+    /// # Errors
+    /// [`DatapathError::Map`].
+    pub fn take_lane(&self, sender: [u8; 6]) -> Result<(), DatapathError> {
+        if self.words().is_none() {
+            return Ok(());
+        }
+        self.0.kernel.maps().remove_sender(self.0.slot, sender)
+    }
+
+    /// Opens the gate for some lanes, one bit each; each seals itself once its own line is empty.
+    pub(crate) fn open_lanes(&self, lanes: u32) {
+        if let Some(words) = self.words() {
+            words.open_lanes(lanes);
+        }
+    }
+
+    /// Whether a frame of that lane came, by either path.
+    pub fn has_seen(&self, lane: u32) -> bool {
+        self.words().is_some_and(|words| words.seen_lanes() & (1 << lane) != 0)
     }
 
     /// Keeps the line sealed, as one frame more would, until [`PortHandle::unseal`]; a second time changes nothing.
@@ -177,7 +229,7 @@ impl PortHandle {
         if let Some(words) = self.words()
             && !self.0.sealed.swap(true, SeqCst)
         {
-            words.add_line(1);
+            words.add_line(LANE_OF_ALL, 1, 0);
         }
     }
 
@@ -186,13 +238,8 @@ impl PortHandle {
         if let Some(words) = self.words()
             && self.0.sealed.swap(false, SeqCst)
         {
-            words.add_line(-1);
+            words.add_line(LANE_OF_ALL, -1, 0);
         }
-    }
-
-    /// Frames diverted so far.
-    pub(crate) fn held(&self) -> u64 {
-        self.words().map_or(0, Words::held)
     }
 
     /// CPU that diverted the latest frame, if any was.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use throughline_abi::{PortState, SLOTS, direction, mode};
+use throughline_abi::{LANES, PortState, SLOTS, direction, mode};
 
 /// What `steer` does with a frame for the guest; see [`throughline_abi::mode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,13 @@ pub(crate) struct Words {
     mark: AtomicU32,
     line_limit: AtomicU32,
     cpu: AtomicU32,
+    open_lanes: AtomicU32,
+    has_lanes: AtomicU32,
+    seen_lanes: AtomicU64,
+    bytes_limit: AtomicU64,
     line: AtomicI64,
+    line_bytes: AtomicI64,
+    lanes: [AtomicI64; LANES],
     held: AtomicU64,
     held_bytes: AtomicU64,
     overflowed: AtomicU64,
@@ -80,6 +86,7 @@ pub(crate) struct Words {
     flooded: AtomicU64,
     landed: AtomicU64,
     refused: AtomicU64,
+    padding: [AtomicU64; 4],
 }
 
 const _: () = assert!(size_of::<Words>() == size_of::<PortState>());
@@ -100,7 +107,12 @@ macro_rules! each_word {
             mark,
             line_limit,
             cpu,
+            open_lanes,
+            has_lanes,
+            seen_lanes,
+            bytes_limit,
             line,
+            line_bytes,
             held,
             held_bytes,
             overflowed,
@@ -118,8 +130,9 @@ macro_rules! each_word {
 impl Words {
     /// Everything, each word read atomically, not all at one instant.
     pub(crate) fn snapshot(&self) -> PortState {
+        let lanes = self.lanes.each_ref().map(|lane| lane.load(SeqCst));
         macro_rules! load {
-            ($($word:ident),*) => { PortState { $($word: self.$word.load(SeqCst)),* } };
+            ($($word:ident),*) => { PortState { lanes, padding: [0; 4], $($word: self.$word.load(SeqCst)),* } };
         }
         each_word!(load)
     }
@@ -130,6 +143,9 @@ impl Words {
             ($($word:ident),*) => {{ $(self.$word.store(state.$word, SeqCst);)* }};
         }
         each_word!(store);
+        for (word, value) in self.lanes.iter().zip(state.lanes) {
+            word.store(value, SeqCst);
+        }
     }
 
     pub(crate) fn set_mode(&self, mode: Mode) {
@@ -144,12 +160,29 @@ impl Words {
         self.line.load(SeqCst)
     }
 
-    pub(crate) fn add_line(&self, frames: i64) {
-        self.line.fetch_add(frames, SeqCst);
+    /// Frames in line in one lane.
+    pub(crate) fn lane(&self, lane: u32) -> i64 {
+        self.lanes.get(lane as usize).map_or(0, |line| line.load(SeqCst))
     }
 
-    pub(crate) fn held(&self) -> u64 {
-        self.held.load(SeqCst)
+    pub(crate) fn add_line(&self, lane: u32, frames: i64, bytes: i64) {
+        self.line_bytes.fetch_add(bytes, SeqCst);
+        self.line.fetch_add(frames, SeqCst);
+        if let Some(line) = self.lanes.get(lane as usize) {
+            line.fetch_add(frames, SeqCst);
+        }
+    }
+
+    pub(crate) fn open_lanes(&self, lanes: u32) {
+        self.open_lanes.fetch_or(lanes, SeqCst);
+    }
+
+    pub(crate) fn give_lanes(&self) {
+        self.has_lanes.store(1, SeqCst);
+    }
+
+    pub(crate) fn seen_lanes(&self) -> u64 {
+        self.seen_lanes.load(SeqCst)
     }
 
     /// CPU that diverted the latest frame.
@@ -202,7 +235,7 @@ impl Pages {
     /// The words of `slot`, which is below [`SLOTS`].
     pub(crate) fn slot(&self, slot: u32) -> &Words {
         assert!(slot < SLOTS, "slot {slot} of {SLOTS}");
-        // SAFETY: within the mapping, aligned (a slot is 128 bytes, the mapping a page), only ever accessed by atomics.
+        // SAFETY: within the mapping, aligned (a slot is 256 bytes, the mapping pages), only ever accessed by atomics.
         unsafe { self.base.add(slot as usize).as_ref() }
     }
 }

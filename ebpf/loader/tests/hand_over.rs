@@ -114,6 +114,7 @@ fn cutover(rate: u32, length: Duration) {
     let pump = source.release_to_carry();
     let_pass(length / 8);
     traffic.flip();
+    eventually("frames come the new way", || destination.port.line() > 0);
     eventually("the source's line is empty", || pump.is_line_empty());
     eventually("all markers are in", || {
         destination.datapath.markers_seen(CARRY_ID, PEER_INDEX).unwrap() == ALL_MARKERS

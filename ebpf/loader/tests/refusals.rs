@@ -25,6 +25,7 @@ fn config(tap: u32, hold: u32) -> PortConfig {
         carry_id: 0,
         remote_vtep: Ipv4Addr::UNSPECIFIED,
         line_limit: 100,
+        bytes_limit: 1_000_000,
         mode: Mode::Pass,
         direction: Direction::Tap,
     }
@@ -103,8 +104,9 @@ fn a_pump_takes_nothing_but_taps_of_one_kind() {
     let fabric = Fabric::new();
     let source = &fabric.source;
     source.netns.run(|| {
-        let release =
-            |hold, drain| Pump::release(&source.port, hold, Exit::Carry { drain: Some(drain) }, PumpOptions::default());
+        let release = |hold, drain| {
+            Pump::release(&source.port, vec![hold], Exit::Carry { drain: Some(drain) }, PumpOptions::default())
+        };
         let file = || File::open("/dev/null").unwrap().into();
         assert!(matches!(release(file(), source.tap.dup()), Err(PumpError::NotATap { role: "hold", .. })));
         assert!(matches!(release(source.hold.dup(), file()), Err(PumpError::NotATap { role: "tap", .. })));

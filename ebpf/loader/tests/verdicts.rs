@@ -12,7 +12,7 @@ use support::{
     netns::{Netns, ifindex, ip},
     tap::Tap,
 };
-use throughline_loader::{Datapath, Direction, Mode, PortConfig, PortHandle, PortState};
+use throughline_loader::{Datapath, Direction, LANE_OF_ALL, Mode, PortConfig, PortHandle, PortState};
 
 const NEXT: i32 = -1;
 const DROP: i32 = 2;
@@ -43,6 +43,7 @@ impl Host {
                 carry_id: 0xabcdef,
                 remote_vtep: Ipv4Addr::new(192, 0, 2, 2),
                 line_limit: LIMIT,
+                bytes_limit: 1_000_000,
                 mode: Mode::Pass,
                 direction: Direction::Tap,
             })
@@ -155,7 +156,7 @@ fn carry_goes_straight_only_while_nothing_is_in_line() {
         host.port.set_mode(Mode::Carry);
         assert_eq!(host.steer(GUEST, 0), DROP);
         assert_eq!(host.port.line(), 2);
-        host.port.subtract_line(2);
+        (0..2).for_each(|_| host.port.subtract_line(LANE_OF_ALL, 100));
         assert_eq!(host.steer(GUEST, 0), REDIRECT);
         let state = host.port.counters();
         assert_eq!((state.held, state.carried, state.line), (2, 1, 0));
@@ -179,7 +180,7 @@ fn release_passes_only_while_nothing_is_in_line() {
         host.port.set_mode(Mode::Release);
         assert_eq!(host.steer(GUEST, 0), DROP);
         assert_eq!(host.steer(BROADCAST, 0), DROP);
-        host.port.subtract_line(3);
+        (0..3).for_each(|_| host.port.subtract_line(LANE_OF_ALL, 100));
         assert_eq!(host.steer(GUEST, 0), NEXT);
         let state = host.port.counters();
         assert_eq!((state.held, state.passed, state.line), (3, 1, 0));

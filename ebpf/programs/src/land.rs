@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_NOEXIST, macros::classifier, programs::TcContext};
 use throughline_abi::{MARKER_PAYLOAD_LEN, MARKER_PAYLOAD_OFFSET, MarkerKey, MarkerPayload};
 
 use crate::{
-    DROP,
+    DROP, lane,
     maps::{LANDINGS, MARKERS_SEEN},
     port::{self, Port},
     tunnel,
@@ -25,6 +25,7 @@ pub fn land(context: TcContext) -> i32 {
         Ok(mac) if mac == landing.marker_mac => consume(&context, origin.carry_id),
         _ => {
             port.count_landed();
+            port.see_lane(lane::of(&context, port, landing.slot));
             tunnel::deliver(&context, port)
         }
     }

@@ -1,10 +1,12 @@
-//! The three tc programs of a move, one verdict each:
+//! The tc programs of a move, one verdict each:
 //!
 //! | program | hook | does |
 //! |---|---|---|
 //! | [`steer`] | tap egress: every frame for the guest passes here | pass, drop, to the hold, to the carry |
 //! | [`refill`] | hold ingress: what the agent writes back | to the tap, or to the carry |
 //! | [`land`] | carry ingress, at the destination | to the tap; a marker is consumed and reported |
+//!
+//! A fourth, [`lane`], is not on a hook: a hold with several queues asks it which one takes a frame.
 //!
 //! What is decided is in `throughline-abi`, tested on the host; here is how it is done. Verified by the kernel when
 //! loaded, tested there by `ebpf/loader/tests`.
@@ -13,6 +15,7 @@
 #![feature(asm_experimental_arch)]
 
 mod land;
+mod lane;
 mod maps;
 mod port;
 mod refill;

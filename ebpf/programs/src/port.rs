@@ -5,7 +5,7 @@
 
 use core::{arch::asm, ptr};
 
-use throughline_abi::PortState;
+use throughline_abi::{LANES, PortState};
 
 use crate::maps::PORTS;
 
@@ -53,7 +53,12 @@ impl Port {
     read!(remote_vtep, u32, "Where carried frames go.");
     read!(mark, u32, "What frames that have had their turn bear.");
     read!(line_limit, u32, "Most frames in line.");
+    read!(bytes_limit, u64, "Most bytes in line.");
     read!(line, i64, "Frames in line.");
+    read!(line_bytes, i64, "Bytes in line.");
+    read!(open_lanes, u32, "Lanes the gate is open for.");
+    read!(has_lanes, u32, "Not 0: senders have lanes.");
+    read!(seen_lanes, u64, "Lanes in which a frame came.");
 
     count!(count_overflow, overflowed);
     count!(count_carried, carried);
@@ -64,18 +69,52 @@ impl Port {
     count!(count_landed, landed);
     count!(count_refused, refused);
 
-    /// One more in line: said before the frame is put there, so that no later one can slip past it.
+    /// Frames in line in one lane.
     #[inline(always)]
-    pub(crate) fn join_line(self) {
-        // SAFETY: as in `count!`.
-        unsafe { add((&raw mut (*self.0).line).cast(), 1) }
+    pub(crate) fn lane(self, lane: u32) -> i64 {
+        // SAFETY: as in `read!`; `lane_word` stays within the port.
+        unsafe { ptr::read_volatile(self.lane_word(lane)) }
+    }
+
+    #[inline(always)]
+    fn lane_word(self, lane: u32) -> *const i64 {
+        // Masked, so that the verifier sees what is true anyway: there are that many.
+        let lane = lane as usize & (LANES - 1);
+        // SAFETY: within the array of a whole value of the map.
+        unsafe { (&raw const (*self.0).lanes).cast::<i64>().add(lane) }
+    }
+
+    /// A frame came in that lane.
+    #[inline(always)]
+    pub(crate) fn see_lane(self, lane: u32) {
+        let bit = 1 << (lane as usize & (LANES - 1));
+        if self.seen_lanes() & bit == 0 {
+            // SAFETY: as in `count!`.
+            unsafe { or(&raw mut (*self.0).seen_lanes, bit) }
+        }
+    }
+
+    /// One frame of `bytes` more in line: said before the frame is put there, so that no later one can slip past it.
+    #[inline(always)]
+    pub(crate) fn join_line(self, lane: u32, bytes: u32) {
+        self.change_line(lane, 1, u64::from(bytes));
     }
 
     /// Takes [`Port::join_line`] back: the frame did not get there.
     #[inline(always)]
-    pub(crate) fn leave_line(self) {
-        // SAFETY: as in `count!`; adding all ones subtracts one.
-        unsafe { add((&raw mut (*self.0).line).cast(), u64::MAX) }
+    pub(crate) fn leave_line(self, lane: u32, bytes: u32) {
+        // Adding all ones subtracts one.
+        self.change_line(lane, u64::MAX, u64::from(bytes).wrapping_neg());
+    }
+
+    #[inline(always)]
+    fn change_line(self, lane: u32, frames: u64, bytes: u64) {
+        // SAFETY: as in `count!`; the words of a line are signed, which addition does not care about.
+        unsafe {
+            add(self.lane_word(lane).cast_mut().cast(), frames);
+            add((&raw mut (*self.0).line).cast(), frames);
+            add((&raw mut (*self.0).line_bytes).cast(), bytes);
+        }
     }
 
     /// One frame of `bytes` was diverted to the hold on `cpu`.

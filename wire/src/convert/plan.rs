@@ -23,8 +23,10 @@ impl TryFrom<v1::PortPlan> for PortPlan {
     type Error = InvalidField;
     fn try_from(plan: v1::PortPlan) -> Result<Self, InvalidField> {
         let markers = plan.markers.into_iter().enumerate().map(|(at, peer)| {
-            let host = parse("host", &peer.host).map_err(|e| e.within(format_args!("markers[{at}]")))?;
-            Ok(MarkerPeer { host, index: peer.index })
+            let within = |e: InvalidField| e.within(format_args!("markers[{at}]"));
+            let host = parse("host", &peer.host).map_err(within)?;
+            let vtep = parse("vtep", &peer.vtep).map_err(within)?;
+            Ok(MarkerPeer { host, vtep, index: peer.index })
         });
         Ok(Self {
             port: required("port", plan.port)?.try_into().map_err(|e: InvalidField| e.within("port"))?,
@@ -38,7 +40,11 @@ impl TryFrom<v1::PortPlan> for PortPlan {
 
 impl From<PortPlan> for v1::PortPlan {
     fn from(plan: PortPlan) -> Self {
-        let markers = plan.markers.into_iter().map(|peer| v1::MarkerPeer { host: peer.host.into(), index: peer.index });
+        let markers = plan.markers.into_iter().map(|peer| v1::MarkerPeer {
+            host: peer.host.into(),
+            vtep: peer.vtep.to_string(),
+            index: peer.index,
+        });
         Self {
             port: Some(plan.port.into()),
             vni: plan.vni.get(),

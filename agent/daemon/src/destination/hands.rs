@@ -6,25 +6,30 @@ use std::{
 };
 
 use throughline_cutover::{
-    Destination, DestinationEffect, DestinationEvent, DestinationReport, Failure, Generation, MigrationPlan, Mtu,
+    Destination, DestinationEffect, DestinationEvent, DestinationReport, Failure, GatePeer, Generation, MigrationPlan,
+    Mtu, PortId,
 };
-use throughline_hypervisor::{Guest, GuestEventKind, MigrationStatus};
+use throughline_hypervisor::{FdRole, Guest, GuestEventKind, MigrationStatus};
 use throughline_loader::{ALL_MARKERS, Mode};
 use throughline_wire::v1::{self, from_destination::Message};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
 use tracing::{info, warn};
 
 use crate::{
-    clock::real_ns,
+    clock::{ns_since_1970, real_ns},
     driver::Hands,
     flip::{Flip, flip},
+    gates::{lane_of, sharing},
     host::Host,
     journal::Promise,
     lock::lock,
     moves::ToSource,
     moving::{Counted, MovingPort, until_or_late},
     peer::answer,
-    resident::{Resident, Segment, Start, hypervisor_failure},
+    resident::{Resident, ResidentPort, Segment, Start, hypervisor_failure},
     slot::Slot,
     uplink::MigrationNews,
 };
@@ -42,6 +47,8 @@ pub(super) struct DestinationHands {
     to_source: Option<ToSource>,
     news: MigrationNews,
     vm: Option<Guest>,
+    /// Ends with the QEMU it watches.
+    watcher: Option<AbortHandle>,
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     waits: JoinSet<()>,
@@ -63,6 +70,7 @@ impl DestinationHands {
             to_source: None,
             news,
             vm: None,
+            watcher: None,
             ports: Arc::default(),
             report: Arc::default(),
             waits: JoinSet::new(),
@@ -77,14 +85,22 @@ impl DestinationHands {
             let mtu = self.host.bindings.mtu_of(plan.vni)?;
             mtus.push(mtu);
             let made = Arc::new(self.host.make_port(&plan.port, Segment { vni: plan.vni, mtu }).await?);
-            let moving = self.host.open_port(made.clone(), plan, self.plan.source.vtep, Mode::Mute).await?;
+            let mut moving = self.host.open_port(made.clone(), plan, self.plan.source.vtep, Mode::Mute).await?;
             let landing = self.host.open_landing(&moving, self.plan.source.vtep).await;
+            let lanes = self.host.make_lanes(&mut moving);
             lock(&self.ports).push(moving);
-            landing?;
+            landing.and(lanes)?;
             self.host.plug_in(&made).await?;
             ports.push(made);
         }
-        let vm = self.host.launch(&self.plan.guest, &ports, &mtus, Start::Incoming).await?;
+        self.launch(&ports, &mtus).await
+    }
+
+    /// QEMU over ports that are ready; where it listens.
+    async fn launch(&mut self, ports: &[Arc<ResidentPort>], mtus: &[Mtu]) -> Result<String, Failure> {
+        let lanes = lock(&self.ports).iter().map(MovingPort::copy_lanes).collect::<Result<Vec<_>, _>>()?;
+        let start = Start::Incoming { lanes: lanes.iter().map(Vec::as_slice).collect() };
+        let vm = self.host.launch(&self.plan.guest, ports, mtus, start).await?;
         self.watch_hypervisor(&vm);
         self.vm = Some(vm.clone());
         vm.listen(self.host.config.vtep).await.map_err(hypervisor_failure)
@@ -92,11 +108,14 @@ impl DestinationHands {
 
     fn watch_hypervisor(&mut self, vm: &Guest) {
         let mut from_qemu = vm.events();
-        let events = self.events.clone();
-        self.waits.spawn(async move {
+        let (events, report) = (self.events.clone(), self.report.clone());
+        let watcher = self.waits.spawn(async move {
             while let Ok(event) = from_qemu.recv().await {
                 let meaning = match event.kind {
-                    GuestEventKind::Migration(MigrationStatus::Completed) => DestinationEvent::MemoryIn,
+                    GuestEventKind::Migration(MigrationStatus::Completed) => {
+                        lock(&report).memory_in_at_ns = ns_since_1970(event.at);
+                        DestinationEvent::MemoryIn
+                    }
                     GuestEventKind::Migration(MigrationStatus::Failed) => DestinationEvent::MemoryFailed(Failure::new(
                         "MEMORY_TRANSFER",
                         "QEMU at the destination reports that the migration failed",
@@ -110,35 +129,62 @@ impl DestinationHands {
                 let _ = events.send(meaning);
             }
         });
+        self.watcher = Some(watcher);
     }
 
-    fn record(&mut self, promise: Promise) {
+    /// A new QEMU over the same ports.
+    async fn prepare_again(&mut self) -> Result<String, Failure> {
+        if let Some(watcher) = self.watcher.take() {
+            watcher.abort();
+        }
+        if let Some(vm) = self.vm.take() {
+            vm.quit().await.map_err(hypervisor_failure)?;
+        }
+        let ports: Vec<_> = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
+        let mtus =
+            self.plan.ports.iter().map(|plan| self.host.bindings.mtu_of(plan.vni)).collect::<Result<Vec<_>, _>>()?;
+        info!(guest = %self.plan.guest.name, "memory comes again from the beginning");
+        self.launch(&ports, &mtus).await
+    }
+
+    fn record_commit(&mut self) {
+        let (host, plan, events, report) =
+            (self.host.clone(), self.plan.clone(), self.events.clone(), self.report.clone());
+        self.waits.spawn_blocking(move || {
+            // A commit that cannot be written is no commit.
+            let event = match host.journal.commit(&plan) {
+                Ok(()) => {
+                    lock(&report).committed_at_ns = real_ns();
+                    DestinationEvent::CommitRecorded
+                }
+                Err(error) => DestinationEvent::CommitFailed(Failure::new("JOURNAL", error.to_string())),
+            };
+            let committed = event == DestinationEvent::CommitRecorded;
+            let _ = events.send(event);
+            if committed && let Err(error) = host.journal.follow_commits() {
+                warn!(%error, "the commit is on disk, but the journal's store has not followed it yet");
+            }
+        });
+    }
+
+    fn record_decline(&mut self) {
         let (host, plan, events) = (self.host.clone(), self.plan.clone(), self.events.clone());
         self.waits.spawn_blocking(move || {
-            // A commit that cannot be written is no commit: the machine stays where it is and the source is not answered.
-            let event = match (host.journal.promise(&plan.id, Some(&plan), promise), promise) {
-                (Ok(()), Promise::Committed) => DestinationEvent::CommitRecorded,
-                (Ok(()), _) => DestinationEvent::DeclineRecorded,
-                (Err(error), Promise::Committed) => {
-                    DestinationEvent::CommitFailed(Failure::new("JOURNAL", error.to_string()))
-                }
-                (Err(error), _) => {
-                    warn!(%error, "the refusal is not on disk; a restart of this agent would decide the same");
-                    DestinationEvent::DeclineRecorded
-                }
-            };
-            let _ = events.send(event);
+            if let Err(error) = host.journal.promise(&plan.id, Some(&plan), Promise::Declined) {
+                warn!(%error, "the refusal is not on disk; a restart of this agent would decide the same");
+            }
+            let _ = events.send(DestinationEvent::DeclineRecorded);
         });
     }
 
     fn raise_gate(&self) {
         lock(&self.ports).iter().for_each(MovingPort::hold);
-        lock(&self.report).committed_at_ns = real_ns();
     }
 
     fn run(&mut self) {
         let (Some(vm), events, report) = (self.vm.clone(), self.events.clone(), self.report.clone()) else { return };
         self.waits.spawn(async move {
+            lock(&report).cont_at_ns = real_ns();
             let event = match vm.cont().await {
                 Ok(()) => {
                     lock(&report).running_at_ns = real_ns();
@@ -175,28 +221,36 @@ impl DestinationHands {
     }
 
     fn await_markers(&mut self) {
-        let (host, plan, events, report) =
-            (self.host.clone(), self.plan.clone(), self.events.clone(), self.report.clone());
+        let (host, plan, events) = (self.host.clone(), self.plan.clone(), self.events.clone());
         self.waits.spawn(async move {
-            loop {
-                let (seen, expected) = markers(&host, &plan);
-                {
-                    let mut report = lock(&report);
-                    report.markers_in = seen;
-                    report.markers_missed = expected - seen;
-                }
-                if seen == expected {
-                    let _ = events.send(DestinationEvent::MarkersIn);
-                    return;
-                }
+            let mut awaited = GatePeer::all(&plan);
+            while !awaited.is_empty() {
+                awaited.retain(|peer| {
+                    let missing = !markers_are_in(&host, &plan, *peer);
+                    missing || events.send(DestinationEvent::MarkersIn(*peer)).is_err()
+                });
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         });
     }
 
+    /// One peer is let in, unless another shares its lane and is still waited for: then both with the later one.
+    fn let_in(&mut self, peer: GatePeer) {
+        let mut ports = lock(&self.ports);
+        let Some(port) = ports.get_mut(peer.port as usize) else { return };
+        let in_lane = |other| markers_are_in(&self.host, &self.plan, GatePeer { peer: other, ..peer });
+        let Some(lane) = lane_of(&port.plan, peer.peer).filter(|_| sharing(&port.plan, peer.peer).all(in_lane)) else {
+            return;
+        };
+        if let Err(failure) = port.let_in(lane) {
+            warn!(%failure, "a peer's frames wait at the gate for all others");
+        }
+    }
+
     fn open_gate(&mut self) {
+        self.note_markers();
         for port in lock(&self.ports).iter_mut() {
-            if let Err(failure) = port.release_to_tap() {
+            if let Err(failure) = port.open_gate() {
                 warn!(%failure, "frames of this port stay at the gate");
             }
         }
@@ -206,6 +260,27 @@ impl DestinationHands {
             lock(&report).gate_open_at_ns = real_ns();
             let _ = events.send(DestinationEvent::Sealed);
         });
+    }
+
+    /// Whose markers came in time, and of the others who sent anything at all.
+    fn note_markers(&self) {
+        let (mut seen, mut missed, mut cold) = (0, 0, 0);
+        let ports = lock(&self.ports);
+        for peer in GatePeer::all(&self.plan) {
+            let Some(port) = ports.get(peer.port as usize) else { continue };
+            if markers_are_in(&self.host, &self.plan, peer) {
+                seen += 1;
+            } else if lane_of(&port.plan, peer.peer).is_some_and(|lane| port.handle.has_seen(lane)) {
+                missed += 1;
+            } else {
+                cold += 1;
+            }
+        }
+        if missed > 0 {
+            warn!(missed, "peers' markers did not come in time; the order of their frames is not assured");
+        }
+        let mut report = lock(&self.report);
+        (report.markers_in, report.markers_missed, report.markers_cold) = (seen, missed, cold);
     }
 
     /// Off the loop: nobody waits for an announcement.
@@ -238,12 +313,25 @@ impl DestinationHands {
         let ports = std::mem::take(&mut *lock(&self.ports));
         for port in ports {
             let (name, carry_id) = (port.port.tap.name.clone(), port.plan.carry_id.get());
+            let (id, lanes) = (port.port.port.id, port.lanes.len());
+            self.host.gates.forget(&port);
             match port.close().await {
                 Ok(counted) => add(&mut lock(&self.report), counted),
                 Err(failure) => warn!(%failure, tap = name, "the port's programs were not wholly detached"),
             }
             if let Err(error) = self.host.datapath.close_landing(carry_id) {
                 warn!(%error, tap = name, "the port's landing stays open");
+            }
+            self.forget_lanes(id, lanes).await;
+        }
+    }
+
+    /// QEMU lets go of a hold's further queues, the latest first, and they are gone.
+    async fn forget_lanes(&self, port: PortId, lanes: usize) {
+        let Some(vm) = &self.vm else { return };
+        for lane in (1..=lanes as u32).rev() {
+            if let Err(error) = vm.drop_fd(FdRole::Lane(port, lane)).await {
+                warn!(%error, %port, lane, "a lane of the hold stays until its guest goes");
             }
         }
     }
@@ -298,10 +386,18 @@ impl Hands for DestinationHands {
                     Err(failure) => DestinationEvent::NotReady(failure),
                 });
             }
+            DestinationEffect::PrepareAgain => {
+                let event = match self.prepare_again().await {
+                    Ok(uri) => DestinationEvent::Ready { uri },
+                    Err(failure) => DestinationEvent::NotReady(failure),
+                };
+                // Behind what the old QEMU said, not before.
+                let _ = self.events.send(event);
+            }
             DestinationEffect::TellPrepared { uri } => {
                 self.tell_source(Message::Prepared(v1::Prepared { memory_uri: uri }));
             }
-            DestinationEffect::RecordCommit { .. } => self.record(Promise::Committed),
+            DestinationEffect::RecordCommit { .. } => self.record_commit(),
             DestinationEffect::RaiseGate => self.raise_gate(),
             DestinationEffect::TellCommitted { generation } => {
                 self.tell_source(Message::Committed(v1::Committed { generation: generation.0 }));
@@ -317,6 +413,7 @@ impl Hands for DestinationHands {
                 self.tell_source(Message::Running(v1::Running { at_ns }));
             }
             DestinationEffect::AwaitMarkers => self.await_markers(),
+            DestinationEffect::LetIn(peer) => self.let_in(peer),
             DestinationEffect::OpenGate => self.open_gate(),
             DestinationEffect::TellGateOpen => {
                 let gated = self.counted_report().gated;
@@ -326,7 +423,7 @@ impl Hands for DestinationHands {
                 self.close().await;
                 return Some(DestinationEvent::Closed);
             }
-            DestinationEffect::RecordDecline => self.record(Promise::Declined),
+            DestinationEffect::RecordDecline => self.record_decline(),
             DestinationEffect::TellDeclined(failure) => {
                 self.tell_source(Message::Declined(v1::Declined { failure: Some(failure.into()) }));
             }
@@ -340,18 +437,10 @@ impl Hands for DestinationHands {
     }
 }
 
-/// Peers whose markers are all in, on every port they send on, and peers expected.
-fn markers(host: &Host, plan: &MigrationPlan) -> (u32, u32) {
-    let mut seen = 0;
-    let mut expected = 0;
-    for port in &plan.ports {
-        for peer in &port.markers {
-            expected += 1;
-            let bits = host.datapath.markers_seen(port.carry_id.get(), peer.index).unwrap_or(0);
-            seen += u32::from(bits == ALL_MARKERS);
-        }
-    }
-    (seen, expected)
+/// Whether all markers of a peer are in on a port.
+fn markers_are_in(host: &Host, plan: &MigrationPlan, peer: GatePeer) -> bool {
+    let Some(port) = plan.ports.get(peer.port as usize) else { return false };
+    host.datapath.markers_seen(port.carry_id.get(), peer.peer).is_ok_and(|bits| bits == ALL_MARKERS)
 }
 
 fn add(report: &mut v1::CutoverReport, counted: Counted) {

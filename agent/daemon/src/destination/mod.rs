@@ -4,7 +4,7 @@ mod hands;
 
 use std::sync::Arc;
 
-use throughline_cutover::{Destination, DestinationEvent, Failure, MigrationPlan};
+use throughline_cutover::{Destination, DestinationEvent, Failure, GatePeer, MigrationPlan};
 use throughline_wire::v1;
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, info_span, warn};
@@ -48,7 +48,7 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
     tokio::spawn(
         async move {
             let id = plan.id.clone();
-            let machine = Destination::new(plan.generation, plan.limits);
+            let machine = Destination::new(plan.generation, plan.limits, GatePeer::all(&plan));
             let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
             let mut hands = DestinationHands::new(host.clone(), plan, events, caller, news);
             drive(machine, &mut hands, &mut queue, host.clock).await;

@@ -88,6 +88,54 @@ fn a_hold_is_deep_and_its_name_its_own() {
     });
 }
 
+/// Frame and vnet header of `segments` of 1400 bytes to everybody, handed over at once: TCP, or UDP.
+fn super_frame(tcp: bool, segments: usize) -> Vec<u8> {
+    const MSS: usize = 1400;
+    let (protocol, header, gso, checksum_at) = if tcp { (6, 20, 1, 16) } else { (17, 8, 5, 6) };
+    let length = segments * MSS;
+    let mut vnet = vec![1, gso];
+    for field in [34 + header, MSS, 34, checksum_at, 0] {
+        vnet.extend(u16::try_from(field).unwrap().to_le_bytes());
+    }
+    let size = |bytes: usize| u16::try_from(bytes).unwrap().to_be_bytes();
+    let mut ip = [&[0x45, 0][..], &size(20 + header + length), &[0, 0, 0x40, 0, 64, protocol, 0, 0]].concat();
+    ip.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+    let sum: u32 = ip.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let transport = if tcp {
+        [&[0x13, 0x88, 0x13, 0x89][..], &[0; 8], &[0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]].concat()
+    } else {
+        [&[0x13, 0x88, 0x13, 0x89][..], &size(header + length), &[0, 0]].concat()
+    };
+    let mut frame = [&vnet[..], &[0xff; 6], &mac(2).octets(), &[0x08, 0x00], &ip, &transport].concat();
+    frame.resize(HEADER + 34 + header + length, 7);
+    frame
+}
+
+#[test]
+fn a_hold_takes_super_frames_whole() {
+    let fabric = Fabric::new(1);
+    fabric.hosts[0].enter(|| async {
+        let netlink = Netlink::open().unwrap();
+        netlink.ensure_network(&fabric.network(0, vec![])).await.unwrap();
+        let sender = netlink.create_tap(&config(&names::tap(port(1)), 16)).await.unwrap();
+        let hold = netlink.create_hold(&config(&names::hold(port(1)), 16)).await.unwrap();
+        for index in [sender.index, hold.index] {
+            netlink.attach_to_bridge(index, vni()).await.unwrap();
+        }
+        let (mut sender, mut hold) = (fs::File::from(sender.fd), fs::File::from(hold.fd));
+        let mut buffer = vec![0; 80 * 1024];
+        for tcp in [true, false] {
+            let frame = super_frame(tcp, 40);
+            assert_eq!(sender.write(&frame).unwrap(), frame.len());
+            assert_eq!(hold.read(&mut buffer).unwrap(), frame.len(), "one frame, TCP: {tcp}");
+            assert_eq!(buffer[1], frame[1], "still to be segmented");
+            assert!(hold.read(&mut buffer).is_err(), "and no other");
+        }
+    });
+}
+
 #[test]
 fn the_carry_takes_its_key_from_each_frame() {
     let space = Namespace::new();

@@ -7,4 +7,5 @@ mod entries;
 mod fabric;
 mod frames;
 mod multicast;
+mod queues;
 mod support;

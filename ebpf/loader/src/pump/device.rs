@@ -96,11 +96,12 @@ impl Device {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(ready) if ready > 0)
     }
+}
 
-    /// Waits for a frame, or for the other end of `woken` to close.
-    pub(super) fn wait(&self, woken: BorrowedFd<'_>) {
-        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN), PollFd::new(woken, PollFlags::POLLIN)];
-        // An interrupted wait is a short one: the caller looks again.
-        let _ = poll(&mut fds, PollTimeout::NONE);
-    }
+/// Waits for a frame on any of `devices`, or for a word on `woken` or its end.
+pub(super) fn wait<'a>(devices: impl Iterator<Item = &'a Device>, woken: BorrowedFd<'_>) {
+    let mut fds: Vec<_> = devices.map(|device| PollFd::new(device.fd.as_fd(), PollFlags::POLLIN)).collect();
+    fds.push(PollFd::new(woken, PollFlags::POLLIN));
+    // An interrupted wait is a short one: the caller looks again.
+    let _ = poll(&mut fds, PollTimeout::NONE);
 }

@@ -20,17 +20,20 @@ mod room;
 mod thread;
 
 use std::{
-    io,
+    io::{self, Write as _},
     num::NonZeroU64,
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{Arc, mpsc},
     thread::JoinHandle,
 };
 
-use crate::{Direction, Mode, PortHandle};
+use crate::{Direction, LANES, Mode, PortHandle};
 use device::Device;
 use room::Room;
 use thread::{Shared, Worker};
+
+/// Every lane of a line.
+const ALL_LANES: u32 = (1 << LANES) - 1;
 
 /// Where a port's line goes.
 #[derive(Debug)]
@@ -110,38 +113,72 @@ pub struct Pump {
 
 impl Pump {
     /// Releases `port`'s line to `exit`: sets direction and mode in the order that seals, then empties the line until
-    /// stopped. `hold` is a descriptor of the port's hold that this pump alone reads.
+    /// stopped. `hold` are the descriptors of the hold's queues, the lane of all first; this pump alone reads them.
     ///
     /// # Errors
     /// [`PumpError`]; the port is as it was.
-    pub fn release(port: &PortHandle, hold: OwnedFd, exit: Exit, options: PumpOptions) -> Result<Self, PumpError> {
-        let mut hold = Device::new(hold, "hold")?;
-        let (direction, mode, room, drain) = match exit {
-            Exit::Tap { tap } => {
-                let tap = Device::new(tap, "tap")?;
-                (Direction::Tap, Mode::Release, Some(Room::new(tap)?), None)
-            }
-            Exit::Carry { drain } => {
-                let drain = drain.map(|tap| Device::new(tap, "tap")).transpose()?;
-                (Direction::Carry, Mode::Carry, None, drain)
-            }
+    pub fn release(port: &PortHandle, hold: Vec<OwnedFd>, exit: Exit, options: PumpOptions) -> Result<Self, PumpError> {
+        let (direction, mode) = match exit {
+            Exit::Tap { .. } => (Direction::Tap, Mode::Release),
+            Exit::Carry { .. } => (Direction::Carry, Mode::Carry),
         };
-        if let Some(tap) = drain.as_ref().map(Device::header_len).filter(|tap| *tap != hold.header_len()) {
-            // The guest's driver decides the tap's: 10 bytes before it is loaded, 12 after. Without a header on one of them
-            // checksums and segments would be lost between the two.
-            if tap == 0 || hold.header_len() == 0 || hold.set_header_len(tap).is_err() {
-                return Err(PumpError::HeaderLength { tap, hold: hold.header_len() });
-            }
+        Self::start(port, hold, exit, options, ALL_LANES, |port| {
+            port.set_direction(direction);
+            port.set_mode(mode);
+        })
+    }
+
+    /// Stands at `port`'s gate: empties no lane into the tap before it is opened. The mode stays as it is.
+    ///
+    /// # Errors
+    /// As [`Pump::release`].
+    pub fn at_gate(port: &PortHandle, hold: Vec<OwnedFd>, tap: OwnedFd) -> Result<Self, PumpError> {
+        Self::start(port, hold, Exit::Tap { tap }, PumpOptions::default(), 0, |port| {
+            port.set_direction(Direction::Tap);
+        })
+    }
+
+    /// Opens the gate for some lanes, one bit each: what waits in them goes into the tap, later frames follow, then go
+    /// straight.
+    pub fn open_lanes(&self, lanes: u32) {
+        self.port.open_lanes(lanes);
+        self.shared.serve(lanes);
+        self.wake();
+    }
+
+    /// Opens the gate for all that is left.
+    pub fn open_all(&self) {
+        self.port.set_mode(Mode::Release);
+        self.shared.serve(ALL_LANES);
+        self.wake();
+    }
+
+    fn start(
+        port: &PortHandle,
+        hold: Vec<OwnedFd>,
+        exit: Exit,
+        options: PumpOptions,
+        served: u32,
+        turn: impl FnOnce(&PortHandle),
+    ) -> Result<Self, PumpError> {
+        let mut queues: Vec<Device> =
+            hold.into_iter().map(|queue| Device::new(queue, "hold")).collect::<Result<_, _>>()?;
+        let (room, drain) = match exit {
+            Exit::Tap { tap } => (Some(Room::new(Device::new(tap, "tap")?, queues.len())?), None),
+            Exit::Carry { drain } => (None, drain.map(|tap| Device::new(tap, "tap")).transpose()?),
+        };
+        if let Some(tap) = drain.as_ref().map(Device::header_len) {
+            follow_header(&mut queues, tap)?;
+        }
+        for device in queues.iter().chain(&drain) {
+            device.set_nonblocking().map_err(PumpError::Thread)?;
         }
         let (wake, woken) = UnixStream::pair().map_err(PumpError::Thread)?;
-        hold.set_nonblocking().map_err(PumpError::Thread)?;
-        if let Some(tap) = &drain {
-            tap.set_nonblocking().map_err(PumpError::Thread)?;
-        }
+        woken.set_nonblocking(true).map_err(PumpError::Thread)?;
 
         let sealed = drain.is_some();
-        let shared = Arc::new(Shared::new(sealed));
-        let worker = Worker::new(port.clone(), hold, drain, room, options, Arc::clone(&shared), woken);
+        let shared = Arc::new(Shared::new(sealed, served));
+        let worker = Worker::new(port.clone(), queues, drain, room, options, Arc::clone(&shared), woken);
         let (start, started) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("pump-{}", port.tap_ifindex()))
@@ -156,10 +193,14 @@ impl Pump {
         if sealed {
             port.seal();
         }
-        port.set_direction(direction);
-        port.set_mode(mode);
+        turn(port);
         let _ = start.send(());
         Ok(Self { shared, port: port.clone(), wake: Some(wake), thread: Some(thread) })
+    }
+
+    fn wake(&self) {
+        // A full pipe has woken it already.
+        let _ = self.wake.as_ref().map(|mut wake| wake.write(&[0]));
     }
 
     /// What it has done so far.
@@ -194,4 +235,15 @@ impl Drop for Pump {
     fn drop(&mut self) {
         self.join();
     }
+}
+
+/// The guest's driver decides the length of the tap's vnet header: 10 bytes before it is loaded, 12 after. Without a header
+/// on tap or hold, checksums and segments would be lost between the two.
+fn follow_header(queues: &mut [Device], tap: u32) -> Result<(), PumpError> {
+    for hold in queues.iter_mut().filter(|hold| hold.header_len() != tap) {
+        if tap == 0 || hold.header_len() == 0 || hold.set_header_len(tap).is_err() {
+            return Err(PumpError::HeaderLength { tap, hold: hold.header_len() });
+        }
+    }
+    Ok(())
 }

@@ -6,8 +6,9 @@ use super::{PumpError, device::Device};
 /// (`ptr_ring`), 32 where a line has 128 bytes, but never more than half the ring.
 const UNCLEARED: u32 = 32;
 
-/// Counts what may still be written before the ring could be full. Only the pump fills the ring while the line is not empty
-/// (`steer` diverts the rest), so a ring seen empty takes as many frames as it has places.
+/// Counts what may still be written before the ring could be full. While a line of one lane is not empty only the pump
+/// fills the ring (`steer` diverts the rest), so a ring seen empty takes as many frames as it has places. Of a line of
+/// several, lanes that have sealed send straight into the same ring; half of it is left to them.
 #[derive(Debug)]
 pub(super) struct Room {
     tap: Device,
@@ -16,8 +17,9 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(tap: Device) -> Result<Self, PumpError> {
+    pub(super) fn new(tap: Device, lanes: usize) -> Result<Self, PumpError> {
         let length = tap.ring_len().map_err(|source| PumpError::NotATap { role: "tap", source })?;
+        let length = if lanes > 1 { length / 2 } else { length };
         let places = length - UNCLEARED.min(length / 2);
         Ok(Self { tap, places: places.max(1), left: 0 })
     }

@@ -1,11 +1,12 @@
 //! The thread that empties the line.
 
 use std::{
+    io::Read as _,
     os::{fd::AsFd, unix::net::UnixStream},
     sync::{
         Arc,
         atomic::{
-            AtomicBool, AtomicU64,
+            AtomicBool, AtomicU32, AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -15,7 +16,13 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::{PumpCounts, PumpOptions, device::Device, follow::Follow, pace::Pace, room::Room};
+use super::{
+    PumpCounts, PumpOptions,
+    device::{Device, wait},
+    follow::Follow,
+    pace::Pace,
+    room::Room,
+};
 use crate::PortHandle;
 
 /// The longest frame there is: 64 KiB of GSO payload, its headers, the vnet header; and as much again.
@@ -33,6 +40,8 @@ const QUIET: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(super) struct Shared {
     stop: AtomicBool,
+    /// Lanes to be emptied, one bit each.
+    served: AtomicU32,
     /// Nothing is left in the tap's own ring.
     drained: AtomicBool,
     from_tap: AtomicU64,
@@ -43,9 +52,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(drains: bool) -> Self {
+    pub(super) fn new(drains: bool, served: u32) -> Self {
         Self {
             stop: AtomicBool::new(false),
+            served: AtomicU32::new(served),
             drained: AtomicBool::new(!drains),
             from_tap: AtomicU64::new(0),
             from_hold: AtomicU64::new(0),
@@ -69,6 +79,14 @@ impl Shared {
         self.drained.load(SeqCst)
     }
 
+    pub(super) fn serve(&self, lanes: u32) {
+        self.served.fetch_or(lanes, SeqCst);
+    }
+
+    fn serves(&self, lane: u32) -> bool {
+        self.served.load(SeqCst) & (1 << lane) != 0
+    }
+
     pub(super) fn stop(&self) {
         self.stop.store(true, SeqCst);
     }
@@ -80,7 +98,8 @@ impl Shared {
 
 pub(super) struct Worker {
     port: PortHandle,
-    hold: Device,
+    /// The hold's queues, lane by lane.
+    queues: Vec<Device>,
     drain: Option<Device>,
     room: Option<Room>,
     pace: Option<Pace>,
@@ -95,7 +114,7 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(
         port: PortHandle,
-        hold: Device,
+        queues: Vec<Device>,
         drain: Option<Device>,
         room: Option<Room>,
         options: PumpOptions,
@@ -104,7 +123,7 @@ impl Worker {
     ) -> Self {
         let pace = options.bytes_per_second.map(|rate| Pace::new(rate, Instant::now()));
         let recount = port.is_adopted();
-        Self { port, hold, drain, room, pace, follow: Follow::default(), shared, woken, recount, since_yield: 0 }
+        Self { port, queues, drain, room, pace, follow: Follow::default(), shared, woken, recount, since_yield: 0 }
     }
 
     pub(super) fn run(mut self) {
@@ -112,31 +131,53 @@ impl Worker {
         self.follow.follow(&self.port);
         self.drain_tap(&mut buffer);
         while !self.shared.is_stopped() {
+            let mut idle = true;
+            for lane in 0..self.queues.len() as u32 {
+                if self.shared.serves(lane) {
+                    idle &= !self.empty(lane, &mut buffer);
+                }
+            }
+            if idle {
+                self.idle();
+            }
+        }
+    }
+
+    /// Frames of one lane, up to a few at a time: another lane may be waiting. False if there was none.
+    fn empty(&mut self, lane: u32, buffer: &mut [u8]) -> bool {
+        for frames in 0..BATCH {
+            if self.shared.is_stopped() {
+                return true;
+            }
             // Before reading: in the hold's ring a frame can wait for ever, in hand it cannot.
             if !self.has_room() {
                 thread::sleep(RETRY);
-                continue;
+                return true;
             }
-            match self.hold.read(&mut buffer) {
+            let queue = &self.queues[lane as usize];
+            match queue.read(buffer) {
                 Ok(Some(length)) => {
+                    let bytes = (length as u32).saturating_sub(queue.header_len());
                     if self.write_back(&buffer[..length]) {
                         self.shared.from_hold.fetch_add(1, Relaxed);
                     }
                     // After the write, and for a lost frame too: a line that counts what is no more never opens.
-                    self.port.subtract_line(1);
+                    self.port.subtract_line(lane, bytes);
                 }
                 Ok(None) => {
                     if let Some(room) = &mut self.room {
                         room.put_back();
                     }
-                    self.idle();
+                    return frames > 0;
                 }
                 Err(error) => {
                     tracing::warn!(%error, tap = self.port.tap_ifindex(), "the hold cannot be read; trying again");
                     thread::sleep(RETRY);
+                    return true;
                 }
             }
         }
+        true
     }
 
     /// What is in the departed guest's ring, to the front of the line. These frames were never counted; the seal stands for
@@ -164,35 +205,54 @@ impl Worker {
         // Stopped before the end: the line stays sealed, for the pump that goes on.
     }
 
-    /// The hold's ring is empty.
+    /// Nothing waits in the lanes that are served.
     fn idle(&mut self) {
+        let ahead: i64 = self.served().map(|(lane, _)| self.port.lane(lane)).sum();
         if self.recount {
             self.recount();
-        } else if self.port.line() > 0 {
+        } else if ahead > 0 {
             // Counted but not in the ring yet: it will be, within the time a program takes.
             thread::yield_now();
         } else {
             if let Some(room) = &mut self.room {
                 room.forget();
             }
-            self.hold.wait(self.woken.as_fd());
+            wait(self.served().map(|(_, queue)| queue), self.woken.as_fd());
+            self.hear();
         }
         self.follow.follow(&self.port);
     }
 
+    /// The lanes to be emptied, with their queues.
+    fn served(&self) -> impl Iterator<Item = (u32, &Device)> {
+        (0..).zip(&self.queues).filter(|(lane, _)| self.shared.serves(*lane))
+    }
+
+    /// Takes what woke the thread; what it means is in `shared`.
+    fn hear(&mut self) {
+        let mut words = [0; 64];
+        while matches!(self.woken.read(&mut words), Ok(1..)) {}
+    }
+
     /// A process that died may have counted what it then took with it. Once nothing waits and nothing moves, what the line
-    /// still counts is that.
+    /// still counts is that. Only of a port whose every lane is served: at a gate frames wait that nobody reads yet.
     fn recount(&mut self) {
-        let (held, line) = (self.port.held(), self.port.line());
+        if self.served().count() < self.queues.len() {
+            self.recount = false;
+            return;
+        }
+        let before = self.port.counters();
         thread::sleep(QUIET);
-        if self.hold.has_frames() || (held, line) != (self.port.held(), self.port.line()) {
+        let now = self.port.counters();
+        let waiting = self.queues.iter().any(Device::has_frames);
+        if waiting || (before.held, before.lanes) != (now.held, now.lanes) {
             return;
         }
         self.recount = false;
-        if let Ok(line @ 1..) = u32::try_from(line) {
-            self.port.subtract_line(line);
-            self.shared.unaccounted.fetch_add(u64::from(line), Relaxed);
-            tracing::warn!(tap = self.port.tap_ifindex(), frames = line, "the line counted frames that are gone");
+        if let Ok(frames @ 1..) = u64::try_from(before.line) {
+            self.port.subtract_gone(&before);
+            self.shared.unaccounted.fetch_add(frames, Relaxed);
+            tracing::warn!(tap = self.port.tap_ifindex(), frames, "the line counted frames that are gone");
         }
     }
 
@@ -201,7 +261,8 @@ impl Worker {
         self.keep_pace(frame.len());
         let mut stopped_at = None;
         loop {
-            match self.hold.write(frame) {
+            // Whichever queue it is written to, the frame enters by the one device.
+            match self.queues[0].write(frame) {
                 Ok(()) => {
                     self.breathe();
                     return true;

@@ -11,9 +11,9 @@ pub(crate) const PEER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x20];
 pub(crate) const MARKER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x66];
 pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
 /// Of numbered frames: nothing else in these namespaces sends to this UDP port.
-const PORT: u16 = 7007;
-const NUMBER_OFFSET: usize = 42;
-const FRAME_LEN: usize = 100;
+pub(crate) const PORT: u16 = 7007;
+pub(crate) const NUMBER_OFFSET: usize = 42;
+pub(crate) const FRAME_LEN: usize = 100;
 
 /// Frame `number` of a sequence, from [`PEER`] to `to`: UDP over IPv4, 100 bytes. Its IP header is right in length and
 /// checksum, or `br_netfilter` would trim or drop it.
@@ -35,8 +35,11 @@ pub(crate) fn numbered(to: [u8; 6], number: u64) -> Vec<u8> {
 
 /// RFC 1071, over an even number of bytes.
 pub(crate) fn internet_checksum(bytes: &[u8]) -> u16 {
-    let sum: u32 = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    !((sum & 0xffff) + (sum >> 16)) as u16
+    let mut sum: u32 = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
 }
 
 /// Number of a numbered frame; `None` for anything else.
@@ -49,15 +52,21 @@ pub(crate) fn number_of(frame: &[u8]) -> Option<u64> {
 pub(crate) struct Sender(OwnedFd);
 
 impl Sender {
-    /// Out of `interface` of the calling thread's namespace.
+    /// Out of `interface` of the calling thread's namespace, frames of IPv4 (others keep their type on a wire; see
+    /// [`Sender::of_type`]).
     pub(crate) fn new(interface: &str) -> Self {
+        Self::of_type(interface, libc::ETH_P_IP as u16)
+    }
+
+    /// As [`Sender::new`], frames that the kernel takes for `ethertype` where they are sent.
+    pub(crate) fn of_type(interface: &str, ethertype: u16) -> Self {
         let protocol = SockProtocol::EthAll;
         let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).unwrap();
         // SAFETY: plain old data.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
-        // Bound to IPv4: an unbound protocol would give every frame the same flow hash.
-        address.sll_protocol = (libc::ETH_P_IP as u16).to_be();
+        // Bound to a type: an unbound protocol would give every frame the same flow hash.
+        address.sll_protocol = ethertype.to_be();
         address.sll_ifindex = ifindex(interface) as i32;
         let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: a whole address of the length said.
@@ -67,15 +76,19 @@ impl Sender {
 
     /// One frame, at once.
     pub(crate) fn send(&self, frame: &[u8]) {
-        loop {
-            // SAFETY: a buffer of the length said.
-            let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-            if sent >= 0 {
-                assert_eq!(sent as usize, frame.len());
-                return;
-            }
+        while !self.try_send(frame) {}
+    }
+
+    /// One frame; false if the device says that it was dropped, as a tap does of one that `steer` diverts.
+    pub(crate) fn try_send(&self, frame: &[u8]) -> bool {
+        // SAFETY: a buffer of the length said.
+        let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        if sent < 0 {
             let error = std::io::Error::last_os_error();
             assert_eq!(error.raw_os_error(), Some(libc::ENOBUFS), "send: {error}");
+            return false;
         }
+        assert_eq!(sent as usize, frame.len());
+        true
     }
 }

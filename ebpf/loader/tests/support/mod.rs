@@ -1,10 +1,14 @@
 //! What the tests of the datapath share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod crafted;
 pub(crate) mod frames;
 pub(crate) mod netns;
+pub(crate) mod queues;
+pub(crate) mod second_port;
 pub(crate) mod tap;
 pub(crate) mod topology;
+pub(crate) mod whole_way;
 
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,10 @@
 
 use std::{fs::File, os::fd::AsRawFd, process::Command, thread};
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+};
 
 /// A network namespace; gone, with everything in it, when the last descriptor is dropped.
 pub(crate) struct Netns(File);
@@ -42,6 +45,21 @@ impl Netns {
         })
     }
 
+    /// Another descriptor of it.
+    pub(crate) fn again(&self) -> Self {
+        Self(self.0.try_clone().unwrap())
+    }
+
+    /// Writes a file of the namespace's own sysfs, which a thread sees only where it has mounted it itself.
+    pub(crate) fn write_sysfs(&self, path: &str, value: &str) {
+        self.run(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).unwrap();
+            std::fs::write(format!("/sys/{path}"), value).unwrap_or_else(|error| panic!("/sys/{path}: {error}"));
+        });
+    }
+
     /// What `ip` calls it.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
@@ -50,8 +68,13 @@ impl Netns {
 
 /// Runs `ip` in the calling thread's namespace.
 pub(crate) fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("iproute2 is installed");
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    run("ip", arguments);
+}
+
+/// Runs a program of iproute2 (`ip`, `tc`, `bridge`) in the calling thread's namespace.
+pub(crate) fn run(program: &str, arguments: &str) {
+    let output = Command::new(program).args(arguments.split_whitespace()).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Index of an interface in the calling thread's namespace.

@@ -7,12 +7,13 @@ use std::{
     os::unix::fs::OpenOptionsExt,
 };
 
-use super::netns::{ifindex, ip};
+use super::netns::{ifindex, ip, run};
 
 /// Bytes of the vnet header, as QEMU sets it.
 pub(crate) const VNET_HEADER: usize = 12;
-/// TUN_F_CSUM, TSO4, TSO6, TSO_ECN, UFO.
-const OFFLOADS: libc::c_ulong = 0x1f;
+/// What the agent asks for: checksums, and super-frames of TCP and UDP whole.
+const OFFLOADS: libc::c_uint =
+    libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN | libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// A tap, and its descriptor.
 pub(crate) struct Tap {
@@ -27,7 +28,7 @@ impl Tap {
         let tap = Self::open(name, ring, libc::IFF_VNET_HDR);
         tap.set_header(VNET_HEADER);
         // SAFETY: the ioctl reads a number.
-        let offloads = unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETOFFLOAD, OFFLOADS) };
+        let offloads = unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(OFFLOADS)) };
         assert_eq!(offloads, 0, "TUNSETOFFLOAD");
         tap
     }
@@ -45,22 +46,8 @@ impl Tap {
         assert_eq!(set, 0, "TUNSETVNETHDRSZ");
     }
 
-    fn open(name: &str, ring: u32, vnet_header: libc::c_int) -> Self {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open("/dev/net/tun")
-            .expect("/dev/net/tun: these tests need the tun driver");
-        // SAFETY: plain old data.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | vnet_header) as i16;
-        // SAFETY: the ioctl reads and fills an `ifreq`.
-        let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        assert_eq!(made, 0, "TUNSETIFF {name}");
+    fn open(name: &str, ring: u32, flags: libc::c_int) -> Self {
+        let file = open_queue(name, flags);
         ip(&format!("link set dev {name} txqueuelen {ring}"));
         ip(&format!("link set dev {name} up"));
         Self { name: name.to_owned(), ifindex: ifindex(name), file }
@@ -69,12 +56,18 @@ impl Tap {
     /// A hold: a tap whose full ring is told.
     pub(crate) fn hold(name: &str, ring: u32) -> Self {
         let hold = Self::new(name, ring);
-        let output = std::process::Command::new("tc")
-            .args(["qdisc", "replace", "dev", name, "root", "noqueue"])
-            .output()
-            .expect("tc is installed");
-        assert!(output.status.success(), "noqueue: {}", String::from_utf8_lossy(&output.stderr));
+        noqueue(name);
         hold
+    }
+
+    /// A hold with a queue for each of `lanes` lanes.
+    pub(crate) fn hold_with_lanes(name: &str, ring: u32, lanes: usize) -> (Self, Vec<OwnedFd>) {
+        let hold = Self::open(name, ring, libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE);
+        hold.set_header(VNET_HEADER);
+        noqueue(name);
+        let more = (1..lanes).map(|_| open_queue(name, libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE).into());
+        let queues = std::iter::once(hold.dup()).chain(more).collect();
+        (hold, queues)
     }
 
     /// Another descriptor of it.
@@ -89,9 +82,14 @@ impl Tap {
 
     /// Next frame in the ring, without its vnet header.
     pub(crate) fn read(&self) -> Option<Vec<u8>> {
+        self.read_with_header().map(|(_, frame)| frame)
+    }
+
+    /// Next frame in the ring, and its vnet header.
+    pub(crate) fn read_with_header(&self) -> Option<([u8; VNET_HEADER], Vec<u8>)> {
         let mut buffer = vec![0; 80 * 1024];
         match (&self.file).read(&mut buffer) {
-            Ok(length) => Some(buffer[VNET_HEADER..length].to_vec()),
+            Ok(length) => Some((buffer[..VNET_HEADER].try_into().unwrap(), buffer[VNET_HEADER..length].to_vec())),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
             Err(error) => panic!("{}: {error}", self.name),
         }
@@ -102,4 +100,27 @@ impl Tap {
         let buffer = [header, frame].concat();
         assert_eq!((&self.file).write(&buffer).unwrap(), buffer.len());
     }
+}
+
+fn open_queue(name: &str, flags: libc::c_int) -> File {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .expect("/dev/net/tun: these tests need the tun driver");
+    // SAFETY: plain old data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as i16;
+    // SAFETY: the ioctl reads and fills an `ifreq`.
+    let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(made, 0, "TUNSETIFF {name}");
+    file
+}
+
+fn noqueue(name: &str) {
+    run("tc", &format!("qdisc replace dev {name} root noqueue"));
 }

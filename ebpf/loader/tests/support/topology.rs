@@ -47,6 +47,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(crate) struct Shape {
     pub(crate) line_limit: u32,
+    pub(crate) bytes_limit: u64,
     pub(crate) tap_ring: u32,
     pub(crate) attach: AttachVia,
     /// Of the source.
@@ -55,7 +56,7 @@ pub(crate) struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { line_limit: DEPTH, tap_ring: 10_000, attach: AttachVia::detect(), pin_dir: None }
+        Self { line_limit: DEPTH, bytes_limit: 1 << 30, tap_ring: 10_000, attach: AttachVia::detect(), pin_dir: None }
     }
 }
 
@@ -97,6 +98,7 @@ impl Host {
                     carry_id: CARRY_ID,
                     remote_vtep: remote,
                     line_limit: shape.line_limit,
+                    bytes_limit: shape.bytes_limit,
                     mode: Mode::Pass,
                     direction: Direction::Tap,
                 })
@@ -108,7 +110,7 @@ impl Host {
 
     /// As [`Pump::release`], from inside the host's namespace.
     pub(crate) fn release(&self, exit: Exit) -> Pump {
-        self.netns.run(|| Pump::release(&self.port, self.hold.dup(), exit, PumpOptions::default()).unwrap())
+        self.netns.run(|| Pump::release(&self.port, vec![self.hold.dup()], exit, PumpOptions::default()).unwrap())
     }
 
     /// As [`PortHandle::close`], from inside the host's namespace.

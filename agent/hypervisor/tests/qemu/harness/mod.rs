@@ -117,6 +117,7 @@ pub(crate) fn nic(port: u32) -> (NicFds, [OwnedFd; 2]) {
         mtu: Mtu::try_from(1450_u32).unwrap(),
         tap,
         hold,
+        lanes: Vec::new(),
     };
     (nic, own)
 }

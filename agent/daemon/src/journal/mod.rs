@@ -1,14 +1,19 @@
 //! What this agent must not forget: which guests it owns, what it promised in a migration. On disk before it is acted on.
 
+mod commits;
+
 use std::{
+    io,
     path::Path,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use throughline_cutover::{Generation, GuestName, GuestSpec, MigrationPlan, Vni};
+
+use commits::{Commit, Commits};
 
 const GUESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("guests");
 const MOVES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("moves");
@@ -24,6 +29,14 @@ pub struct OwnedGuest {
     pub generation: Generation,
     /// VNI of each port's network, in the ports' order: needed before the controller can be asked.
     pub vnis: Vec<Vni>,
+}
+
+impl OwnedGuest {
+    /// What a migration's destination owns.
+    fn of(plan: &MigrationPlan) -> Self {
+        let vnis = plan.ports.iter().map(|port| port.vni).collect();
+        Self { spec: plan.guest.clone(), generation: plan.generation.next(), vnis }
+    }
 }
 
 /// How far this host has bound itself in a migration.
@@ -60,12 +73,27 @@ pub struct MoveRecord {
     pub at_ms: u64,
 }
 
+impl MoveRecord {
+    /// The same, its commit being on disk though not in the store. One that was decided otherwise stays so.
+    fn committed(self) -> Self {
+        match self.promise {
+            Promise::Receiving => Self { promise: Promise::Committed, ..self },
+            _ => self,
+        }
+    }
+}
+
 /// Why the journal failed. All of it is fatal to the step that needed it.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The store itself.
     #[error("the agent's journal failed ({0}); nothing was promised; check space and permissions of --state-dir")]
     Store(#[from] redb::Error),
+    /// The commits' file.
+    #[error(
+        "the agent's file of commits failed ({0}); nothing was promised; check space and permissions of --state-dir"
+    )]
+    Commits(#[from] io::Error),
     /// A value that does not read.
     #[error("the agent's journal holds a value this version cannot read ({0}); was it written by a newer agent?")]
     Value(#[from] serde_json::Error),
@@ -82,20 +110,39 @@ from_redb!(redb::DatabaseError, redb::TransactionError, redb::TableError, redb::
 #[derive(Debug, Clone)]
 pub struct Journal {
     database: Arc<Database>,
+    commits: Arc<Commits>,
 }
 
 impl Journal {
-    /// Opens or creates it.
+    /// Opens or creates it: a store at `path`, and beside it the file of commits. What committed before a crash is taken
+    /// into the store.
     ///
     /// # Errors
     /// When it cannot be opened, is locked by another agent, or is damaged.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         let database = Database::create(path)?;
-        let write = database.begin_write()?;
-        write.open_table(GUESTS)?;
-        write.open_table(MOVES)?;
+        let commits = Commits::open(&path.with_extension("commits"))?;
+        let journal = Self { database: Arc::new(database), commits: Arc::new(commits) };
+        journal.write(|write| {
+            write.open_table(GUESTS)?;
+            write.open_table(MOVES)?;
+            Ok(())
+        })?;
+        Ok(journal)
+    }
+
+    /// One transaction, on disk when it returns. It first follows the commits that are not in the store yet, so that it
+    /// sees them and comes after them.
+    fn write<T>(&self, work: impl FnOnce(&WriteTransaction) -> Result<T, JournalError>) -> Result<T, JournalError> {
+        let write = self.database.begin_write()?;
+        let outstanding = self.commits.outstanding();
+        for commit in &outstanding {
+            follow(&write, commit)?;
+        }
+        let done = work(&write)?;
         write.commit()?;
-        Ok(Self { database: Arc::new(database) })
+        self.commits.followed(&outstanding);
+        Ok(done)
     }
 
     /// Guests this host owns.
@@ -119,9 +166,12 @@ impl Journal {
     /// # Errors
     /// When the store cannot be read.
     pub fn find_move(&self, id: &str) -> Result<Option<MoveRecord>, JournalError> {
+        // Asked first: what the store has followed by then is in the store.
+        let committed = self.commits.has(id);
         let read = self.database.begin_read()?;
         let value = read.open_table(MOVES)?.get(id)?;
-        value.map(|value| serde_json::from_slice(value.value())).transpose().map_err(Into::into)
+        let record: Option<MoveRecord> = value.map(|value| serde_json::from_slice(value.value())).transpose()?;
+        Ok(record.map(|record| if committed { record.committed() } else { record }))
     }
 
     /// This host owns the guest.
@@ -129,10 +179,7 @@ impl Journal {
     /// # Errors
     /// When it could not be made durable.
     pub fn own(&self, guest: &OwnedGuest) -> Result<(), JournalError> {
-        let write = self.database.begin_write()?;
-        write.open_table(GUESTS)?.insert(guest.spec.name.as_str(), encode(guest)?.as_slice())?;
-        write.commit()?;
-        Ok(())
+        self.write(|write| own(write, guest))
     }
 
     /// This host no longer owns the guest.
@@ -140,40 +187,41 @@ impl Journal {
     /// # Errors
     /// When it could not be made durable.
     pub fn disown(&self, name: &GuestName) -> Result<(), JournalError> {
-        let write = self.database.begin_write()?;
-        write.open_table(GUESTS)?.remove(name.as_str())?;
-        write.commit()?;
-        Ok(())
+        self.write(|write| disown(write, name))
     }
 
-    /// Binds this host to `promise` in a move. A commit takes ownership of the guest in the same transaction, a leaving gives it up.
+    /// Binds this host to `promise` in a move. A leaving gives up ownership of the guest in the same transaction. A commit
+    /// is for [`Journal::commit`].
     ///
     /// # Errors
     /// When it could not be made durable: then nothing was promised.
     pub fn promise(&self, id: &str, plan: Option<&MigrationPlan>, promise: Promise) -> Result<(), JournalError> {
-        let write = self.database.begin_write()?;
-        {
-            let mut moves = write.open_table(MOVES)?;
+        self.write(|write| {
             let record = MoveRecord { plan: plan.cloned(), promise, at_ms: now_ms() };
-            moves.insert(id, encode(&record)?.as_slice())?;
-            let mut guests = write.open_table(GUESTS)?;
+            put_move(write, id, &record)?;
             match (promise, plan) {
-                (Promise::Committed, Some(plan)) => {
-                    let owned = OwnedGuest {
-                        spec: plan.guest.clone(),
-                        generation: plan.generation.next(),
-                        vnis: plan.ports.iter().map(|port| port.vni).collect(),
-                    };
-                    guests.insert(plan.guest.name.as_str(), encode(&owned)?.as_slice())?;
-                }
-                (Promise::Left, Some(plan)) => {
-                    guests.remove(plan.guest.name.as_str())?;
-                }
-                _ => {}
+                (Promise::Committed, Some(plan)) => own(write, &OwnedGuest::of(plan)),
+                (Promise::Left, Some(plan)) => disown(write, &plan.guest.name),
+                _ => Ok(()),
             }
-        }
-        write.commit()?;
-        Ok(())
+        })
+    }
+
+    /// The destination's commit: from now on, durably, this host owns the guest of a move it is [`Promise::Receiving`] in.
+    /// [`Journal::follow_commits`] is owed soon after.
+    ///
+    /// # Errors
+    /// When it could not be made durable: then nothing was promised.
+    pub fn commit(&self, plan: &MigrationPlan) -> Result<(), JournalError> {
+        Ok(self.commits.write(Commit { id: plan.id.clone(), generation: plan.generation.next() })?)
+    }
+
+    /// Takes commits into the store. Nobody waits for it: what it has not done a later transaction does.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn follow_commits(&self) -> Result<(), JournalError> {
+        self.write(|_| Ok(()))
     }
 
     /// Forgets all but the newest ended moves.
@@ -186,15 +234,13 @@ impl Journal {
             return Ok(());
         }
         ended.sort_by_key(|(_, record)| std::cmp::Reverse(record.at_ms));
-        let write = self.database.begin_write()?;
-        {
+        self.write(|write| {
             let mut moves = write.open_table(MOVES)?;
             for (id, _) in &ended[ENDED_KEPT..] {
                 moves.remove(id.as_str())?;
             }
-        }
-        write.commit()?;
-        Ok(())
+            Ok(())
+        })
     }
 
     fn all<T: DeserializeOwned>(
@@ -210,6 +256,37 @@ impl Journal {
         }
         Ok(found)
     }
+}
+
+/// A commit that is on disk, into the store: a move this host was receiving is committed and its guest is this host's. Of
+/// anything else the page is an old one.
+fn follow(write: &WriteTransaction, commit: &Commit) -> Result<(), JournalError> {
+    let record = {
+        let moves = write.open_table(MOVES)?;
+        let value = moves.get(commit.id.as_str())?;
+        value.map(|value| serde_json::from_slice::<MoveRecord>(value.value())).transpose()?
+    };
+    let Some(MoveRecord { plan: Some(plan), promise: Promise::Receiving, at_ms }) = record else { return Ok(()) };
+    if plan.generation.next() != commit.generation {
+        return Ok(());
+    }
+    own(write, &OwnedGuest::of(&plan))?;
+    put_move(write, &commit.id, &MoveRecord { plan: Some(plan), promise: Promise::Committed, at_ms })
+}
+
+fn own(write: &WriteTransaction, guest: &OwnedGuest) -> Result<(), JournalError> {
+    write.open_table(GUESTS)?.insert(guest.spec.name.as_str(), encode(guest)?.as_slice())?;
+    Ok(())
+}
+
+fn disown(write: &WriteTransaction, name: &GuestName) -> Result<(), JournalError> {
+    write.open_table(GUESTS)?.remove(name.as_str())?;
+    Ok(())
+}
+
+fn put_move(write: &WriteTransaction, id: &str, record: &MoveRecord) -> Result<(), JournalError> {
+    write.open_table(MOVES)?.insert(id, encode(record)?.as_slice())?;
+    Ok(())
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>, JournalError> {
