@@ -19,6 +19,7 @@ pub mod host;
 pub mod journal;
 pub mod link;
 pub mod lock;
+pub mod memberships;
 pub mod memory;
 pub mod moves;
 pub mod moving;

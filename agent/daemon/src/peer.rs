@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use throughline_cutover::{DestinationEvent, Failure, Generation};
+use throughline_cutover::{DestinationEvent, Failure, Generation, MigrationPlan};
 use throughline_wire::v1::{
     FromDestination, FromSource, ResolveRequest, ResolveResponse, from_source::Message, peer_server::Peer,
 };
@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::{
     host::Host,
     journal::Promise,
+    memberships,
     moves::{Move, ToSource},
 };
 
@@ -73,7 +74,7 @@ impl Peer for PeerService {
         let gone = || Status::aborted("the migration has ended here");
         events.send(DestinationEvent::SourceCalled).map_err(|_| gone())?;
         info!(migration = plan.id, guest = %plan.guest.name, source = %plan.source.host, "source called");
-        tokio::spawn(listen(from_source, events));
+        tokio::spawn(listen(from_source, events, self.host.clone(), plan));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(answers))))
     }
 
@@ -129,10 +130,18 @@ impl PeerService {
 }
 
 /// Turns the source's messages into events until its stream ends.
-async fn listen(mut from_source: Streaming<FromSource>, events: mpsc::UnboundedSender<DestinationEvent>) {
+async fn listen(
+    mut from_source: Streaming<FromSource>,
+    events: mpsc::UnboundedSender<DestinationEvent>,
+    host: Arc<Host>,
+    plan: Arc<MigrationPlan>,
+) {
     loop {
         let event = match from_source.next().await {
-            Some(Ok(message)) => event_of(message),
+            Some(Ok(message)) => {
+                memberships::take_over(&host, &plan, &message).await;
+                event_of(message)
+            }
             Some(Err(status)) => {
                 warn!(%status, "the source's stream broke");
                 None

@@ -10,6 +10,7 @@ use throughline_cutover::MacAddr;
 use crate::{
     Error, Netlink, Result,
     error::Cause,
+    link_local::implied_link_local,
     packet::{self, LEAST_FRAME, checksum},
 };
 
@@ -35,11 +36,12 @@ impl Netlink {
     }
 }
 
-/// One RARP for the switches, then one frame for each address.
+/// One RARP for the switches, then one frame for each address, the link-local one of a port with IPv6 included.
 pub fn announcements(mac: MacAddr, ips: &[IpAddr]) -> Vec<Vec<u8>> {
-    let addresses = ips.iter().map(|ip| match ip {
-        IpAddr::V4(ip) => gratuitous_arp(mac, *ip),
-        IpAddr::V6(ip) => unsolicited_advertisement(mac, *ip),
+    let link_local = implied_link_local(mac, ips).map(IpAddr::V6);
+    let addresses = ips.iter().copied().chain(link_local).map(|ip| match ip {
+        IpAddr::V4(ip) => gratuitous_arp(mac, ip),
+        IpAddr::V6(ip) => unsolicited_advertisement(mac, ip),
     });
     std::iter::once(rarp(mac)).chain(addresses).collect()
 }
@@ -158,8 +160,11 @@ mod tests {
 
     #[test]
     fn every_address_is_announced_once() {
-        let ips = ["10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap(), "fe80::5".parse().unwrap()];
-        let frames = announcements(MAC, &ips);
-        assert_eq!(frames.iter().map(|f| hex(&f[12..14])).collect::<Vec<_>>(), ["8035", "0806", "86dd", "86dd"]);
+        let mut ips = vec!["10.0.0.5".parse().unwrap(), "2001:db8::5".parse().unwrap()];
+        let expected = ["8035", "0806", "86dd", "86dd"];
+        let types = |ips: &[IpAddr]| announcements(MAC, ips).iter().map(|f| hex(&f[12..14])).collect::<Vec<_>>();
+        assert_eq!(types(&ips), expected, "the link-local address its MAC address gives is one of them");
+        ips.push("fe80::5".parse().unwrap());
+        assert_eq!(types(&ips), expected, "or the one it says it has");
     }
 }

@@ -1,14 +1,14 @@
 //! Endpoints: a veth pair for what is not a guest, one end in the network's bridge, the other named and addressed.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 use throughline_cutover::{InterfaceName, MacAddr, Mtu, PortId, Vni};
 
-use crate::{Changes, Error, Netlink, Result, device::PLAIN_PORT, link::Link, names, quiet::Role, vxlan::note};
+use crate::{
+    Changes, Error, Netlink, Result, device::PLAIN_PORT, link::Link, link_local::implied_link_local, names,
+    quiet::Role, vxlan::note,
+};
 
 /// IPv6 subnets on a link are of this length (RFC 4291 §2.5.1).
 const IPV6_PREFIX: u8 = 64;
@@ -115,16 +115,9 @@ impl Netlink {
     }
 }
 
-/// With IPv6, a device has a link-local address too (RFC 4291 §2.1).
 fn addresses(wanted: &EndpointWanted) -> impl Iterator<Item = IpAddr> {
-    let link_local = wanted.ips.iter().any(IpAddr::is_ipv6).then(|| IpAddr::V6(link_local(wanted.mac)));
+    let link_local = implied_link_local(wanted.mac, &wanted.ips).map(IpAddr::V6);
     link_local.into_iter().chain(wanted.ips.iter().copied())
-}
-
-/// The address a MAC address gives (RFC 4291, appendix A).
-fn link_local(mac: MacAddr) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.octets();
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
 fn pair_attributes(name: &str, wanted: &EndpointWanted) -> Vec<LinkAttribute> {
@@ -136,15 +129,4 @@ fn pair_attributes(name: &str, wanted: &EndpointWanted) -> Vec<LinkAttribute> {
     ];
     let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(used)))];
     vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(wanted.mtu.get()), LinkAttribute::LinkInfo(info)]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn link_local_is_the_modified_eui_64() {
-        let mac = "02:00:5e:10:00:01".parse().unwrap();
-        assert_eq!(link_local(mac), "fe80::5eff:fe10:1".parse::<Ipv6Addr>().unwrap());
-    }
 }

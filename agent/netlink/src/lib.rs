@@ -21,13 +21,17 @@
 //! a [`Netlink`] belongs on the thread that opened it, on a `current_thread` runtime.
 
 pub mod announce;
+mod attributes;
 mod binding;
 mod device;
 mod diff;
 mod endpoint;
 mod error;
 mod link;
+mod link_local;
 pub mod marker;
+mod mdb;
+mod memberships;
 pub mod names;
 mod netlink;
 mod network;
@@ -41,6 +45,7 @@ mod wanted;
 pub use endpoint::EndpointWanted;
 pub use error::{Cause, Error};
 pub use marker::MarkerOrder;
+pub use memberships::Memberships;
 pub use netlink::Netlink;
 pub use tap::{Tap, TapConfig};
 pub use wanted::{BindingFound, BindingWanted, Changes, NetworkWanted, Path};

@@ -16,7 +16,7 @@ use tracing::debug;
 use crate::{
     Changes, Error, Netlink, NetworkWanted, Path, Result,
     diff::{Found, Op, Tagged, Wanted, diff},
-    link::{BridgeSettings, Link, PortSettings},
+    link::{Link, PortSettings},
     names,
     netlink::Segment,
     quiet::Role,
@@ -26,7 +26,6 @@ use crate::{
 
 /// The tunnel's bridge port: ARP and ND for known addresses are answered here instead of sent through it.
 const TUNNEL_PORT: PortSettings = PortSettings { learning: false, neigh_suppress: true };
-const BRIDGE: BridgeSettings = BridgeSettings { stp: false, multicast_snooping: false };
 
 impl Netlink {
     /// Makes a network as it should be: devices, flood list, bindings. What is right already is not touched.
@@ -117,8 +116,8 @@ impl Netlink {
             Some(link) if link.kind == Some(InfoKind::Bridge) => link,
             Some(_) => return Err(Error::Foreign { device: name, expected: "a bridge" }),
         };
-        if link.bridge != BRIDGE {
-            let change = vec![LinkAttribute::LinkInfo(bridge_info())];
+        if link.bridge.stp {
+            let change = vec![LinkAttribute::LinkInfo(bridge_info(link.bridge.multicast_snooping))];
             self.verbs.change_link(link.index, change).await.map_err(Error::device("set options of", &name))?;
             note(changed, &name);
         }
@@ -182,10 +181,12 @@ impl Netlink {
     }
 }
 
-fn bridge_info() -> Vec<LinkInfo> {
+/// Without multicast snooping, unless an operator wants it: a bridge that snoops speaks in its tenant's segment (it joins the
+/// groups of all snoopers), and without a querier it floods all the same.
+fn bridge_info(multicast_snooping: bool) -> Vec<LinkInfo> {
     let data = vec![
         InfoBridge::StpState(BridgeStpState::Disabled),
-        InfoBridge::MulticastSnooping(false),
+        InfoBridge::MulticastSnooping(multicast_snooping),
         // Else a kernel with VLAN filtering doubles every entry, once for VLAN 1.
         InfoBridge::VlanDefaultPvid(0),
     ];
@@ -199,7 +200,7 @@ fn bridge_attributes(name: &str, vtep: Ipv4Addr, mtu: u32) -> Vec<LinkAttribute>
         LinkAttribute::Mtu(mtu),
         // Its own, else the kernel gives it the least of its ports', which come and go. Locally administered.
         LinkAttribute::Address(vec![0x06, 0x54, a, b, c, d]),
-        LinkAttribute::LinkInfo(bridge_info()),
+        LinkAttribute::LinkInfo(bridge_info(false)),
     ]
 }
 

@@ -23,6 +23,7 @@ use rtnetlink::sys::AsyncSocket as _;
 use throughline_cutover::MacAddr;
 
 use crate::{
+    attributes::Attributes,
     error::Cause,
     link::{Link, PortSettings},
 };
@@ -30,7 +31,7 @@ use crate::{
 /// Tag of our neighbour entries: NDA_PROTOCOL, 'T'. Unassigned in the kernel's rtnetlink.h and iproute2's rt_protos.
 pub(crate) const PROTOCOL: u8 = 84;
 /// How often a list that changes under the reader is read again.
-const DUMP_ATTEMPTS: u32 = 5;
+pub(crate) const DUMP_ATTEMPTS: u32 = 5;
 /// Where vxlan floods: the all-zero address (`bridge fdb append 00:00:00:00:00:00 ...`).
 pub(crate) const FLOOD: MacAddr = MacAddr::new([0; 6]);
 
@@ -344,20 +345,12 @@ fn refusal(error: &ErrorMessage) -> Cause {
 }
 
 /// The kernel's words: NLMSGERR_ATTR_MSG among the attributes after the echoed header (NETLINK_CAP_ACK, NETLINK_EXT_ACK).
-fn extended_ack(echoed: &[u8]) -> Option<String> {
+pub(crate) fn extended_ack(echoed: &[u8]) -> Option<String> {
     const HEADER: usize = 16;
     const MESSAGE: u16 = 1;
-    let mut rest = echoed.get(HEADER..)?;
-    while let [l0, l1, k0, k1, ..] = *rest {
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = rest.get(4..length)?;
-        if u16::from_ne_bytes([k0, k1]) & 0x3fff == MESSAGE {
-            let text = value.split(|&byte| byte == 0).next()?;
-            return Some(String::from_utf8_lossy(text).into_owned());
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-    None
+    let (_, value) = Attributes(echoed.get(HEADER..)?).find(|(kind, _)| *kind == MESSAGE)?;
+    let text = value.split(|&byte| byte == 0).next()?;
+    Some(String::from_utf8_lossy(text).into_owned())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `throughline-probe`: the probes as a program, static, so that the same file runs in the guest and on the hosts.
 
 use std::io::{self, BufRead, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -72,9 +72,9 @@ enum Command {
     },
     /// On a host that stays: ping a guest until it answers once. Fails if it does not.
     Ping {
-        /// The guest's address.
+        /// The guest's address, IPv4 or IPv6.
         #[arg(long)]
-        guest: Ipv4Addr,
+        guest: IpAddr,
         /// Seconds to wait for an answer.
         #[arg(long, default_value_t = 10)]
         patience: u64,
@@ -149,7 +149,7 @@ fn load(config: &load::Config) -> Result<()> {
     }
 }
 
-fn ping_once(guest: Ipv4Addr, patience: Duration) -> Result<()> {
+fn ping_once(guest: IpAddr, patience: Duration) -> Result<()> {
     let answered = ping::answered(guest, patience).context("cannot ping: root is needed")?;
     ensure!(answered, "{guest} did not answer a ping within {patience:?}");
     Ok(())

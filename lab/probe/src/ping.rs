@@ -1,7 +1,7 @@
-//! ICMP echo, answered by the guest's kernel and not by any probe of ours.
+//! ICMP echo over IPv4 or IPv6, answered by the guest's kernel and not by any probe of ours.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, connect, recv, send, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, connect, recv, send,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -18,11 +18,29 @@ use crate::arrivals::{Arrival, Log};
 use crate::clock::{Pacer, realtime_ns};
 use crate::packet::{LEN, Packet};
 
-const ECHO_REQUEST: u8 = 8;
-const ECHO_REPLY: u8 = 0;
 const ICMP_HEADER: usize = 8;
-/// Raw ICMP sockets deliver the IP header too; the kernel answers without IP options.
-const IP_HEADER: usize = 20;
+/// Answers that the pinger may be late to read.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// What differs between ICMP and ICMPv6.
+#[derive(Debug, Clone, Copy)]
+struct Version {
+    request: u8,
+    reply: u8,
+    /// What the socket delivers before the ICMP header; the kernel answers without IP options.
+    ip_header: usize,
+}
+
+/// RFC 792.
+const V4: Version = Version { request: 8, reply: 0, ip_header: 20 };
+/// RFC 4443. Its raw sockets deliver no IP header, and the kernel fills in the checksum.
+const V6: Version = Version { request: 128, reply: 129, ip_header: 0 };
+
+impl Version {
+    const fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { V4 } else { V6 }
+    }
+}
 
 /// Pings at a steady rate and logs the answers.
 #[derive(Debug)]
@@ -33,7 +51,7 @@ pub struct Pinger {
 }
 
 /// Pings `guest` until it has answered once; whether it did within `patience`. Needs `CAP_NET_RAW`.
-pub fn answered(guest: Ipv4Addr, patience: Duration) -> io::Result<bool> {
+pub fn answered(guest: IpAddr, patience: Duration) -> io::Result<bool> {
     let stop = Arc::new(AtomicBool::new(false));
     let session = (realtime_ns() / 1_000_000) as u32;
     let pinger = Pinger::start(guest, session, 20, &stop)?;
@@ -49,15 +67,17 @@ pub fn answered(guest: Ipv4Addr, patience: Duration) -> io::Result<bool> {
 
 impl Pinger {
     /// Starts pinging `guest` `rate` times a second until `stop`. Needs `CAP_NET_RAW`.
-    pub fn start(guest: Ipv4Addr, session: u32, rate: u32, stop: &Arc<AtomicBool>) -> io::Result<Arc<Self>> {
+    pub fn start(guest: impl Into<IpAddr>, session: u32, rate: u32, stop: &Arc<AtomicBool>) -> io::Result<Arc<Self>> {
+        let guest = guest.into();
+        let version = Version::of(guest);
         let socket = Arc::new(icmp_socket(guest)?);
         let pinger = Arc::new(Self { next: AtomicU64::new(0), answers: Log::default() });
 
         let (this, receiving, stopped) = (pinger.clone(), socket.clone(), stop.clone());
-        thread::spawn(move || this.receive(&receiving, session, &stopped));
+        thread::spawn(move || this.receive(version, &receiving, session, &stopped));
 
         let (this, stopped) = (pinger.clone(), stop.clone());
-        thread::spawn(move || this.send(&socket, session, rate, &stopped));
+        thread::spawn(move || this.send(version, &socket, session, rate, &stopped));
         Ok(pinger)
     }
 
@@ -66,41 +86,49 @@ impl Pinger {
         self.next.load(Ordering::SeqCst)
     }
 
-    fn send(&self, socket: &OwnedFd, session: u32, rate: u32, stop: &AtomicBool) {
+    fn send(&self, version: Version, socket: &OwnedFd, session: u32, rate: u32, stop: &AtomicBool) {
         let mut pacer = Pacer::new(rate);
         while !stop.load(Ordering::SeqCst) {
             pacer.wait();
             let sequence = self.next();
-            let request = request(Packet { session, sequence, retransmits: 0 });
+            let request = request(version, Packet { session, sequence, retransmits: 0 });
             if send(socket.as_raw_fd(), &request, MsgFlags::empty()).is_ok() {
                 self.next.store(sequence + 1, Ordering::SeqCst);
             }
         }
     }
 
-    fn receive(&self, socket: &OwnedFd, session: u32, stop: &AtomicBool) {
+    fn receive(&self, version: Version, socket: &OwnedFd, session: u32, stop: &AtomicBool) {
         let mut buffer = [0; 2048];
         while !stop.load(Ordering::SeqCst) {
             let Ok(length) = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) else { continue };
             let at_ns = realtime_ns();
-            if let Some(packet) = reply(&buffer[..length]).filter(|packet| packet.session == session) {
+            if let Some(packet) = reply(version, &buffer[..length]).filter(|packet| packet.session == session) {
                 self.answers.push(Arrival { sequence: packet.sequence, at_ns });
             }
         }
     }
 }
 
-fn icmp_socket(guest: Ipv4Addr) -> io::Result<OwnedFd> {
-    let socket = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)?;
+fn icmp_socket(guest: IpAddr) -> io::Result<OwnedFd> {
+    let (family, protocol) = match guest {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
+    };
+    let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(100))?;
-    connect(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(guest, 0)))?;
+    match guest {
+        IpAddr::V4(guest) => connect(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(guest, 0)))?,
+        IpAddr::V6(guest) => connect(socket.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(guest, 0, 0, 0)))?,
+    }
     Ok(socket)
 }
 
-/// An echo request (RFC 792) carrying `packet`; identifier and sequence repeat its lower bits.
-fn request(packet: Packet) -> [u8; ICMP_HEADER + LEN] {
+/// An echo request carrying `packet`; identifier and sequence repeat its lower bits.
+fn request(version: Version, packet: Packet) -> [u8; ICMP_HEADER + LEN] {
     let mut bytes = [0; ICMP_HEADER + LEN];
-    bytes[0] = ECHO_REQUEST;
+    bytes[0] = version.request;
     bytes[4..6].copy_from_slice(&(packet.session as u16).to_be_bytes());
     bytes[6..8].copy_from_slice(&(packet.sequence as u16).to_be_bytes());
     bytes[ICMP_HEADER..].copy_from_slice(&packet.encode());
@@ -109,9 +137,9 @@ fn request(packet: Packet) -> [u8; ICMP_HEADER + LEN] {
     bytes
 }
 
-fn reply(datagram: &[u8]) -> Option<Packet> {
-    let icmp = datagram.get(IP_HEADER..)?;
-    (*icmp.first()? == ECHO_REPLY).then(|| Packet::decode(icmp.get(ICMP_HEADER..)?))?
+fn reply(version: Version, datagram: &[u8]) -> Option<Packet> {
+    let icmp = datagram.get(version.ip_header..)?;
+    (*icmp.first()? == version.reply).then(|| Packet::decode(icmp.get(ICMP_HEADER..)?))?
 }
 
 /// The Internet checksum (RFC 1071) of an even number of bytes.
@@ -127,17 +155,19 @@ mod tests {
 
     #[test]
     fn a_request_with_its_checksum_sums_to_zero() {
-        let bytes = request(Packet { session: 0x1234_5678, sequence: 99, retransmits: 0 });
+        let bytes = request(V4, Packet { session: 0x1234_5678, sequence: 99, retransmits: 0 });
         assert_eq!(checksum(&bytes), 0);
     }
 
     #[test]
     fn only_replies_count() {
         let packet = Packet { session: 1, sequence: 2, retransmits: 0 };
-        let mut datagram = vec![0; IP_HEADER];
-        datagram.extend(request(packet));
-        assert_eq!(reply(&datagram), None);
-        datagram[IP_HEADER] = ECHO_REPLY;
-        assert_eq!(reply(&datagram), Some(packet));
+        for version in [V4, V6] {
+            let mut datagram = vec![0; version.ip_header];
+            datagram.extend(request(version, packet));
+            assert_eq!(reply(version, &datagram), None);
+            datagram[version.ip_header] = version.reply;
+            assert_eq!(reply(version, &datagram), Some(packet));
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! A lab of the test's own, and its end.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
 
 /// The nodes that run a daemon of ours.
 pub(crate) const NODES: [&str; 4] = ["ctl", "h1", "h2", "peer"];
@@ -61,13 +63,30 @@ impl Lab {
 
     /// Boots the guest on h1 and returns when QEMU runs it; the probe waits for the rest.
     pub(crate) fn boot_guest(&self) {
+        self.boot_guest_with("", &[]);
+    }
+
+    /// The same, told more on its kernel's command line, and made with more flags.
+    pub(crate) fn boot_guest_with(&self, parameters: &str, flags: &[&str]) {
         let (kernel, initrd) = (image("vmlinuz"), image("initrd.img"));
-        let cmdline = format!("console=ttyS0 quiet panic=-1 tl.ip={GUEST_ADDRESS}/24");
+        let cmdline = format!("console=ttyS0 quiet panic=-1 tl.ip={GUEST_ADDRESS}/24 {parameters}");
         // Not a multiple of 256 KiB: QEMU 7.2 without KVM corrupts migrated memory of such sizes.
         let create = ["guest", "create", GUEST, "--host", "h1", "--memory", "262136KiB", "--network", "blue"];
         let boot = ["--kernel", &kernel, "--initrd", &initrd, "--cmdline", &cmdline];
         let card = ["--mac", GUEST_MAC, "--ip", GUEST_ADDRESS];
-        self.throughline(&[&create[..], &boot, &card].concat()).done();
+        self.throughline(&[&create[..], &boot, &card, flags].concat()).done();
+    }
+
+    /// Does something in a node's network namespace, on a thread of its own; threads begun there stay there.
+    pub(crate) fn inside<T: Send>(&self, node: &str, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(self.namespace(node)).unwrap();
+        thread::scope(|scope| {
+            let entered = scope.spawn(|| {
+                setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// The lab's name.

@@ -10,10 +10,14 @@
 
 mod failing;
 mod garbage;
+mod guests;
 mod input;
 mod lab;
 mod moving;
 mod operator;
+mod pings;
 mod probe;
 mod processes;
 mod restart;
+mod segment;
+mod wire;

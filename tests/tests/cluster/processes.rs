@@ -63,6 +63,15 @@ impl Lab {
         );
     }
 
+    /// Taps and holds of guests on a node.
+    pub(crate) fn guest_devices(&self, node: &str) -> Vec<String> {
+        let links = self.on(node, &["ip", "-o", "link", "show"]).output().unwrap();
+        assert!(links.status.success(), "{links:?}");
+        let text = String::from_utf8_lossy(&links.stdout).into_owned();
+        let names = text.lines().filter_map(|line| line.split(": ").nth(1));
+        names.filter(|name| name.starts_with("tlt") || name.starts_with("tlh")).map(str::to_owned).collect()
+    }
+
     /// Ids of the daemons of ours on a node.
     pub(crate) fn daemons(&self, node: &str) -> Vec<i32> {
         self.processes(node, "throughline-")

@@ -20,6 +20,7 @@ use crate::{
     host::Host,
     journal::Promise,
     lock::lock,
+    memberships,
     moving::{Counted, MovingPort, until, until_or_late},
     resident::{Resident, hypervisor_failure, network_failure},
     uplink::MigrationNews,
@@ -408,7 +409,8 @@ impl Hands for SourceHands {
             SourceEffect::Pause => return self.fail_memory(self.resident.vm.stop().await),
             SourceEffect::RecordGiveUp => self.record_give_up(),
             SourceEffect::TellGiveUp => {
-                self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0 }));
+                let memberships = memberships::hand_over(&self.host, &self.resident.ports).await;
+                self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0, memberships }));
             }
             SourceEffect::TellAgain => self.say(from_source::Message::BeginAgain(v1::BeginAgain {})),
             SourceEffect::Retreat => {

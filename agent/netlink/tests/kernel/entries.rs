@@ -92,10 +92,12 @@ fn devices_set_up_otherwise_are_put_right() {
     host.enter(|| async {
         let netlink = settled(&fabric).await;
         let (bridge, vxlan) = (names::bridge(vni()), names::vxlan(vni()));
-        host.ip(&["link", "set", &bridge, "type", "bridge", "mcast_snooping", "1"]);
+        host.ip(&["link", "set", &bridge, "type", "bridge", "stp_state", "1", "mcast_snooping", "1"]);
         host.ip(&["link", "set", &vxlan, "type", "bridge_slave", "neigh_suppress", "off"]);
         let changes = netlink.ensure_network(&wanted(&fabric)).await.unwrap();
         assert_eq!(changes.devices, [bridge.clone(), vxlan.clone()]);
+        let now = &host.describe(&bridge)["linkinfo"]["info_data"];
+        assert_eq!((&now["stp_state"], &now["mcast_snooping"]), (&0.into(), &1.into()), "snooping is the operator's");
 
         let moved = NetworkWanted { local_vtep: vtep(2), flood: [vtep(1)].into(), ..wanted(&fabric) };
         let changes = netlink.ensure_network(&moved).await.unwrap();

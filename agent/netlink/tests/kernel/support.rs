@@ -223,6 +223,11 @@ impl Sniffer {
         Ok(Self { socket })
     }
 
+    /// Puts a frame on the device.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        assert_eq!(nix::unistd::write(&self.socket, frame).unwrap(), frame.len());
+    }
+
     /// What has passed since the last call.
     pub(crate) fn drain(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();

@@ -1,0 +1,121 @@
+//! Any guest: with several cards, several processors, faster with its memory than the wire, idle, or wedged.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::lab::{GUEST, GUEST_ADDRESS, Lab, wait_for};
+use crate::pings::Pings;
+use crate::probe::Probe;
+
+/// An idle guest: its kernel answers pings, and that is all.
+const IDLE: &str = "tl.probe=off";
+/// Longest a move may take, from the command to its end, of a guest that does not hinder it.
+const MOVE: Duration = Duration::from_secs(30);
+
+#[test]
+fn three_cards_on_two_networks_move_as_one() {
+    const ADDRESSES: [&str; 7] =
+        [GUEST_ADDRESS, "10.7.0.11", "fd07::10", "10.7.1.10", "fd07:1::10", "10.8.0.10", "fd08::10"];
+    let lab = Lab::up("cards");
+    lab.throughline(&["network", "create", "green", "--vni", "7002"]).done();
+    let endpoint = |name, network, addresses: &[&str]| {
+        let ips: Vec<_> = addresses.iter().flat_map(|ip| ["--ip", ip]).collect();
+        let create = ["endpoint", "create", name, "--network", network, "--host", "peer"];
+        lab.throughline(&[&create[..], &ips].concat()).done();
+    };
+    endpoint("gw1", "blue", &["10.7.1.1", "fd07::1", "fd07:1::1"]);
+    endpoint("gw2", "green", &["10.8.0.1", "fd08::1"]);
+    lab.boot_guest_with(
+        "tl.ip=10.7.0.11/24 tl.ip=fd07::10/64 tl.ip.1=10.7.1.10/24 tl.ip.1=fd07:1::10/64 \
+         tl.ip.2=10.8.0.10/24 tl.ip.2=fd08::10/64 tl.probe=off",
+        &[
+            &["--ip", "10.7.0.11", "--ip", "fd07::10"][..],
+            &["--port", "network=blue,mac=02:00:00:07:01:10,ip=10.7.1.10,ip=fd07:1::10"],
+            &["--port", "network=green,mac=02:00:00:08:00:10,ip=10.8.0.10,ip=fd08::10"],
+        ]
+        .concat(),
+    );
+    let mut pings = Pings::start(&lab, &ADDRESSES, 200);
+    for to in ["h2", "h1"] {
+        lab.migrate(to);
+        let answered = pings.assert_answered(&format!("a guest with three cards moved to {to}"));
+        println!("three cards to {to}: {answered} pings, none lost");
+    }
+    lab.assert_no_qemu("h2");
+    assert_eq!(lab.guest_devices("h2"), Vec::<String>::new());
+}
+
+#[test]
+fn several_processors_move() {
+    let lab = Lab::up("vcpus");
+    lab.boot_guest_with("", &["--vcpus", "3"]);
+    let mut probe = Probe::start(&lab);
+    for to in ["h2", "h1"] {
+        lab.migrate(to);
+        probe.assert_unnoticed(&lab, &format!("a guest with three processors moved to {to}"));
+    }
+}
+
+/// 64 MiB, half of them rewritten every second, faster than half of what the wire is allowed to take.
+#[test]
+fn memory_faster_than_the_wire_is_refused_with_the_numbers_and_moves_when_it_fits() {
+    let lab = Lab::up("dirty");
+    lab.boot_guest_with("tl.memory=64 tl.dirty=32768", &[]);
+    let mut probe = Probe::start(&lab);
+    let migrate = ["migrate", GUEST, "--to", "h2"];
+    // Its first pass alone takes longer than that.
+    let narrow = ["--bandwidth", "24MiB", "--deadline", "3s", "--detach"];
+    let begun = lab.throughline(&[&migrate[..], &narrow].concat()).done();
+    let id = begun["id"].as_str().unwrap();
+    assert_eq!(lab.wait_until_aborted(id), "DEADLINE_EXCEEDED");
+    let numbers = lab.migration(id)["progress"].take();
+    println!("given up at {numbers}");
+    let number = |name: &str| numbers[name].as_u64().unwrap_or_default();
+    assert!(number("rate") > 0 && number("remaining") > 0, "an operator learns how far it was: {numbers}");
+    lab.assert_no_qemu("h2");
+    probe.assert_unnoticed(&lab, "a move that could not converge was given up");
+
+    let moved = lab.throughline(&[&migrate[..], &["--bandwidth", "40MiB"]].concat()).done();
+    assert_eq!(moved["migration"]["phase"], "DONE", "{moved}");
+    probe.assert_unnoticed(&lab, "a guest moved that dirties memory faster than half of the bandwidth");
+}
+
+#[test]
+fn an_idle_guest_loses_no_frame_of_many() {
+    let lab = Lab::up("idle");
+    lab.boot_guest_with(IDLE, &[]);
+    let mut pings = Pings::start(&lab, &[GUEST_ADDRESS], 2000);
+    for to in ["h2", "h1", "h2"] {
+        lab.migrate(to);
+        let answered = pings.assert_answered(&format!("an idle guest moved to {to}"));
+        println!("idle to {to}: {answered} pings, none lost");
+    }
+}
+
+/// Its driver has let go of the card, so QEMU reads nothing from the tap and frames pile up in it.
+#[test]
+fn a_wedged_guest_does_not_keep_a_move_open() {
+    let lab = Lab::up("wedged");
+    lab.boot_guest_with("tl.wedge=yes", &[]);
+    let console = lab.state().join("h1/state/guests").join(GUEST).join("serial.log");
+    wait_for("the guest wedges itself", Duration::from_secs(60), || {
+        fs::read_to_string(&console).is_ok_and(|text| text.contains("init: wedged")).then_some(())
+    });
+    let flood = lab.inside("peer", || std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    let pour = || {
+        for _ in 0..3000 {
+            flood.send_to(b"anybody?", (GUEST_ADDRESS, 9)).unwrap();
+        }
+    };
+    for (from, to) in [("h1", "h2"), ("h2", "h1")] {
+        pour();
+        let begun = Instant::now();
+        lab.migrate(to);
+        println!("wedged to {to}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < MOVE, "the move took {:?}", begun.elapsed());
+        lab.assert_no_qemu(from);
+        assert_eq!(lab.guest_devices(from), Vec::<String>::new(), "left behind on {from}");
+        thread::sleep(Duration::from_millis(500));
+    }
+}
