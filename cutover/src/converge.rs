@@ -44,7 +44,7 @@ const FLIGHT: Duration = Duration::from_millis(22);
 const FLIGHT_BEGINS: Duration = Duration::from_millis(120);
 /// A flight that leaves a pause this long, microseconds, got near enough.
 const NEAR_ENOUGH_US: u64 = 8_000;
-/// After that many flights the guest is paused wherever it is.
+/// After that many flights the guest is paused wherever it is, if the caller's limit allows it.
 const FLIGHTS: u32 = 10;
 
 /// Watches pre-copy and says when the guest should be paused.
@@ -126,7 +126,7 @@ impl Convergence {
             self.slot = Some(now);
         }
         let Some(slot) = self.slot else { return false };
-        if progress.rate >= BRAKED_RATE || !self.allowed(progress) {
+        if progress.rate >= BRAKED_RATE {
             return false;
         }
         let in_slot = now.saturating_sub(slot);
@@ -150,14 +150,15 @@ impl Convergence {
             flight.moved = Some(now);
         }
         let pass_ended = self.last.passes > flight.with.passes;
-        if pass_ended && self.last.remaining <= PAUSE_AT {
+        let allowed = self.allowed(&self.last);
+        if pass_ended && self.last.remaining <= PAUSE_AT && allowed {
             return Course::Pause;
         }
         if self.flight_deadline().is_some_and(|deadline| now < deadline) {
             return Course::GoOn;
         }
         let near = pass_ended && self.last.expected_pause_us <= NEAR_ENOUGH_US;
-        if near || self.flights >= FLIGHTS { Course::Pause } else { Course::Brake }
+        if allowed && (near || self.flights >= FLIGHTS) { Course::Pause } else { Course::Brake }
     }
 
     /// When a flight has taken long enough.
@@ -232,9 +233,13 @@ mod tests {
         for second in 0..10 {
             assert!(!convergence.should_pause(&at(9, 90 * MIB, 50_001), Duration::from_secs(second)));
         }
-        convergence.should_arm(&at(10, MIB, 50_001), ms(0));
-        assert!(!convergence.should_arm(&at(10, MIB, 50_001), ARM_AFTER));
-        assert!(convergence.should_arm(&at(10, MIB, 50_000), ARM_AFTER));
+        convergence.take_off(ms(0));
+        assert_eq!(convergence.course(Some(&at(12, MIB, 50_001)), ms(5)), Course::GoOn);
+        assert_eq!(convergence.course(Some(&at(12, MIB, 50_000)), ms(5)), Course::Pause);
+        for _ in 0..FLIGHTS {
+            convergence.take_off(ms(10));
+        }
+        assert_eq!(convergence.course(Some(&at(12, MIB, 50_001)), ms(10) + FLIGHT_BEGINS), Course::Brake);
     }
 
     #[test]
