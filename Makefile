@@ -1,7 +1,7 @@
 # What a developer says. Everything here makes the machine ready by itself (Debian 12, root, rustup's stable toolchain) and
 # is cheap when there is nothing to do. One cargo profile throughout, `dev`: the demo and the tests share every artefact, and
 # what has to be fast runs in the kernel.
-.PHONY: help setup build lint test cures demo clean-lab
+.PHONY: help setup build lint test cures bench demo clean-lab
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,6 +25,10 @@ cures: setup ## Prove that each cure is one: without it its test fails (RUNS=10 
 
 demo: build ## Move a guest there and back under traffic; ARGS="--runs 20 --pps 2000 --json out.json", or "--idle"
 	target/debug/throughline-lab demo $(ARGS)
+
+bench: build ## Measure into bench/results.md, half an hour; ARGS="--rounds 2 --only continuity"
+	@scripts/bench-setup.sh
+	target/debug/throughline-lab bench $(ARGS)
 
 clean-lab: build ## Take down a lab that was left up
 	target/debug/throughline-lab down

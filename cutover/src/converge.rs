@@ -1,15 +1,19 @@
-//! When to pause: pure judgement over QEMU's progress figures.
+//! When to arm and when to pause: pure judgement over QEMU's progress figures.
 //!
 //! QEMU stops a guest by itself when what is left would go within its downtime limit times the rate it measured over the
-//! last 100 ms; an idle guest gets there before anybody looks. A stop that finds the port not armed may cost a frame: a
-//! stopped QEMU still reads one from its tap (net/tap.c, `tap_send`). So the end is approached in three steps:
+//! last 100 ms, or when nothing is left; an idle guest gets there before anybody looks. A stop that finds the port not
+//! armed may cost a frame: a stopped QEMU still reads one from its tap (net/tap.c, `tap_send`). So QEMU runs free only far
+//! from the end, or armed:
 //!
-//! 1. *brake* while something is left: QEMU goes to sleep over it, however idle the guest, and measures next to no rate;
-//! 2. *approach* at full rate: the first pass ends, and QEMU, judging by that rate, goes on with what was dirtied
-//!    meanwhile unless it is a handful of pages;
-//! 3. arm before the first pass can end, pause when next to nothing is left of the second. Should QEMU be quicker, the
-//!    port is armed already.
+//! 1. *brake* while something is left: QEMU goes to sleep over it, however idle the guest, and measures next to no rate.
+//!    From here on it moves in slots of 100 ms, one page at the beginning of each, which shows where the slots are;
+//! 2. *arm* shortly before a slot ends, and only then give full rate: a *flight*. The first pass ends, and QEMU, judging
+//!    by the braked rate, goes on with what was dirtied meanwhile unless it is a handful of pages;
+//! 3. pause when next to nothing is left of a later pass. Should QEMU be quicker, the port is armed already;
+//! 4. a flight that does not get there soon is braked, what was held goes to the guest, and the next slot sees the next
+//!    flight: frames wait for a moment several times, but never long.
 //!
+//! A QEMU that stops before it was braked (nobody looked in time) is made to begin again, further from the end.
 use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -20,59 +24,73 @@ use crate::{Limits, Progress};
 const GOOD_PAUSE_US: u64 = 3_000;
 /// How long a pause that is allowed but not good is given to become good, in pre-copy at full rate.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// How long an approach may take before what is left is held back again: QEMU's slot is 100 ms.
-const APPROACH: Duration = Duration::from_millis(50);
-/// Arm when this little is left, bytes: more than goes between two looks, less than is worth holding frames for.
-const ARM_AT: u64 = 6 << 20;
-/// Pause when this little is left, bytes.
-const PAUSE_AT: u64 = 1 << 20;
-/// How long frames are held for the last pass to end before the guest is paused all the same.
-const LAST_PASS: Duration = Duration::from_millis(30);
-/// An approach that has not begun by then (QEMU looks every 100 ms) will not.
-const APPROACH_BEGINS: Duration = Duration::from_millis(400);
 /// Brake when this little is left, bytes: more than is sent, zero pages included, between two looks.
 const BRAKE_AT: u64 = 32 << 20;
 /// QEMU has noticed the brake when it measures less than this, bytes per second.
 const BRAKED_RATE: u64 = 1 << 20;
+/// Arm this long after a slot began: what is left of its 100 ms is for the tap's ring to run empty and the rate to be set.
+const ARM_AFTER: Duration = Duration::from_millis(90);
+/// From then on it is too late for this slot.
+const ARM_BEFORE: Duration = Duration::from_millis(97);
+/// With this much left and one page sent a slot, QEMU does not end by itself, bytes.
+const SAFE_TO_DISARM: u64 = 64 << 10;
+/// Pause when this little is left, bytes.
+const PAUSE_AT: u64 = 1 << 20;
+/// How long frames are held for one flight, once it goes.
+const FLIGHT: Duration = Duration::from_millis(22);
+/// How long frames are held for a flight to begin.
+const FLIGHT_BEGINS: Duration = Duration::from_millis(120);
+/// A flight that leaves a pause this long, microseconds, got near enough.
+const NEAR_ENOUGH_US: u64 = 8_000;
+/// After that many flights the guest is paused wherever it is.
+const FLIGHTS: u32 = 10;
 
 /// Watches pre-copy and says when the guest should be paused.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Convergence {
     limits: Limits,
     last: Progress,
+    /// How often QEMU was too quick.
+    missed: u32,
     allowed_since: Option<Duration>,
-    released: Option<(Duration, Progress)>,
-    approached_since: Option<Duration>,
-    armed: Option<Duration>,
+    /// When the slot began that is now under way, while braked.
+    slot: Option<Duration>,
+    flights: u32,
+    flight: Option<Flight>,
 }
 
-/// What an approach has come to.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Flight {
+    began: Duration,
+    with: Progress,
+    moved: Option<Duration>,
+}
+
+/// What a flight has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Approach {
+pub(crate) enum Course {
     /// Look again.
     GoOn,
-    /// Arm now.
-    Arm,
-    /// The slot runs out: brake again.
+    /// Pause the guest now.
+    Pause,
+    /// Too far for this time: brake.
     Brake,
 }
 
 impl Convergence {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            last: Progress::default(),
-            allowed_since: None,
-            released: None,
-            approached_since: None,
-            armed: None,
-        }
+        Self { limits, last: Progress::default(), missed: 0, allowed_since: None, slot: None, flights: 0, flight: None }
+    }
+
+    /// QEMU was too quick: the next attempt brakes further from the end.
+    pub(crate) fn begin_again(&mut self) {
+        *self = Self { missed: self.missed + 1, last: self.last, ..Self::new(self.limits) };
     }
 
     /// True when so little is left that QEMU may end by itself.
     pub(crate) fn should_brake(&mut self, progress: &Progress) -> bool {
         self.last = *progress;
-        progress.passes > 0 && progress.remaining <= BRAKE_AT
+        progress.passes > 0 && progress.remaining <= BRAKE_AT << self.missed.min(8)
     }
 
     /// True when a guest that keeps more dirty than the brake is for should be paused now: the first pass is over, and
@@ -87,50 +105,53 @@ impl Convergence {
         progress.expected_pause_us <= GOOD_PAUSE_US || now.saturating_sub(since) >= PATIENCE
     }
 
-    /// True when QEMU has measured the braked rate.
-    pub(crate) fn is_braked(&mut self, progress: &Progress) -> bool {
+    /// True when the port should be armed now, so that it is before the slot ends.
+    pub(crate) fn should_arm(&mut self, progress: &Progress, now: Duration) -> bool {
+        let moved = (progress.remaining, progress.transferred) != (self.last.remaining, self.last.transferred);
         self.last = *progress;
-        progress.rate < BRAKED_RATE
-    }
-
-    /// The brake is released now.
-    pub(crate) fn approach(&mut self, now: Duration) {
-        self.released = Some((now, self.last));
-        self.approached_since = None;
-    }
-
-    /// Judges the approach.
-    pub(crate) fn judge(&mut self, progress: &Progress, now: Duration) -> Approach {
-        self.last = *progress;
-        let Some((released_at, released)) = self.released else { return Approach::Brake };
-        let pass_ended = progress.passes > released.passes;
-        if !pass_ended && progress.remaining >= released.remaining {
-            let late = now.saturating_sub(released_at) >= APPROACH_BEGINS;
-            return if late { Approach::Brake } else { Approach::GoOn };
+        if moved {
+            self.slot = Some(now);
         }
-        let since = *self.approached_since.get_or_insert(now);
-        if (pass_ended || progress.remaining <= ARM_AT) && self.allowed(progress) {
-            return Approach::Arm;
+        let Some(slot) = self.slot else { return false };
+        let in_slot = now.saturating_sub(slot);
+        let in_time = in_slot >= ARM_AFTER && in_slot < ARM_BEFORE;
+        in_time && progress.rate < BRAKED_RATE && self.allowed(progress)
+    }
+
+    /// The port is armed and QEMU goes at full rate now.
+    pub(crate) fn take_off(&mut self, now: Duration) {
+        self.flights += 1;
+        self.flight = Some(Flight { began: now, with: self.last, moved: None });
+    }
+
+    /// Judges a flight, by new figures or because its time is up.
+    pub(crate) fn course(&mut self, progress: Option<&Progress>, now: Duration) -> Course {
+        self.last = progress.copied().unwrap_or(self.last);
+        let Some(flight) = &mut self.flight else { return Course::Pause };
+        if flight.moved.is_none() && self.last.remaining != flight.with.remaining {
+            flight.moved = Some(now);
         }
-        if now.saturating_sub(since) >= APPROACH { Approach::Brake } else { Approach::GoOn }
+        let pass_ended = self.last.passes > flight.with.passes;
+        if pass_ended && self.last.remaining <= PAUSE_AT {
+            return Course::Pause;
+        }
+        if self.flight_deadline().is_some_and(|deadline| now < deadline) {
+            return Course::GoOn;
+        }
+        let near = pass_ended && self.last.expected_pause_us <= NEAR_ENOUGH_US;
+        if near || self.flights >= FLIGHTS { Course::Pause } else { Course::Brake }
     }
 
-    /// The port is armed now.
-    pub(crate) fn armed(&mut self, now: Duration) {
-        self.armed = Some(now);
+    /// When a flight has taken long enough.
+    pub(crate) fn flight_deadline(&self) -> Option<Duration> {
+        self.flight.map(|flight| flight.moved.map_or(flight.began + FLIGHT_BEGINS, |moved| moved + FLIGHT))
     }
 
-    /// True when the last pass has ended, or will not be waited for.
-    pub(crate) fn last_pass_over(&mut self, progress: &Progress, now: Duration) -> bool {
+    /// Braked again with this left: true when QEMU cannot stop the guest before it is armed again.
+    pub(crate) fn may_disarm(&mut self, progress: &Progress) -> bool {
         self.last = *progress;
-        let pass_ended = self.released.is_none_or(|(_, released)| progress.passes > released.passes);
-        let late = self.armed.is_none_or(|at| now.saturating_sub(at) >= LAST_PASS);
-        late || (pass_ended && progress.remaining <= PAUSE_AT)
-    }
-
-    /// When the last pass is no longer waited for.
-    pub(crate) fn last_pass_deadline(&self) -> Option<Duration> {
-        self.armed.map(|at| at + LAST_PASS)
+        self.slot = None;
+        progress.remaining >= SAFE_TO_DISARM
     }
 
     fn allowed(&self, progress: &Progress) -> bool {
@@ -165,24 +186,23 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    fn released() -> Convergence {
-        let mut convergence = Convergence::new(Limits::default());
-        assert!(convergence.is_braked(&at(1, 20 * MIB, 40_000)));
-        convergence.approach(ms(0));
-        convergence
+    fn convergence() -> Convergence {
+        Convergence::new(Limits::default())
     }
 
     #[test]
     fn brakes_before_qemu_can_end_by_itself() {
-        let mut convergence = Convergence::new(Limits::default());
+        let mut convergence = convergence();
         assert!(!convergence.should_brake(&at(0, 0, 0)), "nothing was measured yet");
         assert!(!convergence.should_brake(&at(1, BRAKE_AT + 1, 0)));
         assert!(convergence.should_brake(&at(1, BRAKE_AT, 0)));
+        convergence.begin_again();
+        assert!(convergence.should_brake(&at(1, 2 * BRAKE_AT, 0)), "further from the end");
     }
 
     #[test]
     fn a_busy_guest_is_paused_when_it_gets_no_better() {
-        let mut convergence = Convergence::new(Limits::default());
+        let mut convergence = convergence();
         assert!(!convergence.should_pause(&at(1, 90 * MIB, 0), ms(0)), "never in the first pass");
         assert!(!convergence.should_pause(&at(2, 90 * MIB, 100_000), ms(0)));
         assert!(convergence.should_pause(&at(4, 90 * MIB, 100_000), PATIENCE));
@@ -194,42 +214,65 @@ mod tests {
         for second in 0..10 {
             assert!(!convergence.should_pause(&at(9, 90 * MIB, 50_001), Duration::from_secs(second)));
         }
-        convergence.approach(ms(0));
-        assert_eq!(convergence.judge(&at(10, MIB, 50_001), ms(10)), Approach::GoOn);
-        assert_eq!(convergence.judge(&at(10, MIB, 50_001), ms(10) + APPROACH), Approach::Brake);
+        convergence.should_arm(&at(10, MIB, 50_001), ms(0));
+        assert!(!convergence.should_arm(&at(10, MIB, 50_001), ARM_AFTER));
+        assert!(convergence.should_arm(&at(10, MIB, 50_000), ARM_AFTER));
     }
 
     #[test]
-    fn arms_before_the_first_pass_can_end() {
-        let mut convergence = released();
-        assert_eq!(convergence.judge(&at(1, 20 * MIB, 40_000), ms(90)), Approach::GoOn, "QEMU has not looked yet");
-        assert_eq!(convergence.judge(&at(1, 12 * MIB, 24_000), ms(100)), Approach::GoOn);
-        assert_eq!(convergence.judge(&at(1, ARM_AT, 10_000), ms(104)), Approach::Arm);
-        convergence.armed(ms(105));
-        assert!(!convergence.last_pass_over(&at(1, PAUSE_AT, 2_000), ms(107)), "what is dirty is not known yet");
-        assert!(!convergence.last_pass_over(&at(2, 8 * MIB, 16_000), ms(109)), "the second pass goes");
-        assert!(convergence.last_pass_over(&at(2, PAUSE_AT, 2_000), ms(121)), "next to nothing");
-        assert_eq!(released().judge(&at(2, 20 * MIB, 40_000), ms(100)), Approach::Arm, "the first pass has ended");
+    fn arms_at_the_end_of_a_slot_or_in_the_next() {
+        let mut convergence = convergence();
+        let left = |remaining| at(1, remaining, 6_000);
+        assert!(convergence.should_brake(&left(6 * MIB)));
+        assert!(!convergence.should_arm(&left(6 * MIB), ms(20)), "where are the slots?");
+        assert!(!convergence.should_arm(&left(6 * MIB - 4096), ms(50)), "one begins");
+        assert!(!convergence.should_arm(&left(6 * MIB - 4096), ms(50) + ARM_BEFORE), "too late");
+        assert!(!convergence.should_arm(&left(6 * MIB - 8192), ms(151)), "the next");
+        let unnoticed = Progress { rate: BRAKED_RATE, ..left(6 * MIB - 8192) };
+        assert!(!convergence.should_arm(&unnoticed, ms(151) + ARM_AFTER), "its rate is the old one");
+        assert!(convergence.should_arm(&left(6 * MIB - 8192), ms(152) + ARM_AFTER));
+    }
+
+    /// In the air since 105 ms, with `remaining` bytes.
+    fn in_flight(remaining: u64) -> Convergence {
+        let mut convergence = convergence();
+        convergence.should_arm(&at(1, remaining, 6_000), ms(10));
+        convergence.take_off(ms(105));
+        convergence
     }
 
     #[test]
-    fn frames_are_not_held_for_a_pass_that_does_not_end() {
-        let mut convergence = released();
-        convergence.armed(ms(105));
-        assert_eq!(convergence.last_pass_deadline(), Some(ms(105) + LAST_PASS));
-        assert!(!convergence.last_pass_over(&at(1, 2 * MIB, 2_000), ms(106)));
-        assert!(convergence.last_pass_over(&at(1, 2 * MIB, 2_000), ms(105) + LAST_PASS));
+    fn a_flight_ends_with_next_to_nothing() {
+        let mut convergence = in_flight(6 * MIB);
+        let mut course = |progress: Progress, at| convergence.course(Some(&progress), ms(at));
+        assert_eq!(course(at(1, 6 * MIB, 6_000), 110), Course::GoOn, "the slot is not over");
+        assert_eq!(course(at(1, PAUSE_AT, 2_000), 114), Course::GoOn, "what is dirty is not known yet");
+        assert_eq!(course(at(2, 8 * MIB, 16_000), 118), Course::GoOn, "the second pass goes");
+        assert_eq!(course(at(2, PAUSE_AT, 2_000), 121), Course::Pause, "next to nothing");
     }
 
     #[test]
-    fn an_approach_that_takes_too_long_is_broken_off() {
-        let mut convergence = released();
-        assert_eq!(convergence.judge(&at(1, 19 * MIB, 40_000), ms(100)), Approach::GoOn);
-        assert_eq!(convergence.judge(&at(1, 15 * MIB, 30_000), ms(100) + APPROACH), Approach::Brake);
+    fn a_flight_that_is_too_far_is_braked() {
+        let mut convergence = in_flight(30 * MIB);
+        assert_eq!(convergence.flight_deadline(), Some(ms(105) + FLIGHT_BEGINS), "it may not even begin");
+        assert_eq!(convergence.course(Some(&at(1, 28 * MIB, 28_000)), ms(112)), Course::GoOn);
+        assert_eq!(convergence.flight_deadline(), Some(ms(112) + FLIGHT));
+        assert_eq!(convergence.course(None, ms(112) + FLIGHT), Course::Brake);
+        assert!(!convergence.may_disarm(&at(1, 0, 0)), "QEMU may be stopping it at this moment");
+        assert!(convergence.may_disarm(&at(1, 12 * MIB, 12_000)));
+        assert!(!convergence.should_arm(&at(1, 12 * MIB, 12_000), ms(112) + ARM_AFTER), "where are the slots?");
     }
 
     #[test]
-    fn an_approach_that_never_begins_is_given_up() {
-        assert_eq!(released().judge(&at(1, 20 * MIB, 40_000), APPROACH_BEGINS), Approach::Brake);
+    fn near_enough_or_often_enough_is_there() {
+        let mut near = in_flight(30 * MIB);
+        near.course(Some(&at(1, 28 * MIB, 28_000)), ms(112));
+        assert_eq!(near.course(Some(&at(2, 5 * MIB, NEAR_ENOUGH_US)), ms(112) + FLIGHT), Course::Pause);
+        let mut busy = in_flight(30 * MIB);
+        for flight in 1..FLIGHTS {
+            assert_eq!(busy.course(None, ms(105) + FLIGHT_BEGINS), Course::Brake, "flight {flight}");
+            busy.take_off(ms(105));
+        }
+        assert_eq!(busy.course(None, ms(105) + FLIGHT_BEGINS), Course::Pause);
     }
 }

@@ -1,21 +1,25 @@
 //! The source's part of a cutover: it gives the guest up, once, and never takes it back on its own word.
 //!
 //! ```text
-//! Preparing ─ ready, peer prepared ─► Precopy ─ little left ─► Braked ─ given up, on disk; rate down ─► Approaching ─ next to ──┐
-//!     │                                  │                      ▲                                           │       nothing left   │
-//!     │                                  │                      ▲  └──────────── slot runs out ◄──────────────┘                │
-//!     │                                  └─ busy, no better ─► GivingUp ─ on disk ─────────────────────────────────────────────┤
-//!     │                                                                                                                        ▼
-//!     │          Ended ◄─ removed ─ Removing ◄─ settle, quiet ─ Carrying ◄─ committed ─ Switching ◄─ STOP ─ Pausing ◄─ pass over ─ LastPass ◄─ Arming
+//!                                                              ┌── disarmed ── Disarming ◄── far from it ── Landing ◄── too long ──┐
+//!                                                              ▼                                                                   │
+//! Preparing ─ ready, peer prepared ─► Precopy ─ little left ─► Braked ─ given up, on disk; a slot ends ─► Arming ─ armed ─► Flight ┤
+//!     │                                  ▲  │                      │                                       ▲ │                     │
+//!     │                 undone, prepared │  └─ busy, no better ────┼──────► GivingUp ─ on disk ────────────┘ │ (armed: Pausing)    │ near: told
+//!     │                    again         │                         ▼                                         ▼                     ▼
+//!     │                               Retreating ◄──────────── STOP, by QEMU itself ◄────────────────────────┘                  Pausing
+//!     │                                                                                                                            │ STOP
+//!     │          Ended ◄─ removed ─ Removing ◄─ settle, quiet ─ Carrying ◄─ committed ─ Switching ◄─────────────────────────────────┘
 //!     └── failed, cancelled, late ──► not told yet: Undoing ─► Ended                       ▲
 //!                                         ▲ declined                                       │ committed after all
 //!                                     told: Unresolved ────────────────────────────────────┘
 //! ```
 //!
-//! A QEMU that stops by itself all the same, at any time, is armed at once and goes on from `Arming`.
+//! A QEMU that stops by itself before the port is armed is taken back at once and begins again: its guest would lose a
+//! frame. After that it may stop when it likes.
 //!
-//! The give-up is written while the guest still runs, so that the disk's time is not the guest's pause. Once the
-//! destination has been told, only its word lets the guest stay.
+//! The give-up is written while the guest still runs, so that the disk's time is not the guest's pause. The destination
+//! is told when the guest is paused; from then on only its word lets the guest stay.
 
 use std::time::Duration;
 
@@ -23,13 +27,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Failure, Generation, Limits, Machine, Progress,
-    converge::{Approach, Convergence},
+    converge::{Convergence, Course},
 };
 
 /// Longest wait for the hold to be in place, and for QEMU to stop once told.
 const ARM_DEADLINE: Duration = Duration::from_secs(2);
 /// What a switchover may take beyond the caller's longest pause before it counts as failed.
 const SWITCH_GRACE: Duration = Duration::from_secs(3);
+/// How long a QEMU that was held back with next to nothing left may take to stop the guest.
+const LANDING_DEADLINE: Duration = Duration::from_millis(20);
+/// How often QEMU may stop the guest too soon before that is the end of the migration.
+const ATTEMPTS: u32 = 4;
 /// How often a destination that no longer answers is asked whether it committed.
 const RESOLVE_EVERY: Duration = Duration::from_millis(500);
 
@@ -42,14 +50,18 @@ pub enum SourcePhase {
     Precopy,
     /// Little is left and held back, the give-up is being written, the guest runs.
     Braked,
-    /// The last pass runs at full rate, the guest runs.
-    Approaching,
+    /// QEMU stopped too soon: the guest is made to run on, both ends make ready once more.
+    Retreating,
     /// The give-up is being written, the guest runs and dirties much.
     GivingUp,
     /// The hold is being put in place.
     Arming,
-    /// Frames are held, the last pass ends, the guest still runs.
-    LastPass,
+    /// Frames are held, what is left goes at full rate, the guest still runs.
+    Flight,
+    /// Held back again, frames still held.
+    Landing,
+    /// What was held goes to the guest.
+    Disarming,
     /// QEMU has been told to stop.
     Pausing,
     /// The guest is paused, the last memory moves, the destination may commit.
@@ -82,6 +94,10 @@ pub enum SourceEvent {
     Progress(Progress),
     /// Every port's frames are held.
     Armed,
+    /// What is left after `BrakeAgain`.
+    HeldBack(Progress),
+    /// Frames pass again, none is held.
+    Disarmed,
     /// QEMU's STOP.
     Stopped,
     /// QEMU has everything but the last word: `pre-switchover`.
@@ -109,6 +125,8 @@ pub enum SourceEvent {
     Abort(Failure),
     /// All undo effects are done.
     Undone,
+    /// The guest runs on, nothing is held.
+    Retreated,
     /// The guest's remains are gone.
     Removed,
     /// Time has passed.
@@ -129,6 +147,10 @@ pub enum SourceEffect {
     },
     /// Hold back what is left of memory, so that QEMU does not stop the guest before the port is armed.
     Brake,
+    /// The same, and see what is left then. Answer: `HeldBack`.
+    BrakeAgain,
+    /// Let what is held into the guest's tap, and what comes pass. Answer: `Disarmed`.
+    Disarm,
     /// Send as fast as it goes: the last pass, a brake's worth at most, and what is left at the pause.
     FullRate,
     /// Steer frames to the hold. Answer: `Armed`.
@@ -139,6 +161,10 @@ pub enum SourceEffect {
     RecordGiveUp,
     /// Tell the destination so.
     TellGiveUp,
+    /// Ask the destination to make ready for memory once more. Answer: `PeerPrepared`, `PeerDeclined` or `PeerLost`.
+    TellAgain,
+    /// Cancel QEMU's migration, resume the guest, let what is held into its own tap; stay prepared. Answer: `Retreated`.
+    Retreat,
     /// Let QEMU send the devices' state.
     ContinueSwitchover,
     /// Send the line down the carry tunnel: first what is in the tap's own ring, then the hold. Answer: `LineEmpty`.
@@ -185,16 +211,19 @@ pub struct Source {
     generation: Generation,
     limits: Limits,
     ready: bool,
+    given_up: bool,
     told: bool,
+    attempts: u32,
     uri: Option<String>,
-    stopped: bool,
-    await_last_pass: bool,
+    take_off: bool,
     pre_switchover: bool,
     line_empty: bool,
     settle_ordered: bool,
     convergence: Convergence,
     failure: Option<Failure>,
     deadline: Option<Duration>,
+    /// For everything before commit.
+    last_moment: Option<Duration>,
 }
 
 impl Source {
@@ -205,22 +234,25 @@ impl Source {
             generation,
             limits,
             ready: false,
+            given_up: false,
             told: false,
+            attempts: 1,
             uri: None,
-            stopped: false,
-            await_last_pass: false,
+            take_off: false,
             pre_switchover: false,
             line_empty: false,
             settle_ordered: false,
             convergence: Convergence::new(limits),
             failure: None,
             deadline: None,
+            last_moment: None,
         }
     }
 
     /// The source of a guest that was given up, durably, before its agent ended: first of all the destination is asked.
     pub fn given_up_before(generation: Generation, limits: Limits) -> Self {
-        Self { phase: SourcePhase::Unresolved, told: true, stopped: true, ..Self::new(generation, limits) }
+        let phase = SourcePhase::Unresolved;
+        Self { phase, given_up: true, told: true, ..Self::new(generation, limits) }
     }
 
     /// Where it is.
@@ -230,8 +262,8 @@ impl Source {
 
     /// Before the destination's commit is known.
     fn under_way(phase: SourcePhase) -> bool {
-        use SourcePhase::{Approaching, Arming, Braked, GivingUp, LastPass, Pausing, Precopy, Preparing, Switching};
-        matches!(phase, Preparing | Precopy | Braked | Approaching | GivingUp | Arming | LastPass | Pausing | Switching)
+        use SourcePhase::{Carrying, Ended, Removing, Undoing, Unresolved};
+        !matches!(phase, Unresolved | Carrying | Removing | Undoing | Ended)
     }
 
     fn go_wrong(&mut self, event: SourceEvent, now: Duration) -> Vec<SourceEffect> {
@@ -261,7 +293,8 @@ impl Source {
     }
 
     fn begin(&mut self, now: Duration) -> Vec<SourceEffect> {
-        self.deadline = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
+        self.last_moment = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
+        self.deadline = self.last_moment;
         vec![SourceEffect::CallPeer, SourceEffect::PrepareDatapath]
     }
 
@@ -279,36 +312,30 @@ impl Source {
         let mut effects = vec![SourceEffect::Report(SourceReport::Progress(progress))];
         if self.convergence.should_brake(&progress) {
             self.phase = SourcePhase::Braked;
-            effects.extend([SourceEffect::Brake, SourceEffect::RecordGiveUp]);
+            effects.push(SourceEffect::Brake);
+            effects.extend(self.give_up());
         } else if self.convergence.should_pause(&progress, now) {
             self.phase = SourcePhase::GivingUp;
-            effects.extend([SourceEffect::RecordGiveUp, SourceEffect::FullRate]);
+            effects.push(SourceEffect::FullRate);
+            effects.extend(self.give_up());
+            if self.given_up {
+                effects.extend(self.arm(now));
+            }
         }
         effects
+    }
+
+    /// Written once, however often it begins again.
+    fn give_up(&self) -> Option<SourceEffect> {
+        (!self.given_up).then_some(SourceEffect::RecordGiveUp)
     }
 
     fn braked(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
-        let mut effects = vec![SourceEffect::Report(SourceReport::Progress(progress))];
-        if self.told && self.convergence.is_braked(&progress) {
-            self.convergence.approach(now);
-            self.phase = SourcePhase::Approaching;
-            effects.push(SourceEffect::FullRate);
+        if self.convergence.should_arm(&progress, now) && self.given_up {
+            self.take_off = true;
+            return self.arm(now);
         }
-        effects
-    }
-
-    fn approaching(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
-        match self.convergence.judge(&progress, now) {
-            Approach::GoOn => vec![],
-            Approach::Arm => {
-                self.await_last_pass = true;
-                self.arm(now)
-            }
-            Approach::Brake => {
-                self.phase = SourcePhase::Braked;
-                vec![SourceEffect::Brake]
-            }
-        }
+        vec![SourceEffect::Report(SourceReport::Progress(progress))]
     }
 
     fn arm(&mut self, now: Duration) -> Vec<SourceEffect> {
@@ -317,12 +344,24 @@ impl Source {
         vec![SourceEffect::Arm]
     }
 
-    /// An idle guest's QEMU may finish by itself. Frames since the stop wait in the tap's ring, ahead of the hold.
-    fn stopped_early(&mut self, now: Duration) -> Vec<SourceEffect> {
-        self.stopped = true;
-        let mut effects = self.arm(now);
-        effects.push(SourceEffect::RecordGiveUp);
-        effects
+    /// QEMU stopped the guest before frames were held. Nothing is lost if the guest runs on here: the one frame it may have
+    /// read since waits in this QEMU.
+    fn begin_again(&mut self) -> Vec<SourceEffect> {
+        if self.attempts >= ATTEMPTS {
+            return self.undo(Failure::new(
+                "STOPPED_TOO_SOON",
+                format!(
+                    "QEMU stopped the guest before its frames could be held, {ATTEMPTS} times; the guest runs on here; \
+                     migrate again when this host is less busy"
+                ),
+            ));
+        }
+        self.attempts += 1;
+        self.phase = SourcePhase::Retreating;
+        self.deadline = self.last_moment;
+        (self.ready, self.uri, self.take_off, self.pre_switchover) = (false, None, false, false);
+        self.convergence.begin_again();
+        vec![SourceEffect::TellAgain, SourceEffect::Retreat]
     }
 
     fn tell(&mut self) -> Vec<SourceEffect> {
@@ -331,33 +370,60 @@ impl Source {
     }
 
     fn armed(&mut self, now: Duration) -> Vec<SourceEffect> {
-        let mut effects = if self.stopped {
-            self.paused(now)
-        } else if self.await_last_pass {
-            self.convergence.armed(now);
-            self.phase = SourcePhase::LastPass;
-            self.deadline = self.convergence.last_pass_deadline();
-            vec![]
-        } else {
-            self.pause(now)
-        };
-        effects.push(SourceEffect::Report(SourceReport::Armed));
-        effects
+        if !self.take_off {
+            return self.pause(now);
+        }
+        self.convergence.take_off(now);
+        self.phase = SourcePhase::Flight;
+        self.deadline = self.convergence.flight_deadline();
+        vec![SourceEffect::FullRate]
+    }
+
+    fn flight(&mut self, progress: Option<&Progress>, now: Duration) -> Vec<SourceEffect> {
+        match self.convergence.course(progress, now) {
+            Course::GoOn => {
+                self.deadline = self.convergence.flight_deadline();
+                vec![]
+            }
+            Course::Pause => self.pause(now),
+            Course::Brake => {
+                self.phase = SourcePhase::Landing;
+                self.deadline = Some(now + LANDING_DEADLINE);
+                vec![SourceEffect::BrakeAgain]
+            }
+        }
+    }
+
+    /// With next to nothing left QEMU may be about to stop the guest, so the port stays armed for that.
+    fn held_back(&mut self, progress: &Progress) -> Vec<SourceEffect> {
+        if !self.convergence.may_disarm(progress) {
+            return vec![];
+        }
+        self.phase = SourcePhase::Disarming;
+        self.deadline = self.last_moment;
+        vec![SourceEffect::Disarm]
     }
 
     fn pause(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.phase = SourcePhase::Pausing;
         self.deadline = Some(now + ARM_DEADLINE);
-        vec![SourceEffect::Pause]
+        let mut effects = vec![SourceEffect::Pause];
+        effects.extend(self.tell());
+        effects.push(SourceEffect::Report(SourceReport::Armed));
+        effects
     }
 
+    /// The guest stands, armed: by our word or by QEMU's own.
     fn paused(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.phase = SourcePhase::Switching;
-        self.stopped = true;
         self.deadline = Some(now + SWITCH_GRACE + Duration::from_millis(self.limits.longest_pause_ms.into()));
-        let mut effects = Vec::with_capacity(2);
+        let mut effects = Vec::with_capacity(4);
         if self.pre_switchover {
             effects.push(SourceEffect::ContinueSwitchover);
+        }
+        if !self.told {
+            effects.extend(self.tell());
+            effects.push(SourceEffect::Report(SourceReport::Armed));
         }
         effects.push(SourceEffect::Report(SourceReport::Paused));
         effects
@@ -443,35 +509,37 @@ impl Machine for Source {
             }
             (At::Precopy, On::Progress(progress)) => self.progress(progress, now),
             (At::Braked, On::Progress(progress)) => self.braked(progress, now),
-            (At::Approaching, On::Progress(progress)) => self.approaching(progress, now),
-            (At::Precopy, On::Stopped) => self.stopped_early(now),
-            (At::Braked | At::Approaching | At::GivingUp, On::Stopped) => {
-                self.stopped = true;
-                self.arm(now)
-            }
-            (At::Braked, On::GiveUpRecorded) => self.tell(),
-            (At::GivingUp, On::GiveUpRecorded) => {
-                let mut effects = self.tell();
-                effects.extend(self.arm(now));
-                effects
-            }
-            (At::Approaching | At::Arming | At::LastPass | At::Pausing | At::Switching, On::GiveUpRecorded) => {
-                self.tell()
-            }
-            (At::Arming, On::Stopped) => {
-                self.stopped = true;
+            (At::Precopy | At::Braked | At::GivingUp | At::Arming | At::Disarming, On::Stopped) => self.begin_again(),
+            (At::Braked | At::Retreating | At::Precopy, On::GiveUpRecorded) => {
+                self.given_up = true;
                 vec![]
             }
-            (At::Arming, On::Armed) => self.armed(now),
-            (At::LastPass, On::Progress(progress)) if self.convergence.last_pass_over(&progress, now) => {
-                self.pause(now)
+            (At::GivingUp, On::GiveUpRecorded) => {
+                self.given_up = true;
+                self.arm(now)
             }
-            (At::LastPass, On::Tick) if self.due(now) => self.pause(now),
-            (At::LastPass | At::Pausing, On::Stopped) => self.paused(now),
-            (
-                At::Braked | At::Approaching | At::GivingUp | At::Arming | At::LastPass | At::Pausing,
-                On::PreSwitchover,
-            ) => {
+            // What QEMU said before it was taken back.
+            (At::Retreating, On::MemoryFailed(_)) => vec![],
+            (At::Retreating, On::Retreated) => {
+                self.ready = true;
+                self.precopy_if_ready()
+            }
+            (At::Retreating, On::PeerPrepared { uri }) => {
+                self.uri = Some(uri);
+                self.precopy_if_ready()
+            }
+            (At::Arming, On::Armed) => self.armed(now),
+            (At::Flight, On::Progress(progress)) => self.flight(Some(&progress), now),
+            (At::Flight, On::Tick) if self.due(now) => self.flight(None, now),
+            (At::Landing, On::HeldBack(progress)) => self.held_back(&progress),
+            // Still next to nothing left, and QEMU did not stop it: so it is stopped.
+            (At::Landing, On::Tick) if self.due(now) => self.pause(now),
+            (At::Disarming, On::Disarmed) => {
+                self.phase = At::Braked;
+                vec![]
+            }
+            (At::Flight | At::Landing | At::Pausing, On::Stopped) => self.paused(now),
+            (At::Flight | At::Landing | At::Pausing, On::PreSwitchover) => {
                 self.pre_switchover = true;
                 vec![]
             }

@@ -56,7 +56,8 @@ fn progress(passes: u32, left_mib: u64, rate_mib: u64, expected_pause_us: u64) -
     })
 }
 
-fn until_given_up() -> Vec<(u64, S)> {
+/// Braked; armed at the end of a slot.
+fn until_armed() -> Vec<(u64, S)> {
     vec![
         (0, S::Begin),
         (20, S::Ready),
@@ -65,25 +66,32 @@ fn until_given_up() -> Vec<(u64, S)> {
         (500, progress(1, 30, 600, 50_000)),
         (502, S::GiveUpRecorded),
         (504, progress(1, 29, 600, 49_000)),
-        (700, progress(1, 29, 0, 90_000)),
-        (800, progress(1, 11, 0, 30_000)),
-        (804, progress(1, 5, 0, 9_000)),
-        (805, S::Armed),
+        (700, progress(1, 28, 0, 40_000)),
+        (792, progress(1, 28, 0, 40_000)),
+        (793, S::Armed),
+    ]
+}
+
+fn until_given_up() -> Vec<(u64, S)> {
+    let mut events = until_armed();
+    events.extend([
+        (803, progress(1, 2, 0, 3_900)),
         (809, progress(2, 1, 0, 1_900)),
         (811, S::Stopped),
         (812, S::PreSwitchover),
-    ]
+    ]);
+    events
 }
 
 #[test]
 fn source_moves_a_guest() {
     let mut events = until_given_up();
     events.extend([
-        (816, S::PeerCommitted { generation: GENERATION.next() }),
-        (819, S::LineEmpty),
-        (825, S::SettleOrdered),
-        (925, S::Quiet),
-        (960, S::Removed),
+        (916, S::PeerCommitted { generation: GENERATION.next() }),
+        (919, S::LineEmpty),
+        (925, S::SettleOrdered),
+        (1025, S::Quiet),
+        (1060, S::Removed),
     ]);
     insta::assert_snapshot!(source(&events));
 }
@@ -96,8 +104,10 @@ fn source_whose_qemu_stops_by_itself() {
         (30, S::Ready),
         (100, S::Stopped),
         (101, S::PreSwitchover),
-        (101, S::Armed),
-        (102, S::GiveUpRecorded),
+        (103, S::Retreated),
+        (104, progress(1, 0, 0, 0)),
+        (250, S::PeerPrepared { uri: uri() }),
+        (600, progress(1, 60, 600, 100_000)),
     ]));
 }
 
@@ -116,10 +126,59 @@ fn source_of_a_busy_guest() {
 }
 
 #[test]
-fn source_whose_approach_does_not_get_there() {
-    let mut events = until_given_up();
-    events.truncate(8);
-    events.extend([(860, progress(1, 9, 0, 16_000)), (1_060, progress(1, 9, 0, 16_000))]);
+fn source_whose_qemu_is_quicker_than_the_last_pass() {
+    let mut events = until_armed();
+    events.extend([
+        (903, S::Stopped),
+        (904, S::PreSwitchover),
+        (908, S::PeerCommitted { generation: GENERATION.next() }),
+    ]);
+    insta::assert_snapshot!(source(&events));
+}
+
+#[test]
+fn source_whose_qemu_always_stops_too_soon() {
+    let mut events = vec![(0, S::Begin), (20, S::Ready), (30, S::PeerPrepared { uri: uri() })];
+    for attempt in 1..=4 {
+        events.push((attempt * 1_000, S::Stopped));
+        if attempt < 4 {
+            events.push((attempt * 1_000 + 2, S::PeerPrepared { uri: uri() }));
+            events.push((attempt * 1_000 + 3, S::Retreated));
+        }
+    }
+    events.push((4_010, S::Undone));
+    insta::assert_snapshot!(source(&events));
+}
+
+#[test]
+fn source_whose_first_flight_does_not_get_there() {
+    let left = |mib: u64| Progress { passes: 1, remaining: mib << 20, ..Progress::default() };
+    let mut events = until_armed();
+    events.extend([
+        (801, progress(1, 26, 0, 38_000)),
+        (823, S::Tick),
+        (824, S::HeldBack(left(9))),
+        (825, S::Disarmed),
+        (900, progress(1, 8, 0, 9_000)),
+        (991, progress(1, 8, 0, 9_000)),
+        (992, S::Armed),
+        (1_001, progress(1, 6, 0, 7_000)),
+        (1_012, progress(2, 1, 0, 1_900)),
+        (1_013, S::Stopped),
+    ]);
+    insta::assert_snapshot!(source(&events));
+}
+
+#[test]
+fn source_whose_qemu_ends_as_it_is_held_back() {
+    let mut events = until_armed();
+    events.extend([
+        (801, progress(1, 26, 0, 38_000)),
+        (823, S::Tick),
+        (824, S::HeldBack(Progress { passes: 1, ..Progress::default() })),
+        (825, S::Stopped),
+        (826, S::PreSwitchover),
+    ]);
     insta::assert_snapshot!(source(&events));
 }
 
@@ -146,7 +205,7 @@ fn source_that_loses_the_destination_before_it_was_told() {
 fn source_that_loses_the_destination_after_giving_up() {
     let mut events = until_given_up();
     events.extend([
-        (910, S::PeerLost),
+        (920, S::PeerLost),
         (1000, S::Tick),
         (1500, S::Tick),
         (1510, S::PeerDeclined(lost("restarted, never committed"))),
@@ -158,7 +217,7 @@ fn source_that_loses_the_destination_after_giving_up() {
 #[test]
 fn source_cancelled_while_paused() {
     let mut events = until_given_up();
-    events.extend([(905, S::Abort(lost("operator"))), (906, S::PeerDeclined(lost("operator"))), (910, S::Undone)]);
+    events.extend([(913, S::Abort(lost("operator"))), (914, S::PeerDeclined(lost("operator"))), (918, S::Undone)]);
     insta::assert_snapshot!(source(&events));
 }
 
@@ -237,6 +296,37 @@ fn destination_whose_source_goes_away() {
     let mut events = until_received();
     events.truncate(3);
     events.extend([(500, D::SourceLost), (501, D::DeclineRecorded), (520, D::Undone)]);
+    insta::assert_snapshot!(destination(&events));
+}
+
+#[test]
+fn destination_whose_source_begins_again() {
+    let mut events = until_received();
+    events.truncate(3);
+    events.extend([
+        (500, D::MemoryFailed(lost("QEMU ended"))),
+        (501, D::SourceBeganAgain),
+        (502, D::MemoryFailed(lost("late news of the old QEMU"))),
+        (650, D::Ready { uri: uri() }),
+        (700, D::SourceBeganAgain),
+        (850, D::Ready { uri: uri() }),
+        (904, D::SourceGaveUp { generation: GENERATION }),
+        (905, D::MemoryIn),
+    ]);
+    insta::assert_snapshot!(destination(&events));
+}
+
+#[test]
+fn destination_whose_memory_stops_coming() {
+    let mut events = until_received();
+    events.truncate(3);
+    events.extend([
+        (500, D::MemoryFailed(lost("QEMU ended"))),
+        (700, D::Tick),
+        (1_000, D::Tick),
+        (1_001, D::DeclineRecorded),
+        (1_020, D::Undone),
+    ]);
     insta::assert_snapshot!(destination(&events));
 }
 

@@ -34,6 +34,9 @@ fn source_event() -> impl Strategy<Value = S> {
         Just(S::Quiet),
         Just(S::Abort(failure())),
         Just(S::Undone),
+        Just(S::Retreated),
+        Just(S::Disarmed),
+        Just(S::HeldBack(Progress { passes: 2, remaining: 1 << 20, ..Progress::default() })),
         Just(S::Removed),
         Just(S::Tick),
     ]
@@ -55,6 +58,7 @@ fn destination_event() -> impl Strategy<Value = D> {
         Just(D::NotReady(failure())),
         Just(D::MemoryIn),
         Just(D::MemoryFailed(failure())),
+        Just(D::SourceBeganAgain),
         Just(D::SourceGaveUp { generation: GENERATION }),
         Just(D::SourceGaveUp { generation: Generation(1) }),
         Just(D::CommitRecorded),
@@ -92,6 +96,7 @@ proptest! {
                 match effect {
                     SourceEffect::TellGiveUp => { prop_assert!(!undone); gave_up = true; }
                     SourceEffect::Undo => { prop_assert!(!gave_up || declined); prop_assert!(!removed && !undone); undone = true; }
+                    SourceEffect::Retreat | SourceEffect::Disarm => prop_assert!(!gave_up && !undone),
                     SourceEffect::ReleaseToCarry => { prop_assert!(gave_up && committed && !undone); }
                     SourceEffect::RemoveGuest => { prop_assert!(gave_up && !undone); removed = true; }
                     _ => {}
@@ -114,6 +119,7 @@ proptest! {
                 match effect {
                     DestinationEffect::RecordCommit { .. } => { prop_assert!(memory_in && given_up && !declined); asked_to_record = true; }
                     DestinationEffect::RaiseGate | DestinationEffect::Run | DestinationEffect::FlipOwn | DestinationEffect::TellCommitted { .. } => prop_assert!(recorded && !declined),
+                    DestinationEffect::PrepareAgain => prop_assert!(!asked_to_record && !declined),
                     DestinationEffect::RecordDecline | DestinationEffect::TellDeclined(_) | DestinationEffect::Undo => { prop_assert!(!recorded); declined = true; }
                     _ => {}
                 }

@@ -158,6 +158,12 @@ impl MovingPort {
         Ok(())
     }
 
+    /// As before it was armed; the line has to be empty.
+    pub fn pass(&mut self) {
+        self.pump = None;
+        self.handle.set_mode(Mode::Pass);
+    }
+
     /// Lets one lane of the gate into the tap; the others still wait.
     ///
     /// # Errors

@@ -39,6 +39,14 @@ impl Log {
         Summary::of(sent, &entries)
     }
 
+    /// When the packets with these numbers were first noted; those that never were are passed over. The log's numbers and
+    /// `numbers` both rise.
+    pub fn times(&self, numbers: &[u64]) -> Vec<u64> {
+        let entries = self.lock();
+        let find = |number: &u64| entries.binary_search_by_key(number, |arrival| arrival.sequence).ok();
+        numbers.iter().filter_map(find).map(|index| entries[index].at_ns).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arrival>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -65,11 +73,28 @@ pub struct Summary {
     pub longest_gap_ns: u64,
     /// When it began, nanoseconds of the receiver's clock.
     pub gap_began_ns: u64,
+    /// The longest [`Summary::GAPS`] such intervals of at least [`Summary::GAP_NS`], in their order.
+    pub gaps: Vec<Gap>,
+}
+
+/// An interval without an arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// When it began, nanoseconds of the receiver's clock.
+    pub began_ns: u64,
+    /// How long it was, nanoseconds.
+    pub length_ns: u64,
 }
 
 impl Summary {
     /// How many lost packets are named.
-    pub const NUMBERS: usize = 16;
+    pub const NUMBERS: usize = 4096;
+
+    /// How many intervals are named.
+    pub const GAPS: usize = 64;
+
+    /// Shorter ones are the machine's.
+    pub const GAP_NS: u64 = 2_000_000;
 
     /// What `arrivals` (in order of arrival) say about the packets numbered `sent`; others are passed over.
     pub fn of(sent: Range<u64>, arrivals: &[Arrival]) -> Self {
@@ -87,15 +112,26 @@ impl Summary {
             }
             highest = highest.max(Some(arrival.sequence));
         }
+        summary.keep_the_longest_gaps();
         summary.arrived = seen.len() as u64;
         summary.lost = summary.sent - summary.arrived;
         summary.lost_numbers = sent.filter(|sequence| !seen.contains(sequence)).take(Self::NUMBERS).collect();
         summary
     }
 
+    fn keep_the_longest_gaps(&mut self) {
+        let surplus = self.gaps.len().saturating_sub(Self::GAPS);
+        self.gaps.sort_unstable_by_key(|gap| gap.length_ns);
+        self.gaps.drain(..surplus);
+        self.gaps.sort_unstable_by_key(|gap| gap.began_ns);
+    }
+
     fn note_gap(&mut self, previous: Option<u64>, now: u64) {
         let Some(previous) = previous else { return };
         let gap = now.saturating_sub(previous);
+        if gap >= Self::GAP_NS {
+            self.gaps.push(Gap { began_ns: previous, length_ns: gap });
+        }
         if gap > self.longest_gap_ns {
             self.longest_gap_ns = gap;
             self.gap_began_ns = previous;
@@ -146,6 +182,30 @@ mod tests {
         let at = |at_ns| Arrival { sequence: at_ns, at_ns };
         let summary = Summary::of(0..100, &[at(1), at(2), at(40), at(45)]);
         assert_eq!((summary.longest_gap_ns, summary.gap_began_ns), (38, 2));
+    }
+
+    #[test]
+    fn the_longest_gaps_are_kept_in_their_order() {
+        let ms = 1_000_000;
+        let mut at_ns = 0;
+        let arrivals: Vec<_> = (0..100)
+            .map(|sequence| {
+                at_ns += if sequence == 50 { 100 * ms } else { 3 * ms };
+                Arrival { sequence, at_ns }
+            })
+            .collect();
+        let gaps = Summary::of(0..100, &arrivals).gaps;
+        assert_eq!(gaps.len(), Summary::GAPS);
+        assert!(gaps.is_sorted_by_key(|gap| gap.began_ns));
+        assert!(gaps.contains(&Gap { began_ns: 150 * ms, length_ns: 100 * ms }), "{gaps:?}");
+        assert_eq!(Summary::of(0..50, &arrivals[..50]).gaps.len(), 49);
+    }
+
+    #[test]
+    fn a_log_knows_when() {
+        let log = Log::default();
+        arrivals(&[0, 1, 2, 3]).into_iter().for_each(|arrival| log.push(arrival));
+        assert_eq!(log.times(&[1, 3, 9]), [2000, 4000]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::arrivals::Summary;
+use crate::load::sink;
 use crate::memory;
 
 /// Ports of the guest end.
@@ -20,11 +21,22 @@ pub struct Ports {
     pub echo: u16,
     /// TCP: the paced stream.
     pub stream: u16,
+    /// UDP: numbered packets of loads, not echoed.
+    pub sink: u16,
+    /// TCP: as fast as it goes.
+    pub bulk: u16,
 }
 
 impl Default for Ports {
     fn default() -> Self {
-        Self { control: 7000, echo: 7001, stream: 7002 }
+        Self::from(7000)
+    }
+}
+
+impl Ports {
+    /// Five ports in a row.
+    pub fn from(first: u16) -> Self {
+        Self { control: first, echo: first + 1, stream: first + 2, sink: first + 3, bulk: first + 4 }
     }
 }
 
@@ -57,6 +69,18 @@ pub enum Request {
         /// One past the last number.
         to: u64,
     },
+    /// A load begins, beside whatever session there is.
+    LoadBegin {
+        /// Its number.
+        load: u32,
+    },
+    /// A load has ended: send no more of it, and tell what arrived.
+    LoadEnd {
+        /// Its number.
+        load: u32,
+        /// Packets sent, by flow.
+        sent: Vec<u64>,
+    },
 }
 
 /// From guest to peer.
@@ -74,6 +98,10 @@ pub enum Response {
     },
     /// To `Report`.
     Report(GuestReport),
+    /// To `LoadBegin`.
+    LoadBegun,
+    /// To `LoadEnd`.
+    Load(sink::Counts),
     /// The request made no sense.
     Refused(String),
 }

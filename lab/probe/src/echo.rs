@@ -45,6 +45,8 @@ pub fn respond(socket: &UdpSocket, arrived: impl Fn(Packet, u64) -> bool) -> io:
 #[derive(Debug)]
 pub struct Sender {
     next: AtomicU64,
+    /// When each packet was sent, by the peer's `CLOCK_REALTIME`.
+    pub sent: Log,
     /// Echoes, by the peer's `CLOCK_REALTIME`.
     pub echoes: Log,
 }
@@ -55,14 +57,16 @@ impl Sender {
         let socket = socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect(guest)?;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-        let sender = Arc::new(Self { next: AtomicU64::new(0), echoes: Log::default() });
+        let sender = Arc::new(Self { next: AtomicU64::new(0), sent: Log::default(), echoes: Log::default() });
 
         let receiving = socket.try_clone()?;
         let (this, stopped) = (sender.clone(), stop.clone());
         thread::spawn(move || receive(&receiving, session, &stopped, |packet| this.echoes.push(packet)));
 
         let (this, stopped) = (sender.clone(), stop.clone());
-        thread::spawn(move || send(&socket, session, pps, &this.next, &AtomicU32::new(0), &stopped));
+        thread::spawn(move || {
+            send(&socket, session, pps, &this.next, &AtomicU32::new(0), &stopped, |arrival| this.sent.push(arrival));
+        });
         Ok(sender)
     }
 
@@ -73,14 +77,24 @@ impl Sender {
 }
 
 /// Sends numbered packets over a connected socket until `stop`; `next` is the number to come. A packet the socket
-/// refuses takes no number: it never was on the network.
-pub fn send(socket: &UdpSocket, session: u32, pps: u32, next: &AtomicU64, retransmits: &AtomicU32, stop: &AtomicBool) {
+/// refuses takes no number: it never was on the network. `sent` is told of each one, with the time before it left.
+pub fn send(
+    socket: &UdpSocket,
+    session: u32,
+    pps: u32,
+    next: &AtomicU64,
+    retransmits: &AtomicU32,
+    stop: &AtomicBool,
+    sent: impl Fn(Arrival),
+) {
     let mut pacer = Pacer::new(pps);
     while !stop.load(Ordering::SeqCst) {
         pacer.wait();
         let sequence = next.load(Ordering::SeqCst);
         let packet = Packet { session, sequence, retransmits: retransmits.load(Ordering::SeqCst) };
+        let at_ns = realtime_ns();
         if socket.send(&packet.encode()).is_ok() {
+            sent(Arrival { sequence, at_ns });
             next.store(sequence + 1, Ordering::SeqCst);
         }
     }

@@ -8,6 +8,7 @@ use std::thread;
 
 use crate::arrivals::{Arrival, Log};
 use crate::control::{self, GuestReport, Ports, Request, Response};
+use crate::load::{bulk, sink::Loads};
 use crate::{echo, memory, oneway, stream};
 
 /// How the guest end is set up.
@@ -40,6 +41,17 @@ pub fn run(config: &Config) -> io::Result<()> {
     let session = current.clone();
     thread::spawn(move || accept_streams(&streams, &session));
 
+    let loads = Arc::new(Loads::default());
+    let sink = echo::socket(SocketAddrV4::new(config.address, config.ports.sink))?;
+    let counting = loads.clone();
+    thread::spawn(move || {
+        let ended = counting.count(&sink);
+        eprintln!("the packets of loads are no longer counted: {ended:?}");
+    });
+    let bulks = TcpListener::bind(SocketAddrV4::new(config.address, config.ports.bulk))?;
+    let loading = loads.clone();
+    thread::spawn(move || bulk::accept(&bulks, &loading));
+
     let control = TcpListener::bind(SocketAddrV4::new(config.address, config.ports.control))?;
     loop {
         // One that was gone before it was accepted is the network's doing, and no reason to end.
@@ -47,10 +59,11 @@ pub fn run(config: &Config) -> io::Result<()> {
         else {
             continue;
         };
-        let (current, memory) = (current.clone(), memory.clone());
+        let (current, memory, loads) = (current.clone(), memory.clone(), loads.clone());
         thread::spawn(move || {
             // A peer that went away is no error of the guest's; its session ends when the next one begins.
-            let _ = Conversation { peer: peer.ip(), current: &current, memory: &memory }.hold(connection);
+            let _ =
+                Conversation { peer: peer.ip(), current: &current, memory: &memory, loads: &loads }.hold(connection);
         });
     }
 }
@@ -119,6 +132,7 @@ struct Conversation<'a> {
     peer: IpAddr,
     current: &'a Current,
     memory: &'a Mutex<memory::Region>,
+    loads: &'a Loads,
 }
 
 impl Conversation<'_> {
@@ -154,6 +168,14 @@ impl Conversation<'_> {
                 Ok(Response::Report(session.report(from, to, memory)))
             }
             Request::Report { from, to, .. } => Ok(Response::Refused(format!("from {from} is after to {to}"))),
+            Request::LoadBegin { load } => {
+                self.loads.begin(load);
+                Ok(Response::LoadBegun)
+            }
+            Request::LoadEnd { load, sent } => Ok(match self.loads.end(load, &sent) {
+                Some(counts) => Response::Load(counts),
+                None => Response::Refused(format!("there is no load {load}: this end was started anew")),
+            }),
         }
     }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use throughline_probe::control::Ports;
+use throughline_probe::load::{self, Load};
 use throughline_probe::observe::{Filter, Observer, Sightings};
 use throughline_probe::peer::Peer;
 use throughline_probe::{guest, peer, ping};
@@ -47,6 +48,24 @@ enum Command {
         /// ICMP echo requests a second.
         #[arg(long, default_value_t = 50)]
         ping_rate: u32,
+        /// Seconds to wait for the guest's first answer.
+        #[arg(long, default_value_t = 60)]
+        patience: u64,
+    },
+    /// On a host that stays: load a guest with more than it could echo, until `finish` comes on standard input; answers in JSON.
+    Load {
+        /// The guest's address.
+        #[arg(long)]
+        guest: Ipv4Addr,
+        /// Numbered UDP packets a second to the guest, over all flows.
+        #[arg(long, default_value_t = 0)]
+        pps: u32,
+        /// UDP flows.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+        flows: u32,
+        /// Also send and fetch as fast as TCP goes, over a connection each way.
+        #[arg(long)]
+        bulk: bool,
         /// Seconds to wait for the guest's first answer.
         #[arg(long, default_value_t = 60)]
         patience: u64,
@@ -92,6 +111,14 @@ fn main() -> Result<()> {
             ping_rate,
             patience: Duration::from_secs(patience),
         }),
+        Command::Load { guest, pps, flows, bulk, patience } => load(&load::Config {
+            guest,
+            ports: Ports::default(),
+            pps,
+            flows,
+            bulk,
+            patience: Duration::from_secs(patience),
+        }),
         Command::Ping { guest, patience } => ping_once(guest, Duration::from_secs(patience)),
         Command::Observe { mac, guest } => observe(Filter { mac, address: guest, port: Ports::default().echo }),
     }
@@ -110,6 +137,16 @@ fn probe(config: &peer::Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn load(config: &load::Config) -> Result<()> {
+    let load = Load::start(config)
+        .with_context(|| format!("the guest at {} did not answer within {:?}", config.guest, config.patience))?;
+    answer(&"ready")?;
+    match io::stdin().lock().lines().next().transpose()?.as_deref() {
+        Some("finish") => answer(&load.finish()?),
+        other => bail!("cannot do {other:?}: say `finish`"),
+    }
 }
 
 fn ping_once(guest: Ipv4Addr, patience: Duration) -> Result<()> {

@@ -23,7 +23,7 @@ pub fn start_sender(
 ) -> io::Result<()> {
     let socket = echo::socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(peer)?;
-    thread::spawn(move || echo::send(&socket, session, pps, &next, &retransmits, &stop));
+    thread::spawn(move || echo::send(&socket, session, pps, &next, &retransmits, &stop, |_| {}));
     Ok(())
 }
 

@@ -63,6 +63,8 @@ pub struct Retransmission {
 pub struct Report {
     /// Packets the peer sent to be echoed, as the guest counted them; times are the guest's `CLOCK_MONOTONIC`.
     pub to_guest: Summary,
+    /// When those that were lost had been sent, nanoseconds since 1970; the first [`Summary::NUMBERS`] of them.
+    pub lost_sent_at_ns: Vec<u64>,
     /// The same packets, by the echoes that came back; times are nanoseconds since 1970.
     pub echoes: Summary,
     /// One-way packets the guest sent, as the peer counted them; times are nanoseconds since 1970.
@@ -167,8 +169,10 @@ impl Peer {
         let request = Request::Report { session: self.session, from: from.echo, to: to.echo };
         let Response::Report(guest) = self.control.ask(&request)? else { return Err(unexpected("Report")) };
         self.retransmissions.guest_total(guest.stream_retransmits, realtime_ns());
+        self.echo.sent.summarise(from.echo..to.echo);
         Ok(Report {
             to_guest: guest.echo.clone(),
+            lost_sent_at_ns: self.echo.sent.times(&guest.echo.lost_numbers),
             echoes: self.echo.echoes.summarise(from.echo..to.echo),
             from_guest: self.oneway.arrivals.summarise(from.oneway..to.oneway),
             ping: self.ping.answers.summarise(from.ping..to.ping),

@@ -18,10 +18,10 @@ use crate::clock::{Pacer, monotonic_ns};
 pub const MESSAGE: usize = 1000;
 
 /// How the stream's loss recovery is to behave, whatever the system's default is (BBR ignores single losses).
-const CONGESTION_CONTROL: &str = "cubic";
+pub(crate) const CONGESTION_CONTROL: &str = "cubic";
 
 /// How often the kernel's counters are looked at.
-const SAMPLE: Duration = Duration::from_millis(5);
+pub(crate) const SAMPLE: Duration = Duration::from_millis(5);
 
 /// Bytes that may wait for the connection before no more messages are made.
 const BACKLOG: usize = 64 << 10;
@@ -156,7 +156,7 @@ fn wait(stream: &TcpStream, writing: bool, timeout: Duration) -> io::Result<()> 
 }
 
 /// `tcpi_total_retrans` of the connection.
-fn total_retransmits(stream: &TcpStream) -> io::Result<u32> {
+pub(crate) fn total_retransmits(stream: &TcpStream) -> io::Result<u32> {
     // SAFETY: tcp_info is plain integers; all zeroes is a value of it.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;

@@ -1,12 +1,13 @@
 //! `throughline-lab`: plays a containerlab topology in network namespaces, and shows what Throughline does in it.
 
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
+mod bench;
 mod demo;
 mod lab;
 mod namespace;
@@ -32,17 +33,17 @@ struct Arguments {
 
 #[derive(Debug, Args)]
 struct Place {
-    /// The topology: a containerlab file.
-    #[arg(long, global = true, value_name = "FILE", default_value = "lab/three-hosts.clab.yml")]
-    topology: PathBuf,
+    /// The topology: a containerlab file; lab/three-hosts.clab.yml if absent, for the bench lab/five-hosts.clab.yml.
+    #[arg(long, global = true, value_name = "FILE")]
+    topology: Option<PathBuf>,
     /// Name of the lab; the topology's own if absent. Labs of different names do not disturb each other.
     #[arg(long, global = true)]
     name: Option<String>,
 }
 
 impl Place {
-    fn find(&self) -> Result<(Lab, Topology)> {
-        let topology = Topology::read(&self.topology)?;
+    fn find(&self, default: &str) -> Result<(Lab, Topology)> {
+        let topology = Topology::read(self.topology.as_deref().unwrap_or(Path::new(default)))?;
         Ok((Lab::named(self.name.as_deref().unwrap_or(&topology.name))?, topology))
     }
 }
@@ -63,8 +64,8 @@ enum Command {
     },
     /// Move a guest there and back under traffic, and say what the network noticed.
     Demo(demo::Options),
-    /// Move a guest many times under traffic, and say where the time of a cutover goes.
-    Bench(demo::BenchOptions),
+    /// Measure what the network notices of a move, beside what people use today, and what it costs.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -78,7 +79,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
-    let (lab, topology) = arguments.place.find()?;
+    let default = match arguments.command {
+        Command::Bench(_) => "lab/five-hosts.clab.yml",
+        _ => "lab/three-hosts.clab.yml",
+    };
+    let (lab, topology) = arguments.place.find(default)?;
     match arguments.command {
         Command::Up => up(&lab, &topology),
         Command::Down => {
@@ -92,7 +97,7 @@ fn run(arguments: Arguments) -> Result<()> {
         }
         Command::Bench(options) => {
             signals::catch()?;
-            demo::bench(&lab, &topology, options)
+            bench::run(&lab, &topology, &options)
         }
     }
 }

@@ -4,7 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,6 +25,14 @@ const HEALTHY: Duration = Duration::from_secs(30);
 /// Brings a lab up: first away with what an earlier one of this name may have left, then step by step. On failure the
 /// daemons' last words are shown and what was made so far is left to the caller to take down.
 pub(crate) fn up(lab: &Lab, topology: &Topology) -> Result<Operator> {
+    hosts_up(lab, topology)?;
+    let operator = Operator::new(lab, topology)?;
+    start_daemons(lab, topology, &operator).inspect_err(|_| show_logs(lab, topology))?;
+    Ok(operator)
+}
+
+/// As [`up`], without the daemons.
+pub(crate) fn hosts_up(lab: &Lab, topology: &Topology) -> Result<()> {
     teardown::down(lab)?;
     fs::create_dir_all(lab.state())?;
     for node in &topology.nodes {
@@ -43,9 +51,7 @@ pub(crate) fn up(lab: &Lab, topology: &Topology) -> Result<Operator> {
     for node in &topology.nodes {
         set_up(lab, node).with_context(|| format!("node {}", node.name))?;
     }
-    let operator = Operator::new(lab, topology)?;
-    start_daemons(lab, topology, &operator).inspect_err(|_| show_logs(lab, topology))?;
-    Ok(operator)
+    Ok(())
 }
 
 /// Both ends are made where they belong: neither ever shows in the machine's own namespace.
@@ -131,13 +137,19 @@ fn start<'a>(lab: &Lab, node: &'a Node) -> Result<(&'a str, Child)> {
         command.arg("--bpffs").arg(lab.bpffs(&node.name));
     }
     command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let child = start_apart(lab, command).with_context(|| format!("cannot start {program} on {}", node.name))?;
+    Ok((&node.name, child))
+}
+
+/// Starts a process of the lab in a session of its own, to be ended with the lab.
+pub(crate) fn start_apart(lab: &Lab, mut command: Command) -> Result<Child> {
     // SAFETY: the closure only makes the setsid system call.
     unsafe { command.pre_exec(|| Ok(setsid().map(drop)?)) };
-    let child = command.spawn().with_context(|| format!("cannot start {program} on {}", node.name))?;
+    let child = command.spawn()?;
     if let Some(process) = Process::find(child.id() as i32) {
         process.record(&lab.record())?;
     }
-    Ok((&node.name, child))
+    Ok(child)
 }
 
 /// A program of ours: built into the same directory as this one.

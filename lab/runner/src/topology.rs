@@ -132,6 +132,13 @@ impl Topology {
         }
     }
 
+    /// The address a node's agent has its tunnels at, as its own command line says.
+    pub(crate) fn vtep<'a>(&self, node: &'a Node) -> Result<&'a str> {
+        let words = &node.daemon;
+        let vtep = words.iter().position(|word| word == "--vtep").and_then(|index| words.get(index + 1));
+        vtep.map(String::as_str).with_context(|| format!("the cmd of {:?} has no --vtep ADDRESS", node.name))
+    }
+
     /// Nodes of one role, in the order of their names.
     pub(crate) fn with_role(&self, role: Role) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(move |node| node.role == role)
@@ -289,6 +296,14 @@ mod tests {
         assert_eq!(topology.links[1].mtu, 1500);
         let peer = topology.with_role(Role::Peer).next().unwrap();
         assert_eq!(peer.exec[0], ["ip", "address", "add", "192.0.2.21/24", "dev", "eth1"]);
+    }
+
+    #[test]
+    fn five_hosts_can_be_played() {
+        let topology = Topology::parse(include_str!("../../five-hosts.clab.yml")).unwrap();
+        let peers: Vec<_> = topology.with_role(Role::Peer).map(|node| topology.vtep(node).unwrap()).collect();
+        assert_eq!(peers, ["192.0.2.21", "192.0.2.22", "192.0.2.23"]);
+        assert_eq!(topology.with_role(Role::Hypervisor).count(), 2);
     }
 
     #[test]

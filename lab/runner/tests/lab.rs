@@ -44,13 +44,18 @@ impl OwnLab {
 
     /// Starts a demo and waits until it prints a line that begins so.
     fn demo_until(&self, beginning: &str) -> Child {
-        let mut demo = self.command(&["demo", "--runs", "1"]).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+        self.started_until(&["demo", "--runs", "1"], beginning)
+    }
+
+    /// Starts the runner and waits until it prints a line that begins so.
+    fn started_until(&self, arguments: &[&str], beginning: &str) -> Child {
+        let mut child = self.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let found = lines.by_ref().map_while(Result::ok).any(|line| line.starts_with(beginning));
-        assert!(found, "the demo ended before it said {beginning:?}");
+        assert!(found, "it ended before it said {beginning:?}");
         // Whoever reads no more would break its pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        demo
+        child
     }
 
     /// Inodes of the lab's namespaces, to find processes in them by after their names are gone.
@@ -119,6 +124,21 @@ fn an_interrupted_demo_leaves_nothing() {
         assert!(!demo.wait().unwrap().success(), "interrupted is not done");
         lab.assert_gone(&namespaces);
     }
+}
+
+#[test]
+fn an_interrupted_bench_leaves_nothing() {
+    let lab = OwnLab::new("bench");
+    let out = std::env::temp_dir().join(&lab.name);
+    let out = out.to_str().unwrap();
+    let arguments = ["bench", "--only", "continuity", "--ways", "rewriting", "--loads", "paced", "--out", out];
+    let mut bench = lab.started_until(&arguments, "  2000 packets/s, no move");
+    let namespaces = lab.namespaces();
+    assert_eq!(namespaces.len(), 5);
+    signal(&bench, Signal::SIGINT);
+    assert!(!bench.wait().unwrap().success(), "interrupted is not done");
+    lab.assert_gone(&namespaces);
+    assert!(!Path::new(out).exists(), "nothing was measured");
 }
 
 #[test]

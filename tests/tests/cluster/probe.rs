@@ -115,7 +115,7 @@ fn trace(sequence: u64, taps: &[Vec<Sighting>; 2]) -> String {
 
 /// What went wrong in a window, in words.
 fn broken(report: &Report) -> Vec<String> {
-    let Report { to_guest, echoes, from_guest, ping, memory, stream } = report;
+    let Report { to_guest, echoes, from_guest, ping, memory, stream, .. } = report;
     let flows = [("to the guest", to_guest), ("echoed", echoes), ("from the guest", from_guest), ("pings", ping)];
     let mut broken = Vec::new();
     for (name, flow) in flows {

@@ -12,7 +12,10 @@ use throughline_cutover::{
 use throughline_hypervisor::{FdRole, Guest, GuestEventKind, MigrationStatus};
 use throughline_loader::{ALL_MARKERS, Mode};
 use throughline_wire::v1::{self, from_destination::Message};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -44,6 +47,8 @@ pub(super) struct DestinationHands {
     to_source: Option<ToSource>,
     news: MigrationNews,
     vm: Option<Guest>,
+    /// Ends with the QEMU it watches.
+    watcher: Option<AbortHandle>,
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     waits: JoinSet<()>,
@@ -65,6 +70,7 @@ impl DestinationHands {
             to_source: None,
             news,
             vm: None,
+            watcher: None,
             ports: Arc::default(),
             report: Arc::default(),
             waits: JoinSet::new(),
@@ -103,7 +109,7 @@ impl DestinationHands {
     fn watch_hypervisor(&mut self, vm: &Guest) {
         let mut from_qemu = vm.events();
         let (events, report) = (self.events.clone(), self.report.clone());
-        self.waits.spawn(async move {
+        let watcher = self.waits.spawn(async move {
             while let Ok(event) = from_qemu.recv().await {
                 let meaning = match event.kind {
                     GuestEventKind::Migration(MigrationStatus::Completed) => {
@@ -123,6 +129,22 @@ impl DestinationHands {
                 let _ = events.send(meaning);
             }
         });
+        self.watcher = Some(watcher);
+    }
+
+    /// A new QEMU over the same ports.
+    async fn prepare_again(&mut self) -> Result<String, Failure> {
+        if let Some(watcher) = self.watcher.take() {
+            watcher.abort();
+        }
+        if let Some(vm) = self.vm.take() {
+            vm.quit().await.map_err(hypervisor_failure)?;
+        }
+        let ports: Vec<_> = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
+        let mtus =
+            self.plan.ports.iter().map(|plan| self.host.bindings.mtu_of(plan.vni)).collect::<Result<Vec<_>, _>>()?;
+        info!(guest = %self.plan.guest.name, "memory comes again from the beginning");
+        self.launch(&ports, &mtus).await
     }
 
     fn record_commit(&mut self) {
@@ -363,6 +385,14 @@ impl Hands for DestinationHands {
                     Ok(uri) => DestinationEvent::Ready { uri },
                     Err(failure) => DestinationEvent::NotReady(failure),
                 });
+            }
+            DestinationEffect::PrepareAgain => {
+                let event = match self.prepare_again().await {
+                    Ok(uri) => DestinationEvent::Ready { uri },
+                    Err(failure) => DestinationEvent::NotReady(failure),
+                };
+                // Behind what the old QEMU said, not before.
+                let _ = self.events.send(event);
             }
             DestinationEffect::TellPrepared { uri } => {
                 self.tell_source(Message::Prepared(v1::Prepared { memory_uri: uri }));

@@ -231,20 +231,56 @@ impl SourceHands {
         info!(guest = %name, destination = %self.plan.destination.host, "left this host");
     }
 
-    async fn undo(&mut self) {
+    /// The guest runs on, and gets what was held meanwhile.
+    async fn take_back(&mut self) {
         if self.sending
             && let Err(error) = self.resident.vm.cancel_migration().await
         {
             warn!(%error, "QEMU's migration could not be cancelled");
         }
         self.resume().await;
+        self.release_to_taps().await;
+    }
+
+    async fn release_to_taps(&self) {
         for port in lock(&self.ports).iter_mut() {
             if let Err(failure) = port.release_to_tap() {
                 warn!(%failure, "frames of this port stay in the hold");
             }
         }
-        let ports = self.ports.clone();
-        until_or_late(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
+        until_or_late(|| lock(&self.ports).iter().all(MovingPort::line_is_empty)).await;
+        // A frame that saw the line just before it was empty may still be on its way into the hold.
+        tokio::time::sleep(IN_FLIGHT).await;
+        until_or_late(|| lock(&self.ports).iter().all(MovingPort::line_is_empty)).await;
+    }
+
+    async fn disarm(&self) {
+        self.release_to_taps().await;
+        lock(&self.ports).iter_mut().for_each(MovingPort::pass);
+    }
+
+    async fn brake_again(&self) -> SourceEvent {
+        let vm = &self.resident.vm;
+        let left = async {
+            vm.brake().await?;
+            vm.progress().await
+        };
+        match left.await {
+            Ok(progress) => SourceEvent::HeldBack(Progress::from(&progress)),
+            Err(error) => SourceEvent::MemoryFailed(hypervisor_failure(error)),
+        }
+    }
+
+    async fn retreat(&mut self) {
+        self.take_back().await;
+        lock(&self.ports).iter_mut().for_each(MovingPort::pass);
+        let mut report = lock(&self.report);
+        (report.armed_at_ns, report.stopped_at_ns, report.pre_switchover_at_ns) = (0, 0, 0);
+        info!(guest = %self.plan.guest.name, "QEMU stopped before frames were held; runs on, memory is sent again");
+    }
+
+    async fn undo(&mut self) {
+        self.take_back().await;
         self.close_ports().await;
         self.forget_markers().await;
         if let Err(error) = self.host.journal.promise(&self.plan.id, Some(&self.plan), Promise::Declined) {
@@ -359,6 +395,11 @@ impl Hands for SourceHands {
             }
             SourceEffect::StartPrecopy { uri } => return self.start_precopy(&uri).await,
             SourceEffect::Brake => return self.fail_memory(self.resident.vm.brake().await),
+            SourceEffect::BrakeAgain => return Some(self.brake_again().await),
+            SourceEffect::Disarm => {
+                self.disarm().await;
+                return Some(SourceEvent::Disarmed);
+            }
             SourceEffect::FullRate => return self.fail_memory(self.resident.vm.set_bandwidth(UNLIMITED).await),
             SourceEffect::Arm => {
                 self.arm().await;
@@ -368,6 +409,11 @@ impl Hands for SourceHands {
             SourceEffect::RecordGiveUp => self.record_give_up(),
             SourceEffect::TellGiveUp => {
                 self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0 }));
+            }
+            SourceEffect::TellAgain => self.say(from_source::Message::BeginAgain(v1::BeginAgain {})),
+            SourceEffect::Retreat => {
+                self.retreat().await;
+                return Some(SourceEvent::Retreated);
             }
             SourceEffect::ContinueSwitchover => {
                 lock(&self.report).continued_at_ns = real_ns();

@@ -1,5 +1,7 @@
 //! Where the time of a cutover goes: the bench's table.
 
+use serde::{Deserialize, Serialize};
+
 use super::record::Run;
 use super::table::median;
 
@@ -17,18 +19,29 @@ const STRETCHES: [Stretch; 8] = [
     ("longest network gap", |run| Some(run.gap_ms)),
 ];
 
-/// Each stretch's median and 99th percentile.
-pub(super) fn of(runs: &[Run]) -> String {
-    let mut table = format!("{:<50} {:>9} {:>9}\n", "", "p50 ms", "p99 ms");
-    for (name, took) in STRETCHES {
+/// How long a stretch took in many runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Row {
+    /// The stretch.
+    pub(crate) stretch: String,
+    /// Its median, milliseconds.
+    pub(crate) p50_ms: f64,
+    /// Its 99th percentile, milliseconds.
+    pub(crate) p99_ms: f64,
+}
+
+/// Each stretch that the runs had.
+pub(super) fn rows(runs: &[Run]) -> Vec<Row> {
+    let row = |(name, took): Stretch| {
         let mut values: Vec<f64> = runs.iter().filter_map(took).collect();
         values.sort_unstable_by(f64::total_cmp);
-        if values.is_empty() {
-            continue;
-        }
-        table += &format!("{name:<50} {:>9.2} {:>9.2}\n", median(&values), percentile(&values, 99));
-    }
-    table + &format!("{} migrations\n", runs.len())
+        (!values.is_empty()).then(|| Row {
+            stretch: name.to_owned(),
+            p50_ms: median(&values),
+            p99_ms: percentile(&values, 99),
+        })
+    };
+    STRETCHES.into_iter().filter_map(row).collect()
 }
 
 fn between(earlier: Option<f64>, later: Option<f64>) -> Option<f64> {
@@ -57,9 +70,9 @@ mod tests {
     #[test]
     fn what_a_run_did_not_have_is_left_out() {
         let run = good_run();
-        let table = of(std::slice::from_ref(&run));
+        let rows = rows(std::slice::from_ref(&run));
         let had = STRETCHES.iter().filter(|(_, took)| took(&run).is_some()).count();
-        assert_eq!(table.lines().count(), had + 2);
-        assert!(table.contains("STOP to cont: the pause"), "{table}");
+        assert!(rows.len() == had && had < STRETCHES.len(), "{rows:?}");
+        assert!(rows.iter().any(|row| row.stretch == "STOP to cont: the pause"), "{rows:?}");
     }
 }

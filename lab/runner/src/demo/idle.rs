@@ -42,7 +42,7 @@ pub(super) fn migrations(stage: &Stage, runs: u32) -> Result<Record<Pause>> {
     println!("waiting for {} to answer", cast::GUEST);
     ping(stage, BOOT)?;
     signals::sleep(WARM_UP)?;
-    let mut record = Record { runs: Vec::new(), host: HostInfo::find(&stage.operator, stage.hypervisors[0])? };
+    let mut record = Record::new(HostInfo::find(&stage.operator, stage.hypervisors[0])?);
     let mover = Mover::new(&stage.operator, false);
     for number in 0..runs as usize {
         let (from, to) = stage.way(number);
@@ -57,7 +57,7 @@ pub(super) fn migrations(stage: &Stage, runs: u32) -> Result<Record<Pause>> {
 
 /// Has the peer ping the guest until it answers once.
 fn ping(stage: &Stage, patience: Duration) -> Result<()> {
-    let mut command = stage.lab.namespace(stage.peer).command(sibling("throughline-probe")?)?;
+    let mut command = stage.lab.namespace(stage.peers[0]).command(sibling("throughline-probe")?)?;
     command.args(["ping", "--guest", cast::GUEST_ADDRESS, "--patience", &patience.as_secs().to_string()]);
     let output = command.output().context("cannot run the probe")?;
     signals::check()?;

@@ -7,13 +7,13 @@ use anyhow::{Context, Result, ensure};
 
 /// A directory with a kernel and an initial RAM disk.
 #[derive(Debug)]
-pub(super) struct Image {
+pub(crate) struct Image {
     directory: PathBuf,
 }
 
 impl Image {
     /// Finds it where the script puts it.
-    pub(super) fn find() -> Result<Self> {
+    pub(crate) fn find() -> Result<Self> {
         let cache = match env::var_os("THROUGHLINE_CACHE") {
             Some(cache) => PathBuf::from(cache),
             None => PathBuf::from(env::var_os("HOME").context("neither THROUGHLINE_CACHE nor HOME is set")?)
@@ -27,12 +27,12 @@ impl Image {
     }
 
     /// Path of the kernel.
-    pub(super) fn kernel(&self) -> String {
+    pub(crate) fn kernel(&self) -> String {
         self.directory.join("vmlinuz").to_string_lossy().into_owned()
     }
 
     /// Path of the initial RAM disk.
-    pub(super) fn initrd(&self) -> String {
+    pub(crate) fn initrd(&self) -> String {
         self.directory.join("initrd.img").to_string_lossy().into_owned()
     }
 }

@@ -1,23 +1,24 @@
 //! The demo: a guest moves there and back under traffic, as an operator would move it; independent probes say what the
 //! network noticed.
 
-mod budget;
+pub(crate) mod budget;
 mod delivery;
 mod idle;
-mod image;
-mod move_guest;
-mod probe;
-mod probes;
+pub(crate) mod image;
+pub(crate) mod move_guest;
+pub(crate) mod probe;
+pub(crate) mod probes;
 mod promise;
 mod record;
-mod stage;
+mod resources;
+pub(crate) mod stage;
 mod table;
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 
@@ -28,6 +29,7 @@ use crate::topology::Topology;
 use move_guest::{Judge, Mover};
 use probes::Probes;
 use record::{HostInfo, Record, Run};
+use resources::Watch;
 use stage::Stage;
 
 /// Time for the probes to find their rhythm before the first migration.
@@ -65,18 +67,35 @@ impl Options {
     }
 }
 
-/// The guest that moves, and the endpoint it talks to.
-mod cast {
-    pub(super) const NETWORK: &str = "blue";
-    pub(super) const VNI: &str = "7001";
-    pub(super) const GUEST: &str = "web-1";
-    pub(super) const GUEST_MAC: &str = "02:00:00:07:00:10";
-    pub(super) const GUEST_ADDRESS: &str = "10.7.0.10";
+/// The guest that moves, and the endpoints it talks to.
+pub(crate) mod cast {
+    pub(crate) const NETWORK: &str = "blue";
+    pub(crate) const VNI: &str = "7001";
+    pub(crate) const GUEST: &str = "web-1";
+    pub(crate) const GUEST_MAC: &str = "02:00:00:07:00:10";
+    pub(crate) const GUEST_ADDRESS: &str = "10.7.0.10";
     /// Not a multiple of 256 KiB: QEMU 7.2 without KVM corrupts migrated memory of such sizes.
-    pub(super) const GUEST_MEMORY: &str = "262136KiB";
-    pub(super) const ENDPOINT: &str = "gw0";
-    pub(super) const ENDPOINT_MAC: &str = "02:00:00:07:00:01";
-    pub(super) const ENDPOINT_ADDRESS: &str = "10.7.0.1";
+    pub(crate) const GUEST_MEMORY: &str = "262136KiB";
+
+    /// The guest kernel's command line; `parameters` are added.
+    pub(crate) fn cmdline(parameters: &str) -> String {
+        format!("console=ttyS0 quiet panic=-1 tl.ip={GUEST_ADDRESS}/24 {parameters}").trim_end().to_owned()
+    }
+
+    /// Name of the endpoint on a peer, counting from 0.
+    pub(crate) fn endpoint(peer: usize) -> String {
+        format!("gw{peer}")
+    }
+
+    /// Its MAC address.
+    pub(crate) fn endpoint_mac(peer: usize) -> String {
+        format!("02:00:00:07:00:{:02x}", peer + 1)
+    }
+
+    /// Its IPv4 address.
+    pub(crate) fn endpoint_address(peer: usize) -> String {
+        format!("10.7.0.{}", peer + 1)
+    }
 }
 
 /// Runs the demo; an error if anything went wrong, the promise being broken included.
@@ -87,56 +106,50 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
         print!("\n{}", idle::table(&record.runs));
         return Ok(());
     }
-    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, options))?;
+    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, topology, options))?;
     options.save(&record)?;
     print!("\n{}", table::of(&record.runs));
+    if !record.resources.is_empty() {
+        print!("\n{}", resources::table(&record.resources));
+    }
     judge(&record)
 }
 
-/// What the bench is to do.
-#[derive(Debug, Args)]
-pub(crate) struct BenchOptions {
-    /// Migrations, there and back in turn.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    runs: u32,
-    /// Numbered UDP packets a second, each way.
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
-    pps: u32,
-    /// Also write all results to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-}
-
-/// Runs the bench: the demo's migrations, and where the time of each cutover went.
-pub(crate) fn bench(lab: &Lab, topology: &Topology, options: BenchOptions) -> Result<()> {
-    let BenchOptions { runs, pps, json } = options;
-    let options = Options { runs, idle: false, pps, json, keep: false };
-    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, &options))?;
-    options.save(&record)?;
-    print!("\n{}", budget::of(&record.runs));
-    judge(&record)
+/// The demo's migrations, `runs` of them under `pps` packets a second each way, and where the time of each cutover went; an
+/// error if the promise was broken.
+pub(crate) fn budget(lab: &Lab, topology: &Topology, runs: u32, pps: u32) -> Result<Vec<budget::Row>> {
+    let options = Options { runs, idle: false, pps, json: None, keep: false };
+    let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, topology, &options))?;
+    judge(&record)?;
+    Ok(budget::rows(&record.runs))
 }
 
 fn judge(record: &Record<Run>) -> Result<()> {
     let broken: Vec<String> = record.runs.iter().flat_map(promise::broken).collect();
-    if broken.is_empty() {
-        println!("\nThe promise held: nothing lost, duplicated or reordered, no connection reset, memory intact.");
-        return Ok(());
+    let grown = resources::grown(&record.resources);
+    if !broken.is_empty() {
+        bail!("the promise is broken:\n  {}", [broken, grown].concat().join("\n  "))
     }
-    bail!("the promise is broken:\n  {}", broken.join("\n  "))
+    println!("\nThe promise held: nothing lost, duplicated or reordered, no connection reset, memory intact.");
+    ensure!(grown.is_empty(), "something was left behind:\n  {}", grown.join("\n  "));
+    Ok(())
 }
 
-fn migrations(stage: &Stage, options: &Options) -> Result<Record<Run>> {
+fn migrations(stage: &Stage, topology: &Topology, options: &Options) -> Result<Record<Run>> {
     stage.create_guest("")?;
     println!("waiting for {} to answer", cast::GUEST);
-    let mut probes = Probes::start(stage.lab, &stage.hypervisors, stage.peer, options.pps)?;
+    let mut probes = Probes::start(stage.lab, &stage.hypervisors, stage.peers[0], options.pps)?;
     signals::sleep(WARM_UP)?;
-    let mut record = Record { runs: Vec::new(), host: HostInfo::find(&stage.operator, stage.hypervisors[0])? };
+    let mut record = Record::new(HostInfo::find(&stage.operator, stage.hypervisors[0])?);
+    let mut watch = Watch::new(stage.lab, topology, options.runs);
+    watch.look(0)?;
     let mut judge = Judge::new(Mover::new(&stage.operator, options.runs <= RUNS_SHOWN), &mut probes)?;
-    for number in 0..options.runs as usize {
-        let (from, to) = stage.way(number);
+    for number in 0..options.runs {
+        let (from, to) = stage.way(number as usize);
         println!("run {} of {}: {} moves from {from} to {to}", number + 1, options.runs, cast::GUEST);
         record.runs.push(judge.run(from, to)?);
+        watch.look(number + 1)?;
     }
+    record.resources = watch.finish();
     Ok(record)
 }

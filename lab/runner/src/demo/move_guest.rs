@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::cast;
 use super::probes::Probes;
 use super::record::{Cutover, Run, Taps};
+use crate::bench::way::Moved;
 use crate::operator::Operator;
 use crate::signals;
 
@@ -19,7 +20,7 @@ const DRAIN: Duration = Duration::from_millis(1500);
 
 /// Moves the guest as an operator would.
 #[derive(Debug)]
-pub(super) struct Mover<'a> {
+pub(crate) struct Mover<'a> {
     operator: &'a Operator,
     show_progress: bool,
 }
@@ -70,7 +71,7 @@ impl<'a> Judge<'a> {
 
 impl<'a> Mover<'a> {
     /// Each migration shows its progress on this terminal, or none does.
-    pub(super) fn new(operator: &'a Operator, show_progress: bool) -> Self {
+    pub(crate) fn new(operator: &'a Operator, show_progress: bool) -> Self {
         Self { operator, show_progress }
     }
 
@@ -78,6 +79,19 @@ impl<'a> Mover<'a> {
     pub(super) fn run(&self, from: &str, to: &str) -> Result<Cutover> {
         self.migrate(to)?;
         self.report(from, to)
+    }
+
+    /// As [`Mover::run`], less what only the demo wants to know.
+    pub(crate) fn moved(&self, from: &str, to: &str) -> Result<Moved> {
+        let cutover = self.run(from, to)?;
+        Ok(Moved {
+            stopped_at_ns: cutover.stopped_at_ns,
+            running_at_ns: cutover.running_at_ns,
+            held: cutover.held,
+            carried: cutover.carried,
+            gated: cutover.gated,
+            overflowed: cutover.overflowed,
+        })
     }
 
     fn migrate(&self, to: &str) -> Result<()> {

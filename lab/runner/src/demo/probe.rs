@@ -20,7 +20,7 @@ const END: Duration = Duration::from_secs(1);
 
 /// A probe that runs.
 #[derive(Debug)]
-pub(super) struct Probe {
+pub(crate) struct Probe {
     /// Who it is, for messages.
     name: String,
     child: Child,
@@ -31,7 +31,7 @@ pub(super) struct Probe {
 
 impl Probe {
     /// Starts it, and waits until it is ready.
-    pub(super) fn start(name: String, mut command: Command, patience: Duration) -> Result<Self> {
+    pub(crate) fn start(name: String, mut command: Command, patience: Duration) -> Result<Self> {
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = pipes.spawn().with_context(|| format!("cannot start {name}"))?;
         let (Some(questions), Some(answers), Some(said)) =
@@ -47,16 +47,18 @@ impl Probe {
     }
 
     /// Asks, and waits for the answer.
-    pub(super) fn ask<T: DeserializeOwned>(&mut self, question: &str, patience: Duration) -> Result<T> {
-        // A pipe to nobody is all that can make writing fail.
-        let answer = match writeln!(self.questions, "{question}") {
-            Ok(()) => self.answer(patience),
-            Err(_) => Err(self.ended()),
-        };
-        answer.with_context(|| format!("no answer to {question:?}"))
+    pub(crate) fn ask<T: DeserializeOwned>(&mut self, question: &str, patience: Duration) -> Result<T> {
+        self.tell(question).and_then(|()| self.answer(patience)).with_context(|| format!("no answer to {question:?}"))
     }
 
-    fn answer<T: DeserializeOwned>(&mut self, patience: Duration) -> Result<T> {
+    /// Asks, and leaves the answer to [`Probe::answer`].
+    pub(crate) fn tell(&mut self, question: &str) -> Result<()> {
+        // A pipe to nobody is all that can make writing fail.
+        writeln!(self.questions, "{question}").map_err(|_| self.ended())
+    }
+
+    /// Waits for an answer.
+    pub(crate) fn answer<T: DeserializeOwned>(&mut self, patience: Duration) -> Result<T> {
         let deadline = Instant::now() + patience;
         while !self.has_answer()? {
             signals::check()?;

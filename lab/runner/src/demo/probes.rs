@@ -14,7 +14,7 @@ use crate::lab::Lab;
 use crate::play::sibling;
 
 /// How long the guest may take to boot and answer.
-pub(super) const BOOT: Duration = Duration::from_secs(60);
+pub(crate) const BOOT: Duration = Duration::from_secs(60);
 
 /// How long a probe may take to answer a question: longer than it goes on asking the guest.
 const ANSWER: Duration = Client::PATIENCE.saturating_add(Duration::from_secs(20));

@@ -11,7 +11,11 @@ use throughline_probe::observe::Sighting;
 use throughline_probe::peer::Report;
 
 use super::delivery;
+use super::resources::Snapshot;
 use crate::operator::Operator;
+
+/// How many lost packets are traced.
+const TRACED: usize = 16;
 
 /// All results of a demo.
 #[derive(Debug, Serialize)]
@@ -20,6 +24,16 @@ pub(super) struct Record<R> {
     pub(super) runs: Vec<R>,
     /// Where it was measured.
     pub(super) host: HostInfo,
+    /// What was there before, between and after the migrations; empty if nobody looked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) resources: Vec<Snapshot>,
+}
+
+impl<R> Record<R> {
+    /// Nothing found out yet.
+    pub(super) fn new(host: HostInfo) -> Self {
+        Self { runs: Vec::new(), host, resources: Vec::new() }
+    }
 }
 
 /// One migration. Times of phases and counts of held, carried and gated frames are the agents'; the rest is the probes'.
@@ -134,7 +148,7 @@ impl Run {
         let gap = delivery::longest_gap(&taps.source, &taps.destination, cutover.running_at_ns, window);
         let trace = |&number: &u64| delivery::trace(number, &taps.source, &taps.destination, cutover.stopped_at_ns);
         let (before, after) = retransmits(probes, cutover.armed_at_ns);
-        let Report { to_guest, echoes, from_guest, ping, memory, stream } = probes;
+        let Report { to_guest, echoes, from_guest, ping, memory, stream, .. } = probes;
         Ok(Self {
             from: from.to_owned(),
             to: to.to_owned(),
@@ -147,7 +161,7 @@ impl Run {
             tcp_messages: stream.sent,
             lost_to_guest: to_guest.lost + ping.lost,
             pings_lost: ping.lost,
-            lost_traces: to_guest.lost_numbers.iter().map(trace).collect(),
+            lost_traces: to_guest.lost_numbers.iter().take(TRACED).map(trace).collect(),
             // An echo of a packet that never came was never sent.
             lost_from_guest: from_guest.lost + to_guest.arrived.saturating_sub(echoes.arrived),
             // A packet that came twice is echoed twice, one that came late is echoed late.
@@ -241,6 +255,7 @@ pub(super) mod tests {
     fn flawless() -> Report {
         Report {
             to_guest: all_arrived(),
+            lost_sent_at_ns: Vec::new(),
             echoes: all_arrived(),
             from_guest: all_arrived(),
             ping: all_arrived(),

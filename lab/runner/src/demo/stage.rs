@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::cast;
 use super::image::Image;
@@ -16,19 +16,19 @@ use crate::topology::{Role, Topology};
 
 /// A lab that is up.
 #[derive(Debug)]
-pub(super) struct Stage<'a> {
-    pub(super) lab: &'a Lab,
-    pub(super) operator: Operator,
-    pub(super) hypervisors: Vec<&'a str>,
-    /// The host that stays, and whose endpoint talks to the guest.
-    pub(super) peer: &'a str,
+pub(crate) struct Stage<'a> {
+    pub(crate) lab: &'a Lab,
+    pub(crate) operator: Operator,
+    pub(crate) hypervisors: Vec<&'a str>,
+    /// The hosts that stay, each with an endpoint that talks to the guest.
+    pub(crate) peers: Vec<&'a str>,
     image: Image,
 }
 
 impl<'a> Stage<'a> {
     /// Brings the lab up, plays, and takes it down whatever happens, unless it is to be kept. What the lab's daemons and
     /// the guest said last is shown if anything failed: it goes with the lab.
-    pub(super) fn play<T>(
+    pub(crate) fn play<T>(
         lab: &'a Lab,
         topology: &'a Topology,
         keep: bool,
@@ -56,35 +56,39 @@ impl<'a> Stage<'a> {
         let names = |role| topology.with_role(role).map(|node| node.name.as_str());
         let hypervisors: Vec<&str> = names(Role::Hypervisor).collect();
         ensure!(hypervisors.len() >= 2, "the demo needs two hypervisors, {} has {}", lab.name(), hypervisors.len());
-        let peer = names(Role::Peer).next().context("the demo needs a node with the role peer")?;
+        let peers: Vec<&str> = names(Role::Peer).collect();
+        ensure!(!peers.is_empty(), "the demo needs a node with the role peer");
         println!("bringing up lab {}", lab.name());
         let operator = play::up(lab, topology)?;
-        Ok(Self { lab, operator, hypervisors, peer, image })
+        Ok(Self { lab, operator, hypervisors, peers, image })
     }
 
     /// From which host to which the guest moves in a run, counting from 0: there and back in turn.
-    pub(super) fn way(&self, run: usize) -> (&'a str, &'a str) {
+    pub(crate) fn way(&self, run: usize) -> (&'a str, &'a str) {
         (self.hypervisors[run % 2], self.hypervisors[(run + 1) % 2])
     }
 
-    /// Creates the network, the peer's endpoint and the guest; `parameters` are added to its kernel's command line.
-    pub(super) fn create_guest(&self, parameters: &str) -> Result<()> {
+    /// Creates the network, the peers' endpoints and the guest; `parameters` are added to its kernel's command line.
+    pub(crate) fn create_guest(&self, parameters: &str) -> Result<()> {
         let (kernel, initrd) = (self.image.kernel(), self.image.initrd());
-        let cmdline = format!("console=ttyS0 quiet panic=-1 tl.ip={}/24 {parameters}", cast::GUEST_ADDRESS);
+        let cmdline = cast::cmdline(parameters);
         self.operator.run(&["network", "create", cast::NETWORK, "--vni", cast::VNI])?;
-        self.operator.run(&[
-            "endpoint",
-            "create",
-            cast::ENDPOINT,
-            "--network",
-            cast::NETWORK,
-            "--host",
-            self.peer,
-            "--mac",
-            cast::ENDPOINT_MAC,
-            "--ip",
-            cast::ENDPOINT_ADDRESS,
-        ])?;
+        for (index, host) in self.peers.iter().enumerate() {
+            let (name, mac, ip) = (cast::endpoint(index), cast::endpoint_mac(index), cast::endpoint_address(index));
+            self.operator.run(&[
+                "endpoint",
+                "create",
+                &name,
+                "--network",
+                cast::NETWORK,
+                "--host",
+                host,
+                "--mac",
+                &mac,
+                "--ip",
+                &ip,
+            ])?;
+        }
         self.operator.run(&[
             "guest",
             "create",
@@ -102,7 +106,7 @@ impl<'a> Stage<'a> {
             "--initrd",
             &initrd,
             "--cmdline",
-            cmdline.trim_end(),
+            &cmdline,
             "--mac",
             cast::GUEST_MAC,
             "--ip",

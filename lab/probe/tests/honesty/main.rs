@@ -3,103 +3,34 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
+mod load;
+mod relay;
+
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
 use throughline_probe::control::Ports;
 use throughline_probe::guest;
-use throughline_probe::packet::Packet;
 use throughline_probe::peer::{Config, Peer, Report};
+
+use relay::{Fate, about, faithful, own_network, relay, treacherous};
 
 const PPS: u32 = 1000;
 const ADDRESS: Ipv4Addr = Ipv4Addr::LOCALHOST;
-
-/// Gives this thread, and those it starts, a network of their own with nothing but a loopback.
-fn own_network() {
-    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of its own needs root");
-    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("iproute2 is installed");
-    assert!(status.success());
-}
-
-/// What a relay does with a packet on its way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Deliver,
-    Lose,
-    Repeat,
-    /// Three packets later.
-    Delay,
-}
-
-fn faithful(_: u64) -> Fate {
-    Fate::Deliver
-}
-
-fn treacherous(sequence: u64) -> Fate {
-    match sequence % 100 {
-        10 => Fate::Lose,
-        30 | 60 => Fate::Repeat,
-        80 => Fate::Delay,
-        _ => Fate::Deliver,
-    }
-}
-
-/// Passes packets on to `target`, the other way round without interference. Returns its port.
-fn relay(target: u16, fate: fn(u64) -> Fate) -> u16 {
-    let front = UdpSocket::bind((ADDRESS, 0)).unwrap();
-    let back = UdpSocket::bind((ADDRESS, 0)).unwrap();
-    back.connect((ADDRESS, target)).unwrap();
-    let port = front.local_addr().unwrap().port();
-    let asker = std::sync::Arc::new(std::sync::Mutex::new(None::<SocketAddr>));
-
-    let (answers, answered, asking) = (back.try_clone().unwrap(), front.try_clone().unwrap(), asker.clone());
-    thread::spawn(move || {
-        let mut buffer = [0; 2048];
-        while let Ok(length) = answers.recv(&mut buffer) {
-            let asker = asking.lock().unwrap().expect("an answer follows a question");
-            answered.send_to(&buffer[..length], asker).unwrap();
-        }
-    });
-    thread::spawn(move || {
-        let mut buffer = [0; 2048];
-        let mut delayed: Option<(u64, Vec<u8>)> = None;
-        while let Ok((length, sender)) = front.recv_from(&mut buffer) {
-            *asker.lock().unwrap() = Some(sender);
-            let bytes = &buffer[..length];
-            let sequence = Packet::decode(bytes).expect("only probe packets come here").sequence;
-            let copies = match fate(sequence) {
-                Fate::Deliver => 1,
-                Fate::Repeat => 2,
-                Fate::Lose => 0,
-                Fate::Delay => {
-                    delayed = Some((sequence + 3, bytes.to_vec()));
-                    0
-                }
-            };
-            (0..copies).for_each(|_| drop(back.send(bytes)));
-            if let Some((_, bytes)) = delayed.take_if(|(due, _)| *due <= sequence) {
-                back.send(&bytes).unwrap();
-            }
-        }
-    });
-    port
-}
 
 /// Probes for about a second; `to_guest` and `from_guest` rule over the packets' fates.
 fn probe(to_guest: fn(u64) -> Fate, from_guest: fn(u64) -> Fate) -> Report {
     // Each test has its own namespace, but under one process the ports would be easy to mix up in a failure's text.
     static PORT: AtomicU16 = AtomicU16::new(7100);
     let base = PORT.fetch_add(10, Ordering::SeqCst);
-    let ports = Ports { control: base, echo: base + 1, stream: base + 2 };
+    let ports = Ports::from(base);
     let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
 
-    let oneway_port = base + 3;
+    let oneway_port = base + 5;
     let mut peer = Peer::start(&Config {
         guest: ADDRESS,
         ports: Ports { echo: relay(ports.echo, to_guest), ..ports },
@@ -117,13 +48,6 @@ fn probe(to_guest: fn(u64) -> Fate, from_guest: fn(u64) -> Fate) -> Report {
     let to = peer.mark().unwrap();
     thread::sleep(Duration::from_secs(1));
     peer.report(from, to).unwrap()
-}
-
-/// How many of the first numbers of a window meet a fate, give or take the hundred it was cut in.
-fn about(sent: u64, a_hundred: u64, counted: u64) {
-    let expected = sent * a_hundred / 100;
-    assert!(counted.abs_diff(expected) <= a_hundred, "{counted} of {sent}, not {expected}");
-    assert!(counted > 0);
 }
 
 #[test]
@@ -156,6 +80,8 @@ fn faults_towards_the_guest_are_counted_exactly() {
     assert_eq!(report.echoes.lost, to.lost, "what the guest missed, it did not echo: nothing more is missing");
     assert_eq!(report.echoes.duplicated, to.duplicated);
     assert_eq!(report.from_guest.lost, 0);
+    assert_eq!(report.lost_sent_at_ns.len() as u64, to.lost);
+    assert!(report.lost_sent_at_ns.is_sorted_by(|a, b| b - a > 50_000_000), "one in a hundred, at 1000 a second");
 }
 
 #[test]
@@ -183,7 +109,7 @@ fn the_longest_silence_is_found() {
 #[test]
 fn a_broken_stream_is_noticed() {
     own_network();
-    let ports = Ports { control: 7900, echo: 7901, stream: 7902 };
+    let ports = Ports::from(7900);
     let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     // Closes the first connection after a while, with a message half read, as a reset does.
@@ -250,7 +176,7 @@ fn light_peer(ports: Ports) -> Peer {
 #[test]
 fn a_broken_control_connection_is_counted_and_replaced() {
     own_network();
-    let ports = Ports { control: 7910, echo: 7911, stream: 7912 };
+    let ports = Ports::from(7910);
     let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     thread::sleep(Duration::from_millis(200));
@@ -267,7 +193,7 @@ fn a_broken_control_connection_is_counted_and_replaced() {
 #[test]
 fn a_guest_end_that_serves_another_session_does_not_answer_for_this_one() {
     own_network();
-    let ports = Ports { control: 7920, echo: 7921, stream: 7922 };
+    let ports = Ports::from(7920);
     let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     let mut first = light_peer(ports);
