@@ -69,6 +69,8 @@ impl Stacks {
             }
         }
         for host in [&fabric.source, &fabric.destination] {
+            // The guest's 1,500 bytes and the tunnel's 50, or every segment would be fragmented.
+            host.netns.run(|| ip("link set und0 mtu 1550"));
             // As a card's queue has it: frames of one flow are received by one processor.
             for device in ["up0", "und0"] {
                 host.netns.write_sysfs(&format!("class/net/{device}/queues/rx-0/rps_cpus"), "1");
