@@ -69,6 +69,8 @@ impl Stacks {
             }
         }
         for host in [&fabric.source, &fabric.destination] {
+            // The guest's 1,500 bytes and the tunnel's 50, or every segment would be fragmented.
+            host.netns.run(|| ip("link set und0 mtu 1550"));
             // As a card's queue has it: frames of one flow are received by one processor.
             for device in ["up0", "und0"] {
                 host.netns.write_sysfs(&format!("class/net/{device}/queues/rx-0/rps_cpus"), "1");
@@ -195,6 +197,12 @@ impl Stream {
         bits / began.elapsed().as_secs_f64() / 1e9
     }
 
+    /// No faster than so many Gbit/s from now on.
+    pub(crate) fn keep_pace(&self, gigabits: u64) {
+        let bytes = gigabits * 1_000_000_000 / 8;
+        set(&self.sender, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &bytes.to_ne_bytes());
+    }
+
     /// Segments sent again so far.
     pub(crate) fn retransmits(&self) -> u64 {
         // SAFETY: plain old data.
@@ -225,16 +233,13 @@ impl Drop for Stream {
 }
 
 fn use_cubic(socket: &TcpStream) {
-    const NAME: &[u8] = b"cubic";
-    // SAFETY: a name of the length said.
+    set(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic");
+}
+
+fn set(socket: &TcpStream, level: libc::c_int, option: libc::c_int, value: &[u8]) {
+    // SAFETY: a value of the length said.
     let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_CONGESTION,
-            NAME.as_ptr().cast(),
-            NAME.len() as libc::socklen_t,
-        )
+        libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), value.len() as libc::socklen_t)
     };
-    assert_eq!(set, 0, "TCP_CONGESTION cubic");
+    assert_eq!(set, 0, "option {option}: {}", std::io::Error::last_os_error());
 }

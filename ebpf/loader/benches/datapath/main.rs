@@ -29,6 +29,11 @@ const PARTS: [Part; 4] =
     [("steer", steer::measure), ("tcp", tcp::measure), ("gso", gso::measure), ("hold", hold::measure)];
 
 fn main() {
+    // At once and whole, threads that send without end included; devices and namespaces go with the process.
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        std::process::exit(101);
+    }));
     let (json, wanted) = arguments();
     let mut report = Report::new();
     for (name, measure) in PARTS {
