@@ -7,6 +7,9 @@ use crate::{DROP, NEXT, lane, maps::TAPS, port::Port, tunnel};
 
 /// Length of a VLAN tag, which `len` leaves out while the kernel keeps it beside the frame.
 const VLAN_TAG: u32 = 4;
+/// Longest frame that the hold's ring takes whole: a longer one the kernel segments on the way, whatever the hold takes,
+/// and a frame that was counted once must not come out as many.
+const LONGEST_WHOLE: u32 = 65_535;
 
 /// Pass, drop, to the hold, or to the carry.
 #[classifier]
@@ -81,6 +84,10 @@ fn length(context: &TcContext) -> u32 {
 /// discipline to hide that), and a frame counted but not in the ring would keep the line sealed for ever.
 #[inline(always)]
 fn divert(context: &TcContext, port: Port, lane: u32, bytes: u32) -> i32 {
+    if context.len() > LONGEST_WHOLE {
+        port.count_overflow();
+        return DROP;
+    }
     port.see_lane(lane);
     port.join_line(lane, bytes);
     // SAFETY: writing the program's own context, a word that is ours to write.

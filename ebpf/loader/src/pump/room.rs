@@ -6,6 +6,9 @@ use super::{PumpError, device::Device};
 /// (`ptr_ring`), 32 where a line has 128 bytes, but never more than half the ring.
 const UNCLEARED: u32 = 32;
 
+/// Segments that a super-frame becomes on the tap of a guest which takes none: 64 KiB at TCP's least, 536 bytes.
+const SEGMENTS: u32 = 128;
+
 /// Counts what may still be written before the ring could be full. While a line of one lane is not empty only the pump
 /// fills the ring (`steer` diverts the rest), so a ring seen empty takes as many frames as it has places. Of a line of
 /// several, lanes that have sealed send straight into the same ring; half of it is left to them.
@@ -14,6 +17,8 @@ pub(super) struct Room {
     tap: Device,
     places: u32,
     left: u32,
+    /// Left for the segments of the frame that is read next.
+    reserve: u32,
 }
 
 impl Room {
@@ -21,21 +26,23 @@ impl Room {
         let length = tap.ring_len().map_err(|source| PumpError::NotATap { role: "tap", source })?;
         let length = if lanes > 1 { length / 2 } else { length };
         let places = length - UNCLEARED.min(length / 2);
-        Ok(Self { tap, places: places.max(1), left: 0 })
+        Ok(Self { tap, places: places.max(1), left: 0, reserve: SEGMENTS.min(places / 2) })
     }
 
     /// Takes one place; false if there may be none until the guest has read on.
     pub(super) fn take(&mut self) -> bool {
-        if self.left == 0 && !self.tap.has_frames() {
+        if self.left <= self.reserve && !self.tap.has_frames() {
             self.left = self.places;
         }
-        match self.left.checked_sub(1) {
-            Some(left) => {
-                self.left = left;
-                true
-            }
-            None => false,
-        }
+        let room = self.left > self.reserve;
+        self.left -= u32::from(room);
+        room
+    }
+
+    /// The frame that a place was taken for, its vnet header of `header_len` bytes first: one that the tap may segment
+    /// takes a place for every segment.
+    pub(super) fn charge(&mut self, frame: &[u8], header_len: u32) {
+        self.left = self.left.saturating_sub(segments(frame, header_len as usize).saturating_sub(1));
     }
 
     /// The place taken last was not needed.
@@ -47,4 +54,13 @@ impl Room {
     pub(super) fn forget(&mut self) {
         self.left = 0;
     }
+}
+
+/// By `struct virtio_net_hdr`: kind at 1, length of the headers at 2, of a segment at 4.
+fn segments(frame: &[u8], header_len: usize) -> u32 {
+    let word = |at: usize| usize::from(u16::from_le_bytes([frame[at], frame[at + 1]]));
+    if header_len < 10 || frame.len() < header_len || frame[1] == 0 || word(4) == 0 {
+        return 1;
+    }
+    (frame.len() - header_len).saturating_sub(word(2)).div_ceil(word(4)) as u32
 }

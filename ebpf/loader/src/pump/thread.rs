@@ -158,6 +158,9 @@ impl Worker {
             match queue.read(buffer) {
                 Ok(Some(length)) => {
                     let bytes = (length as u32).saturating_sub(queue.header_len());
+                    if let Some(room) = &mut self.room {
+                        room.charge(&buffer[..length], queue.header_len());
+                    }
                     if self.write_back(&buffer[..length]) {
                         self.shared.from_hold.fetch_add(1, Relaxed);
                     }
