@@ -121,6 +121,12 @@ impl Lab {
         self.state().join(node).join("log")
     }
 
+    /// What the guest wrote to its console since it came to a host; empty if it never did.
+    pub(crate) fn console(&self, host: &str) -> String {
+        let path = self.state().join(host).join("state/guests").join(GUEST).join("serial.log");
+        fs::read_to_string(path).unwrap_or_default()
+    }
+
     /// Names of the lab's namespaces that exist.
     pub(crate) fn namespaces(&self) -> Vec<String> {
         let prefix = format!("tl-{}-", self.name);

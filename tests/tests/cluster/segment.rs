@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::lab::{GUEST_MAC, Lab, wait_for};
 use crate::pings::Pings;
-use crate::wire::{Seen, Sender, Watch};
+use crate::wire::{Seen, Sender, Stopped, Watch};
 
 const GUEST_V6: &str = "fd07::10";
 /// UDP ports of the tenant tunnels and of the carry tunnel.
@@ -129,15 +129,6 @@ fn copies<'a>(seen: impl Iterator<Item = &'a [u8]>) -> BTreeMap<u32, u32> {
         *all.entry(number).or_default() += 1;
         all
     })
-}
-
-/// Set when it goes.
-struct Stopped<'a>(&'a AtomicBool);
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 /// What was seen of the broadcasts while the guest moved once.

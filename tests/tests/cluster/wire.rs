@@ -123,3 +123,12 @@ impl Sender {
         assert_eq!(nix::unistd::write(&self.0, frame).unwrap(), frame.len());
     }
 }
+
+/// Set when it goes: whoever sends until then ends also when the test fails.
+pub(crate) struct Stopped<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
