@@ -407,9 +407,9 @@ impl Source {
     fn pause(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.phase = SourcePhase::Pausing;
         self.deadline = Some(now + ARM_DEADLINE);
-        let mut effects = vec![SourceEffect::Pause];
-        effects.extend(self.tell());
-        effects.push(SourceEffect::Report(SourceReport::Armed));
+        // Told first: gathering what goes with it is not for the time in which the guest stands.
+        let mut effects = self.tell();
+        effects.extend([SourceEffect::Report(SourceReport::Armed), SourceEffect::Pause]);
         effects
     }
 

@@ -200,7 +200,6 @@ impl Journal {
             let record = MoveRecord { plan: plan.cloned(), promise, at_ms: now_ms() };
             put_move(write, id, &record)?;
             match (promise, plan) {
-                (Promise::Committed, Some(plan)) => own(write, &OwnedGuest::of(plan)),
                 (Promise::Left, Some(plan)) => disown(write, &plan.guest.name),
                 _ => Ok(()),
             }
