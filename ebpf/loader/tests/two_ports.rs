@@ -130,9 +130,12 @@ fn two_ports_move_at_the_same_time() {
 fn a_guest_that_does_not_read_is_in_nobodys_way() {
     const LIMIT: u64 = 500;
     const SENT: u64 = 2_000;
-    let shape = Shape { line_limit: LIMIT as u32, tap_ring: 64, ..Shape::default() };
+    const RING: u32 = 64;
+    /// Passed at once, with nothing but the ring to wait in.
+    const AFTER: u64 = RING as u64 / 2;
+    let shape = Shape { line_limit: LIMIT as u32, tap_ring: RING, ..Shape::default() };
     let fabric = Fabric::shaped(&shape);
-    let second = SecondPort::new(&fabric, &Shape { tap_ring: 64, ..Shape::default() });
+    let second = SecondPort::new(&fabric, &Shape { tap_ring: RING, ..Shape::default() });
     let (wedged, other) = (&fabric.source, &second.source);
     for host in [wedged, other] {
         host.port.set_mode(Mode::Hold);
@@ -152,14 +155,14 @@ fn a_guest_that_does_not_read_is_in_nobodys_way() {
     let guest = other.run_guest();
     let other_pump = other.release_to_tap();
     eventually("the other's line is empty", || other_pump.is_line_empty());
-    send(&fabric, SECOND, SENT..SENT + 100);
-    assert_exact(&guest.finish(), SENT + 100);
+    send(&fabric, SECOND, SENT..SENT + AFTER);
+    assert_exact(&guest.finish(), SENT + AFTER);
     let took = began.elapsed();
     assert!(took < Duration::from_secs(2), "the other was held up: {took:?}");
     assert_eq!(other.port.counters().overflowed, 0);
 
     let line = wedged.port.line();
-    assert!(line > LIMIT as i64 - 64, "what has no room in the ring waits: {line}");
+    assert!(line > LIMIT as i64 - i64::from(RING), "what has no room in the ring waits: {line}");
     send(&fabric, FIRST, LIMIT..LIMIT + 10);
     eventually("they join the line", || wedged.port.line() == line + 10);
     // It reads at last.
