@@ -1,19 +1,16 @@
-//! When to arm and when to pause: pure judgement over QEMU's progress figures.
+//! When to arm: pure judgement over QEMU's progress figures.
 //!
-//! QEMU stops a guest by itself when what is left would go within its downtime limit times the rate it measured over the
-//! last 100 ms, or when nothing is left; an idle guest gets there before anybody looks. A stop that finds the port not
-//! armed may cost a frame: a stopped QEMU still reads one from its tap (net/tap.c, `tap_send`). So QEMU runs free only far
-//! from the end, or armed:
+//! While its *anchor* holds, QEMU has something left to send, so it never stops the guest by itself. Let go, it stops the
+//! guest at the end of the 100 ms *slot* in which it measures its rate (migration/migration.c,
+//! `migration_update_counters`), and frames are held from shortly before that:
 //!
-//! 1. *brake* while something is left: QEMU goes to sleep over it, however idle the guest, and measures next to no rate.
-//!    From here on it moves in slots of 100 ms, one page at the beginning of each, which shows where the slots are;
-//! 2. *arm* shortly before a slot ends, and only then give full rate: a *flight*. The first pass ends, and QEMU, judging
-//!    by the braked rate, goes on with what was dirtied meanwhile unless it is a handful of pages;
-//! 3. pause when next to nothing is left of a later pass. Should QEMU be quicker, the port is armed already;
-//! 4. a flight that does not get there soon is braked, what was held goes to the guest, and the next slot sees the next
-//!    flight: frames wait for a moment several times, but never long.
-//!
-//! A QEMU that stops before it was braked (nobody looked in time) is made to begin again, further from the end.
+//! 1. at full rate until little is left of a pass over memory, at least of the second;
+//! 2. *brake*: QEMU sends a page at the beginning of each slot and sleeps out the rest. That shows where the slots are, and
+//!    keeps it from going over memory a thousand times a second meanwhile (each time a chance for QEMU's TCG to miss a
+//!    write that comes just then). A guest of which much is left every time is not braked: QEMU's rate changes with every
+//!    slot, which shows them too;
+//! 3. arm, and let go.
+
 use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -21,64 +18,33 @@ use serde::{Deserialize, Serialize};
 use crate::{Limits, Progress};
 
 /// An expected pause not worth improving on, microseconds.
-const GOOD_PAUSE_US: u64 = 3_000;
-/// How long a pause that is allowed but not good is given to become good, in pre-copy at full rate.
+const GOOD_PAUSE_US: u64 = 5_000;
+/// How long a pause that is allowed but not good is given to become good.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// Brake when this little is left, bytes: more than is sent, zero pages included, between two looks.
-const BRAKE_AT: u64 = 32 << 20;
-/// QEMU has noticed the brake when it measures less than this, bytes per second.
+/// QEMU was braked for a whole slot when it measures less than this, bytes per second.
 const BRAKED_RATE: u64 = 1 << 20;
-/// Arm this long after a slot began: what is left of its 100 ms is for the tap's ring to run empty and the rate to be set.
-const ARM_AFTER: Duration = Duration::from_millis(90);
+/// Arm this long after a slot was last seen not to have begun: what is left of its 100 ms is for the tap's ring to run
+/// empty and for QEMU to be told.
+const ARM_AFTER: Duration = Duration::from_millis(93);
 /// From then on it is too late for this slot.
-const ARM_BEFORE: Duration = Duration::from_millis(97);
+const ARM_BEFORE: Duration = Duration::from_millis(98);
 /// A host too busy to catch the end of a slot for this long arms at once: frames then wait for up to a slot.
 const SLOT_PATIENCE: Duration = Duration::from_millis(450);
-/// With this much left and one page sent a slot, QEMU does not end by itself, bytes.
-const SAFE_TO_DISARM: u64 = 64 << 10;
-/// Pause when this little is left, bytes.
-const PAUSE_AT: u64 = 1 << 20;
-/// How long frames are held for one flight, once it goes.
-const FLIGHT: Duration = Duration::from_millis(22);
-/// How long frames are held for a flight to begin.
-const FLIGHT_BEGINS: Duration = Duration::from_millis(120);
-/// A flight that leaves a pause this long, microseconds, got near enough.
-const NEAR_ENOUGH_US: u64 = 8_000;
-/// After that many flights the guest is paused wherever it is, if the caller's limit allows it.
-const FLIGHTS: u32 = 10;
 
-/// Watches pre-copy and says when the guest should be paused.
+/// Watches pre-copy and says when the guest's frames should be held.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Convergence {
     limits: Limits,
     last: Progress,
-    /// How often QEMU was too quick.
-    missed: u32,
-    allowed_since: Option<Duration>,
-    /// When the slot began that is now under way, while braked.
+    braked: bool,
+    /// When the figures before the last ones came.
+    looked_at: Option<Duration>,
+    /// When the slot began that is now under way, or a little before.
     slot: Option<Duration>,
-    /// Since when only the end of a slot is waited for.
-    waiting_since: Option<Duration>,
-    flights: u32,
-    flight: Option<Flight>,
-}
-
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Flight {
-    began: Duration,
-    with: Progress,
-    moved: Option<Duration>,
-}
-
-/// What a flight has come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Course {
-    /// Look again.
-    GoOn,
-    /// Pause the guest now.
-    Pause,
-    /// Too far for this time: brake.
-    Brake,
+    /// The longest pause there was to expect since the pass began, microseconds: at its end as much will be left again.
+    pass_peak_us: u64,
+    allowed_since: Option<Duration>,
+    near_since: Option<Duration>,
 }
 
 impl Convergence {
@@ -86,95 +52,78 @@ impl Convergence {
         Self {
             limits,
             last: Progress::default(),
-            missed: 0,
-            allowed_since: None,
+            braked: false,
+            looked_at: None,
             slot: None,
-            waiting_since: None,
-            flights: 0,
-            flight: None,
+            pass_peak_us: 0,
+            allowed_since: None,
+            near_since: None,
         }
     }
 
-    /// QEMU was too quick: the next attempt brakes further from the end.
-    pub(crate) fn begin_again(&mut self) {
-        *self = Self { missed: self.missed + 1, last: self.last, ..Self::new(self.limits) };
+    /// Takes in QEMU's figures.
+    pub(crate) fn look(&mut self, progress: &Progress, now: Duration) {
+        let sent = progress.rate < BRAKED_RATE && progress.transferred != self.last.transferred;
+        if sent || progress.rate != self.last.rate {
+            // Once a slot, and its first figures were seen now: it began after the look before.
+            self.slot = self.looked_at;
+        }
+        if progress.passes != self.last.passes {
+            self.pass_peak_us = 0;
+        }
+        self.pass_peak_us = self.pass_peak_us.max(progress.expected_pause_us);
+        self.last = *progress;
+        self.looked_at = Some(now);
+        self.judge(now);
     }
 
-    /// True when so little is left that QEMU may end by itself.
-    pub(crate) fn should_brake(&mut self, progress: &Progress) -> bool {
-        self.last = *progress;
-        progress.passes > 0 && progress.remaining <= BRAKE_AT << self.missed.min(8)
+    /// The pause to expect, microseconds: what is left at this moment says little, the pass may be about to end.
+    pub(crate) fn expected_pause_us(&self) -> u64 {
+        self.pass_peak_us
     }
 
-    /// True when a guest that keeps more dirty than the brake is for should be paused now: the first pass is over, and
-    /// the expected pause has been within the caller's limit for as long as it is reasonable to wait for better.
-    pub(crate) fn should_pause(&mut self, progress: &Progress, now: Duration) -> bool {
-        self.last = *progress;
-        if progress.passes < 2 || !self.allowed(progress) {
-            self.allowed_since = None;
-            return false;
+    /// True, once, when little is left.
+    pub(crate) fn should_brake(&mut self) -> bool {
+        let brake = self.is_good() && self.is_near() && !self.braked;
+        self.braked |= brake;
+        brake
+    }
+
+    /// True when the guest is about to be given up.
+    pub(crate) fn is_near(&self) -> bool {
+        self.near_since.is_some()
+    }
+
+    /// True when frames should be held now.
+    pub(crate) fn should_arm(&self, now: Duration) -> bool {
+        let Some(since) = self.near_since else { return false };
+        let slot_ends = self.slot.is_some_and(|slot| now >= slot + ARM_AFTER && now < slot + ARM_BEFORE);
+        slot_ends || now >= since + SLOT_PATIENCE
+    }
+
+    /// When to ask [`Convergence::should_arm`] again if nothing is heard from QEMU until then.
+    pub(crate) fn arm_at(&self, now: Duration) -> Option<Duration> {
+        self.near_since?;
+        self.slot.map(|slot| slot + ARM_AFTER).filter(|at| *at > now)
+    }
+
+    /// Near: the pause to expect is good, or has been within the caller's limit for as long as it is reasonable to wait for
+    /// better.
+    fn judge(&mut self, now: Duration) {
+        if self.last.passes < 2 || self.pass_peak_us > u64::from(self.limits.longest_pause_ms) * 1000 {
+            (self.allowed_since, self.near_since) = (None, None);
+            return;
         }
         let since = *self.allowed_since.get_or_insert(now);
-        progress.expected_pause_us <= GOOD_PAUSE_US || now.saturating_sub(since) >= PATIENCE
-    }
-
-    /// True when the port should be armed now, so that it is before the slot ends.
-    pub(crate) fn should_arm(&mut self, progress: &Progress, now: Duration) -> bool {
-        let moved = (progress.remaining, progress.transferred) != (self.last.remaining, self.last.transferred);
-        self.last = *progress;
-        if moved {
-            self.slot = Some(now);
+        if self.is_good() || self.braked || now.saturating_sub(since) >= PATIENCE {
+            self.near_since.get_or_insert(now);
+        } else {
+            self.near_since = None;
         }
-        let Some(slot) = self.slot else { return false };
-        if progress.rate >= BRAKED_RATE {
-            return false;
-        }
-        let in_slot = now.saturating_sub(slot);
-        let in_time = in_slot >= ARM_AFTER && in_slot < ARM_BEFORE;
-        let since = *self.waiting_since.get_or_insert(now);
-        in_time || now.saturating_sub(since) >= SLOT_PATIENCE
     }
 
-    /// The port is armed and QEMU goes at full rate now.
-    pub(crate) fn take_off(&mut self, now: Duration) {
-        self.flights += 1;
-        self.waiting_since = None;
-        self.flight = Some(Flight { began: now, with: self.last, moved: None });
-    }
-
-    /// Judges a flight, by new figures or because its time is up.
-    pub(crate) fn course(&mut self, progress: Option<&Progress>, now: Duration) -> Course {
-        self.last = progress.copied().unwrap_or(self.last);
-        let Some(flight) = &mut self.flight else { return Course::Pause };
-        if flight.moved.is_none() && self.last.remaining != flight.with.remaining {
-            flight.moved = Some(now);
-        }
-        let pass_ended = self.last.passes > flight.with.passes;
-        let allowed = self.allowed(&self.last);
-        if pass_ended && self.last.remaining <= PAUSE_AT && allowed {
-            return Course::Pause;
-        }
-        if self.flight_deadline().is_some_and(|deadline| now < deadline) {
-            return Course::GoOn;
-        }
-        let near = pass_ended && self.last.expected_pause_us <= NEAR_ENOUGH_US;
-        if allowed && (near || self.flights >= FLIGHTS) { Course::Pause } else { Course::Brake }
-    }
-
-    /// When a flight has taken long enough.
-    pub(crate) fn flight_deadline(&self) -> Option<Duration> {
-        self.flight.map(|flight| flight.moved.map_or(flight.began + FLIGHT_BEGINS, |moved| moved + FLIGHT))
-    }
-
-    /// Braked again with this left: true when QEMU cannot stop the guest before it is armed again.
-    pub(crate) fn may_disarm(&mut self, progress: &Progress) -> bool {
-        self.last = *progress;
-        self.slot = None;
-        progress.remaining >= SAFE_TO_DISARM
-    }
-
-    fn allowed(&self, progress: &Progress) -> bool {
-        progress.expected_pause_us <= u64::from(self.limits.longest_pause_ms) * 1000
+    fn is_good(&self) -> bool {
+        self.last.passes >= 3 && self.pass_peak_us <= GOOD_PAUSE_US
     }
 }
 
@@ -185,7 +134,7 @@ impl fmt::Display for Convergence {
             "the guest dirties {} bytes/s of memory, {} bytes/s are sent, a pause now would take {} ms, {} are allowed",
             self.last.dirty_rate,
             self.last.rate,
-            self.last.expected_pause_us / 1000,
+            self.expected_pause_us() / 1000,
             self.limits.longest_pause_ms
         )
     }
@@ -195,114 +144,87 @@ impl fmt::Display for Convergence {
 mod tests {
     use super::*;
 
-    const MIB: u64 = 1 << 20;
-
-    fn at(passes: u32, remaining: u64, expected_pause_us: u64) -> Progress {
-        Progress { passes, remaining, expected_pause_us, ..Progress::default() }
-    }
+    const NEVER: [u64; 0] = [];
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
 
-    fn convergence() -> Convergence {
-        Convergence::new(Limits::default())
-    }
-
-    #[test]
-    fn brakes_before_qemu_can_end_by_itself() {
-        let mut convergence = convergence();
-        assert!(!convergence.should_brake(&at(0, 0, 0)), "nothing was measured yet");
-        assert!(!convergence.should_brake(&at(1, BRAKE_AT + 1, 0)));
-        assert!(convergence.should_brake(&at(1, BRAKE_AT, 0)));
-        convergence.begin_again();
-        assert!(convergence.should_brake(&at(1, 2 * BRAKE_AT, 0)), "further from the end");
-    }
-
-    #[test]
-    fn a_busy_guest_is_paused_when_it_gets_no_better() {
-        let mut convergence = convergence();
-        assert!(!convergence.should_pause(&at(1, 90 * MIB, 0), ms(0)), "never in the first pass");
-        assert!(!convergence.should_pause(&at(2, 90 * MIB, 100_000), ms(0)));
-        assert!(convergence.should_pause(&at(4, 90 * MIB, 100_000), PATIENCE));
-    }
-
-    #[test]
-    fn never_beyond_the_callers_limit() {
-        let mut convergence = Convergence::new(Limits { longest_pause_ms: 50, ..Limits::default() });
-        for second in 0..10 {
-            assert!(!convergence.should_pause(&at(9, 90 * MIB, 50_001), Duration::from_secs(second)));
+    /// A slot each 100 ms, from 0 on, looked at each 2 ms, with passes and pause by the time: when it is to be braked, and
+    /// when armed.
+    fn watch(limits: Limits, until: u64, figures: impl Fn(u64) -> (u32, u64)) -> (Vec<u64>, Vec<u64>) {
+        let mut convergence = Convergence::new(limits);
+        let (mut braked, mut armed) = (Vec::new(), Vec::new());
+        for at in (1..until).step_by(2) {
+            let (passes, expected_pause_us) = figures(at);
+            let slept_out = braked.first().is_some_and(|braked| at / 100 > braked / 100 + 1);
+            let rate = if slept_out { 40_960 } else { (10 + at / 100) << 20 };
+            let progress = Progress { rate, transferred: at / 100, passes, expected_pause_us, ..Progress::default() };
+            convergence.look(&progress, ms(at));
+            if convergence.should_brake() {
+                braked.push(at);
+            }
+            if convergence.should_arm(ms(at)) {
+                armed.push(at);
+            }
         }
-        convergence.take_off(ms(0));
-        assert_eq!(convergence.course(Some(&at(12, MIB, 50_001)), ms(5)), Course::GoOn);
-        assert_eq!(convergence.course(Some(&at(12, MIB, 50_000)), ms(5)), Course::Pause);
-        for _ in 0..FLIGHTS {
-            convergence.take_off(ms(10));
-        }
-        assert_eq!(convergence.course(Some(&at(12, MIB, 50_001)), ms(10) + FLIGHT_BEGINS), Course::Brake);
+        (braked, armed)
     }
 
     #[test]
-    fn arms_at_the_end_of_a_slot_or_in_the_next() {
-        let mut convergence = convergence();
-        let left = |remaining| at(1, remaining, 6_000);
-        assert!(convergence.should_brake(&left(6 * MIB)));
-        assert!(!convergence.should_arm(&left(6 * MIB), ms(20)), "where are the slots?");
-        assert!(!convergence.should_arm(&left(6 * MIB - 4096), ms(50)), "one begins");
-        assert!(!convergence.should_arm(&left(6 * MIB - 4096), ms(50) + ARM_BEFORE), "too late");
-        assert!(!convergence.should_arm(&left(6 * MIB - 8192), ms(151)), "the next");
-        let unnoticed = Progress { rate: BRAKED_RATE, ..left(6 * MIB - 8192) };
-        assert!(!convergence.should_arm(&unnoticed, ms(151) + ARM_AFTER), "its rate is the old one");
-        assert!(convergence.should_arm(&left(6 * MIB - 8192), ms(152) + ARM_AFTER));
+    fn arms_at_the_end_of_the_slot_in_which_little_is_left() {
+        let (braked, armed) = watch(Limits::default(), 500, |at| match at {
+            0..150 => (1, 150_000 - at * 1000),
+            150..160 => (2, 8_000),
+            160..165 => (3, 6_000),
+            _ => (4, 3_000),
+        });
+        assert_eq!(braked, [165], "once");
+        assert_eq!(armed, [193, 195, 293, 295, 393, 395, 493, 495]);
     }
 
     #[test]
-    fn a_host_that_misses_every_slot_arms_at_once() {
-        let mut convergence = convergence();
-        let mut slots = (0..10).map(|slot| (at(1, 6 * MIB - slot * 4096, 6_000), ms(slot * 100)));
-        assert_eq!(slots.position(|(progress, now)| convergence.should_arm(&progress, now)), Some(5));
-    }
-
-    /// In the air since 105 ms, with `remaining` bytes.
-    fn in_flight(remaining: u64) -> Convergence {
-        let mut convergence = convergence();
-        convergence.should_arm(&at(1, remaining, 6_000), ms(10));
-        convergence.take_off(ms(105));
-        convergence
+    fn never_in_the_first_pass() {
+        assert_eq!(watch(Limits::default(), 1_000, |_| (1, 0)).1, NEVER);
     }
 
     #[test]
-    fn a_flight_ends_with_next_to_nothing() {
-        let mut convergence = in_flight(6 * MIB);
-        let mut course = |progress: Progress, at| convergence.course(Some(&progress), ms(at));
-        assert_eq!(course(at(1, 6 * MIB, 6_000), 110), Course::GoOn, "the slot is not over");
-        assert_eq!(course(at(1, PAUSE_AT, 2_000), 114), Course::GoOn, "what is dirty is not known yet");
-        assert_eq!(course(at(2, 8 * MIB, 16_000), 118), Course::GoOn, "the second pass goes");
-        assert_eq!(course(at(2, PAUSE_AT, 2_000), 121), Course::Pause, "next to nothing");
+    fn a_pass_longer_than_a_slot_will_leave_as_much_again() {
+        let limits = Limits { longest_pause_ms: 150, ..Limits::default() };
+        let (_, armed) = watch(limits, 2_000, |at| (2 + (at / 250) as u32, (250 - at % 250) * 1000));
+        assert_eq!(armed, NEVER, "its last slots alone look good");
     }
 
     #[test]
-    fn a_flight_that_is_too_far_is_braked() {
-        let mut convergence = in_flight(30 * MIB);
-        assert_eq!(convergence.flight_deadline(), Some(ms(105) + FLIGHT_BEGINS), "it may not even begin");
-        assert_eq!(convergence.course(Some(&at(1, 28 * MIB, 28_000)), ms(112)), Course::GoOn);
-        assert_eq!(convergence.flight_deadline(), Some(ms(112) + FLIGHT));
-        assert_eq!(convergence.course(None, ms(112) + FLIGHT), Course::Brake);
-        assert!(!convergence.may_disarm(&at(1, 0, 0)), "QEMU may be stopping it at this moment");
-        assert!(convergence.may_disarm(&at(1, 12 * MIB, 12_000)));
-        assert!(!convergence.should_arm(&at(1, 12 * MIB, 12_000), ms(112) + ARM_AFTER), "where are the slots?");
+    fn what_is_allowed_is_given_time_to_become_good() {
+        let limits = Limits { longest_pause_ms: 50, ..Limits::default() };
+        let (_, armed) = watch(limits, 500, |at| (2 + at as u32, 40_000));
+        assert_eq!(armed, [493, 495], "by then allowed for as long as it is reasonable to wait");
+        assert_eq!(watch(limits, 3_000, |at| (2 + at as u32, 50_001)).1, NEVER, "never beyond the caller's limit");
     }
 
     #[test]
-    fn near_enough_or_often_enough_is_there() {
-        let mut near = in_flight(30 * MIB);
-        near.course(Some(&at(1, 28 * MIB, 28_000)), ms(112));
-        assert_eq!(near.course(Some(&at(2, 5 * MIB, NEAR_ENOUGH_US)), ms(112) + FLIGHT), Course::Pause);
-        let mut busy = in_flight(30 * MIB);
-        for flight in 1..FLIGHTS {
-            assert_eq!(busy.course(None, ms(105) + FLIGHT_BEGINS), Course::Brake, "flight {flight}");
-            busy.take_off(ms(105));
-        }
-        assert_eq!(busy.course(None, ms(105) + FLIGHT_BEGINS), Course::Pause);
+    fn a_host_that_catches_no_slots_end_arms_at_once() {
+        let mut convergence = Convergence::new(Limits::default());
+        let mut looks = (0..20).map(|look| ms(look * 50));
+        let armed = looks.find(|&now| {
+            convergence.look(&Progress { passes: 3, rate: 1, ..Progress::default() }, now);
+            convergence.should_arm(now)
+        });
+        assert_eq!(armed, Some(SLOT_PATIENCE));
+    }
+
+    #[test]
+    fn asks_to_be_woken_when_a_slot_is_about_to_end() {
+        let mut convergence = Convergence::new(Limits::default());
+        let progress = |rate, passes| Progress { rate, passes, ..Progress::default() };
+        convergence.look(&progress(1, 1), ms(98));
+        convergence.look(&progress(2, 1), ms(101));
+        assert_eq!(convergence.arm_at(ms(101)), None, "not near");
+        convergence.look(&progress(2, 3), ms(103));
+        assert_eq!(convergence.arm_at(ms(103)), Some(ms(98) + ARM_AFTER));
+        assert!(!convergence.should_arm(ms(98) + ARM_AFTER - ms(1)) && convergence.should_arm(ms(98) + ARM_AFTER));
+        assert_eq!(convergence.arm_at(ms(98) + ARM_BEFORE), None, "too late");
+        assert!(!convergence.should_arm(ms(98) + ARM_BEFORE));
     }
 }

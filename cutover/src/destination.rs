@@ -3,8 +3,6 @@
 //! ```text
 //! Expecting ─ source called ─► Preparing ─ ready ─► Receiving ─ memory in, given up ─► Committing ─ on disk ─► Gated
 //!     │                            │                    │                                  ║ point of         │ line empty,
-//!     │                            ▲                    ▼ memory stops                     ║                  │
-//!     │                            └─ begins again ─ Faltering                             ║                  │
 //!     └────────────────────────────┴────────┬───────────┘                                  ║ no return        │ all markers in
 //!                                        Declining ─ on disk ─► Undoing ─► Ended           ║                  ▼ or deadline
 //!                                                               Ended ◄─ closed ─ Closing ◄═ settle ═ Open ◄─ Opening
@@ -24,8 +22,6 @@ const CALL_DEADLINE: Duration = Duration::from_secs(20);
 pub const MARKER_DEADLINE: Duration = Duration::from_millis(100);
 /// How long the gate waits to hear that the line is empty. Only a source that died after commit lets it come to this.
 const LINE_DEADLINE: Duration = Duration::from_secs(2);
-/// How long the source may take, after its memory stopped, to say that it begins again.
-const FALTER_DEADLINE: Duration = Duration::from_millis(500);
 /// How often `cont` is tried again after commit.
 const RUN_AGAIN: Duration = Duration::from_millis(100);
 
@@ -38,8 +34,6 @@ pub enum DestinationPhase {
     Preparing,
     /// Memory comes in.
     Receiving,
-    /// Memory stopped coming; the source may be about to begin again.
-    Faltering,
     /// The commit is being written.
     Committing,
     /// Owns and runs the guest; what comes the new way waits.
@@ -93,8 +87,6 @@ pub enum DestinationEvent {
     MemoryIn,
     /// QEMU failed or is gone.
     MemoryFailed(Failure),
-    /// The source begins again: what has come in is worth nothing.
-    SourceBeganAgain,
     /// The source gave the guest up.
     SourceGaveUp {
         /// At this generation.
@@ -139,9 +131,6 @@ pub enum DestinationEvent {
 pub enum DestinationEffect {
     /// Create taps (muted), hold, carry, landing; start QEMU incoming; read back. Answer: `Ready` or `NotReady`.
     Prepare,
-    /// End QEMU and start it anew over the same ports. Answer, after all that the old one still had to say: `Ready` or
-    /// `NotReady`.
-    PrepareAgain,
     /// Tell the source where to send memory.
     TellPrepared {
         /// In QEMU's form.
@@ -210,7 +199,6 @@ pub struct Destination {
     phase: DestinationPhase,
     generation: Generation,
     limits: Limits,
-    again: bool,
     memory_in: bool,
     given_up: bool,
     running: bool,
@@ -220,8 +208,6 @@ pub struct Destination {
     settle_ordered: bool,
     failure: Option<Failure>,
     deadline: Option<Duration>,
-    /// For everything before commit.
-    last_moment: Option<Duration>,
 }
 
 impl Destination {
@@ -231,7 +217,6 @@ impl Destination {
             phase: DestinationPhase::Expecting,
             generation,
             limits,
-            again: false,
             memory_in: false,
             given_up: false,
             running: false,
@@ -241,7 +226,6 @@ impl Destination {
             settle_ordered: false,
             failure: None,
             deadline: None,
-            last_moment: None,
         }
     }
 
@@ -259,8 +243,8 @@ impl Destination {
 
     /// Before commit: may still say no.
     fn declinable(phase: DestinationPhase) -> bool {
-        use DestinationPhase::{Expecting, Faltering, Preparing, Receiving};
-        matches!(phase, Expecting | Preparing | Receiving | Faltering)
+        use DestinationPhase::{Expecting, Preparing, Receiving};
+        matches!(phase, Expecting | Preparing | Receiving)
     }
 
     fn refuse(&mut self, event: DestinationEvent, now: Duration) -> Vec<DestinationEffect> {
@@ -279,25 +263,6 @@ impl Destination {
             )),
             _ => vec![],
         }
-    }
-
-    /// A source that has given nothing up yet may have cancelled to begin again, and its memory's end come before its word.
-    fn falter(&mut self, failure: Failure, now: Duration) -> Vec<DestinationEffect> {
-        if self.given_up || self.memory_in {
-            return self.decline(failure);
-        }
-        self.phase = DestinationPhase::Faltering;
-        self.failure = Some(failure);
-        self.deadline = Some(now + FALTER_DEADLINE);
-        vec![]
-    }
-
-    fn prepare_again(&mut self) -> Vec<DestinationEffect> {
-        self.phase = DestinationPhase::Preparing;
-        self.again = true;
-        self.failure = None;
-        self.deadline = self.last_moment;
-        vec![DestinationEffect::PrepareAgain]
     }
 
     fn due(&self, now: Duration) -> bool {
@@ -432,8 +397,7 @@ impl Machine for Destination {
             }
             (At::Expecting, On::SourceCalled) => {
                 self.phase = At::Preparing;
-                self.last_moment = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
-                self.deadline = self.last_moment;
+                self.deadline = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
                 vec![DestinationEffect::Prepare]
             }
             (At::Preparing, On::Ready { uri }) => {
@@ -445,15 +409,6 @@ impl Machine for Destination {
                 self.commit_if_complete()
             }
             (At::Receiving, On::SourceGaveUp { generation }) => self.source_gave_up(generation),
-            (At::Receiving, On::MemoryFailed(failure)) => self.falter(failure, now),
-            (At::Receiving | At::Faltering, On::SourceBeganAgain) if !self.given_up => self.prepare_again(),
-            // The old QEMU's last words. The new one's end, if it came to that, the source would notice.
-            (At::Faltering, On::MemoryFailed(_)) => vec![],
-            (At::Preparing, On::MemoryFailed(_)) if self.again => vec![],
-            (At::Faltering, On::Tick) if self.due(now) => {
-                let failure = self.why();
-                self.decline(failure)
-            }
             (At::Committing, On::CommitRecorded) => self.committed_now(now),
             (At::Committing, On::CommitFailed(failure)) => self.decline(failure),
             (At::Gated | At::Opening | At::Open, On::Running) => self.runs(now),

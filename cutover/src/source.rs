@@ -1,43 +1,28 @@
 //! The source's part of a cutover: it gives the guest up, once, and never takes it back on its own word.
 //!
 //! ```text
-//!                                                              ┌── disarmed ── Disarming ◄── far from it ── Landing ◄── too long ──┐
-//!                                                              ▼                                                                   │
-//! Preparing ─ ready, peer prepared ─► Precopy ─ little left ─► Braked ─ given up, on disk; a slot ends ─► Arming ─ armed ─► Flight ┤
-//!     │                                  ▲  │                      │                                       ▲ │                     │
-//!     │                 undone, prepared │  └─ busy, no better ────┼──────► GivingUp ─ on disk ────────────┘ │ (armed: Pausing)    │ near: told
-//!     │                    again         │                         ▼                                         ▼                     ▼
-//!     │                               Retreating ◄──────────── STOP, by QEMU itself ◄────────────────────────┘                  Pausing
-//!     │                                                                                                                            │ STOP
-//!     │          Ended ◄─ removed ─ Removing ◄─ settle, quiet ─ Carrying ◄─ committed ─ Switching ◄─────────────────────────────────┘
-//!     └── failed, cancelled, late ──► not told yet: Undoing ─► Ended                       ▲
-//!                                         ▲ declined                                       │ committed after all
-//!                                     told: Unresolved ────────────────────────────────────┘
+//! Preparing ─ ready, peer prepared ─► Precopy ─ near the end, give-up on disk, a slot ends ─► Arming ─ armed ─► Pausing
+//!     │                                  │                                                      │                 │ STOP
+//!     │                                  │                                                      │                 ▼
+//!     │   Ended ◄─ removed ─ Removing ◄─ settle, quiet ─ Carrying ◄─ committed ─ told ◄─ pre-switchover ─ Switching
+//!     └── failed, cancelled, late ──► not told yet: Undoing ─► Ended    ▲
+//!                                         ▲ declined                    │ committed after all
+//!                                     told: Unresolved ─────────────────┘
 //! ```
 //!
-//! A QEMU that stops by itself before the port is armed is taken back at once and begins again: its guest would lose a
-//! frame. After that it may stop when it likes.
-//!
 //! The give-up is written while the guest still runs, so that the disk's time is not the guest's pause. The destination
-//! is told when the guest is paused; from then on only its word lets the guest stay.
+//! is told when QEMU is about to send its last word; from then on only the destination's lets the guest stay.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Failure, Generation, Limits, Machine, Progress,
-    converge::{Convergence, Course},
-};
+use crate::{Failure, Generation, Limits, Machine, Progress, converge::Convergence};
 
 /// Longest wait for the hold to be in place, and for QEMU to stop once told.
 const ARM_DEADLINE: Duration = Duration::from_secs(2);
 /// What a switchover may take beyond the caller's longest pause before it counts as failed.
 const SWITCH_GRACE: Duration = Duration::from_secs(3);
-/// How long a QEMU that was held back with next to nothing left may take to stop the guest.
-const LANDING_DEADLINE: Duration = Duration::from_millis(20);
-/// How often QEMU may stop the guest too soon before that is the end of the migration.
-const ATTEMPTS: u32 = 4;
 /// How often a destination that no longer answers is asked whether it committed.
 const RESOLVE_EVERY: Duration = Duration::from_millis(500);
 
@@ -48,21 +33,9 @@ pub enum SourcePhase {
     Preparing,
     /// Memory moves, the guest runs.
     Precopy,
-    /// Little is left and held back, the give-up is being written, the guest runs.
-    Braked,
-    /// QEMU stopped too soon: the guest is made to run on, both ends make ready once more.
-    Retreating,
-    /// The give-up is being written, the guest runs and dirties much.
-    GivingUp,
     /// The hold is being put in place.
     Arming,
-    /// Frames are held, what is left goes at full rate, the guest still runs.
-    Flight,
-    /// Held back again, frames still held.
-    Landing,
-    /// What was held goes to the guest.
-    Disarming,
-    /// QEMU has been told to stop.
+    /// Frames are held, QEMU has been let go: the guest runs until the end of the slot.
     Pausing,
     /// The guest is paused, the last memory moves, the destination may commit.
     Switching,
@@ -94,10 +67,6 @@ pub enum SourceEvent {
     Progress(Progress),
     /// Every port's frames are held.
     Armed,
-    /// What is left after `BrakeAgain`.
-    HeldBack(Progress),
-    /// Frames pass again, none is held.
-    Disarmed,
     /// QEMU's STOP.
     Stopped,
     /// QEMU has everything but the last word: `pre-switchover`.
@@ -125,8 +94,6 @@ pub enum SourceEvent {
     Abort(Failure),
     /// All undo effects are done.
     Undone,
-    /// The guest runs on, nothing is held.
-    Retreated,
     /// The guest's remains are gone.
     Removed,
     /// Time has passed.
@@ -145,26 +112,18 @@ pub enum SourceEffect {
         /// Where to.
         uri: String,
     },
-    /// Hold back what is left of memory, so that QEMU does not stop the guest before the port is armed.
+    /// Have QEMU send next to nothing until it is let go: what is left gets no less, going over it again and again.
     Brake,
-    /// The same, and see what is left then. Answer: `HeldBack`.
-    BrakeAgain,
-    /// Let what is held into the guest's tap, and what comes pass. Answer: `Disarmed`.
-    Disarm,
-    /// Send as fast as it goes: the last pass, a brake's worth at most, and what is left at the pause.
-    FullRate,
     /// Steer frames to the hold. Answer: `Armed`.
     Arm,
-    /// Stop the guest, upon which QEMU finishes. Answer: `Stopped`, then `PreSwitchover`.
+    /// Let QEMU stop the guest at the end of its slot, and finish. Answer: `Stopped`, then `PreSwitchover`.
     Pause,
+    /// Note what the guest's ports have joined: the destination is told with the give-up.
+    NoteMemberships,
     /// Write down that the guest is given up. Answer: `GiveUpRecorded`.
     RecordGiveUp,
     /// Tell the destination so.
     TellGiveUp,
-    /// Ask the destination to make ready for memory once more. Answer: `PeerPrepared`, `PeerDeclined` or `PeerLost`.
-    TellAgain,
-    /// Cancel QEMU's migration, resume the guest, let what is held into its own tap; stay prepared. Answer: `Retreated`.
-    Retreat,
     /// Let QEMU send the devices' state.
     ContinueSwitchover,
     /// Send the line down the carry tunnel: first what is in the tap's own ring, then the hold. Answer: `LineEmpty`.
@@ -211,11 +170,10 @@ pub struct Source {
     generation: Generation,
     limits: Limits,
     ready: bool,
+    giving_up: bool,
     given_up: bool,
     told: bool,
-    attempts: u32,
     uri: Option<String>,
-    take_off: bool,
     pre_switchover: bool,
     line_empty: bool,
     settle_ordered: bool,
@@ -234,11 +192,10 @@ impl Source {
             generation,
             limits,
             ready: false,
+            giving_up: false,
             given_up: false,
             told: false,
-            attempts: 1,
             uri: None,
-            take_off: false,
             pre_switchover: false,
             line_empty: false,
             settle_ordered: false,
@@ -309,124 +266,62 @@ impl Source {
     }
 
     fn progress(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
-        let mut effects = vec![SourceEffect::Report(SourceReport::Progress(progress))];
-        if self.convergence.should_brake(&progress) {
-            self.phase = SourcePhase::Braked;
+        self.convergence.look(&progress, now);
+        let expected_pause_us = self.convergence.expected_pause_us();
+        let mut effects =
+            vec![SourceEffect::Report(SourceReport::Progress(Progress { expected_pause_us, ..progress }))];
+        if self.convergence.should_brake() {
             effects.push(SourceEffect::Brake);
-            effects.extend(self.give_up());
-        } else if self.convergence.should_pause(&progress, now) {
-            self.phase = SourcePhase::GivingUp;
-            effects.push(SourceEffect::FullRate);
-            effects.extend(self.give_up());
-            if self.given_up {
-                effects.extend(self.arm(now));
-            }
         }
+        if !self.giving_up && self.convergence.is_near() {
+            self.giving_up = true;
+            effects.push(SourceEffect::RecordGiveUp);
+        }
+        effects.extend(self.arm_in_time(now));
         effects
     }
 
-    /// Written once, however often it begins again.
-    fn give_up(&self) -> Option<SourceEffect> {
-        (!self.given_up).then_some(SourceEffect::RecordGiveUp)
-    }
-
-    fn braked(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
-        if self.convergence.should_arm(&progress, now) && self.given_up {
-            self.take_off = true;
-            return self.arm(now);
+    fn arm_in_time(&mut self, now: Duration) -> Vec<SourceEffect> {
+        if self.given_up && self.convergence.should_arm(now) {
+            self.phase = SourcePhase::Arming;
+            self.deadline = Some(now + ARM_DEADLINE);
+            return vec![SourceEffect::Arm];
         }
-        vec![SourceEffect::Report(SourceReport::Progress(progress))]
+        let arm_at = if self.given_up { self.convergence.arm_at(now) } else { None };
+        self.deadline = arm_at.into_iter().chain(self.last_moment).min();
+        vec![]
     }
 
-    fn arm(&mut self, now: Duration) -> Vec<SourceEffect> {
-        self.phase = SourcePhase::Arming;
-        self.deadline = Some(now + ARM_DEADLINE);
-        vec![SourceEffect::Arm]
-    }
-
-    /// QEMU stopped the guest before frames were held. Nothing is lost if the guest runs on here: the one frame it may have
-    /// read since waits in this QEMU.
-    fn begin_again(&mut self) -> Vec<SourceEffect> {
-        if self.attempts >= ATTEMPTS {
-            return self.undo(Failure::new(
+    /// Should never be: QEMU was not let go. Nothing is lost if the guest runs on here, for the one frame that a stopped
+    /// QEMU may have read waits in this QEMU.
+    fn stopped_too_soon(&mut self, now: Duration) -> Vec<SourceEffect> {
+        self.abandon(
+            Failure::new(
                 "STOPPED_TOO_SOON",
-                format!(
-                    "QEMU stopped the guest before its frames could be held, {ATTEMPTS} times; the guest runs on here; \
-                     migrate again when this host is less busy"
-                ),
-            ));
-        }
-        self.attempts += 1;
-        self.phase = SourcePhase::Retreating;
-        self.deadline = self.last_moment;
-        (self.ready, self.uri, self.take_off, self.pre_switchover) = (false, None, false, false);
-        self.convergence.begin_again();
-        vec![SourceEffect::TellAgain, SourceEffect::Retreat]
-    }
-
-    fn tell(&mut self) -> Vec<SourceEffect> {
-        self.told = true;
-        vec![SourceEffect::TellGiveUp]
+                "the guest was stopped before its frames could be held, by QEMU or by somebody at its monitor; \
+                 it runs on here; migrate again",
+            ),
+            now,
+        )
     }
 
     fn armed(&mut self, now: Duration) -> Vec<SourceEffect> {
-        if !self.take_off {
-            return self.pause(now);
-        }
-        self.convergence.take_off(now);
-        self.phase = SourcePhase::Flight;
-        self.deadline = self.convergence.flight_deadline();
-        vec![SourceEffect::FullRate]
-    }
-
-    fn flight(&mut self, progress: Option<&Progress>, now: Duration) -> Vec<SourceEffect> {
-        match self.convergence.course(progress, now) {
-            Course::GoOn => {
-                self.deadline = self.convergence.flight_deadline();
-                vec![]
-            }
-            Course::Pause => self.pause(now),
-            Course::Brake => {
-                self.phase = SourcePhase::Landing;
-                self.deadline = Some(now + LANDING_DEADLINE);
-                vec![SourceEffect::BrakeAgain]
-            }
-        }
-    }
-
-    /// With next to nothing left QEMU may be about to stop the guest, so the port stays armed for that.
-    fn held_back(&mut self, progress: &Progress) -> Vec<SourceEffect> {
-        if !self.convergence.may_disarm(progress) {
-            return vec![];
-        }
-        self.phase = SourcePhase::Disarming;
-        self.deadline = self.last_moment;
-        vec![SourceEffect::Disarm]
-    }
-
-    fn pause(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.phase = SourcePhase::Pausing;
         self.deadline = Some(now + ARM_DEADLINE);
-        // Told first: gathering what goes with it is not for the time in which the guest stands.
-        let mut effects = self.tell();
-        effects.extend([SourceEffect::Report(SourceReport::Armed), SourceEffect::Pause]);
-        effects
+        vec![SourceEffect::Pause, SourceEffect::NoteMemberships, SourceEffect::Report(SourceReport::Armed)]
     }
 
-    /// The guest stands, armed: by our word or by QEMU's own.
     fn paused(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.phase = SourcePhase::Switching;
         self.deadline = Some(now + SWITCH_GRACE + Duration::from_millis(self.limits.longest_pause_ms.into()));
-        let mut effects = Vec::with_capacity(4);
-        if self.pre_switchover {
-            effects.push(SourceEffect::ContinueSwitchover);
-        }
-        if !self.told {
-            effects.extend(self.tell());
-            effects.push(SourceEffect::Report(SourceReport::Armed));
-        }
+        let mut effects = if self.pre_switchover { self.switch() } else { vec![] };
         effects.push(SourceEffect::Report(SourceReport::Paused));
         effects
+    }
+
+    fn switch(&mut self) -> Vec<SourceEffect> {
+        self.told = true;
+        vec![SourceEffect::TellGiveUp, SourceEffect::ContinueSwitchover]
     }
 
     fn committed(&mut self, generation: Generation) -> Vec<SourceEffect> {
@@ -508,46 +403,19 @@ impl Machine for Source {
                 self.precopy_if_ready()
             }
             (At::Precopy, On::Progress(progress)) => self.progress(progress, now),
-            (At::Braked, On::Progress(progress)) => self.braked(progress, now),
-            (At::Precopy | At::Braked | At::GivingUp | At::Arming | At::Disarming, On::Stopped) => self.begin_again(),
-            (At::Braked | At::Retreating | At::Precopy, On::GiveUpRecorded) => {
+            (At::Precopy, On::GiveUpRecorded) => {
                 self.given_up = true;
                 vec![]
             }
-            (At::GivingUp, On::GiveUpRecorded) => {
-                self.given_up = true;
-                self.arm(now)
-            }
-            // What QEMU said before it was taken back.
-            (At::Retreating, On::MemoryFailed(_)) => vec![],
-            (At::Retreating, On::Retreated) => {
-                self.ready = true;
-                self.precopy_if_ready()
-            }
-            (At::Retreating, On::PeerPrepared { uri }) => {
-                self.uri = Some(uri);
-                self.precopy_if_ready()
-            }
+            (At::Precopy, On::Tick) if self.last_moment.is_none_or(|moment| now < moment) => self.arm_in_time(now),
+            (At::Precopy | At::Arming, On::Stopped) => self.stopped_too_soon(now),
             (At::Arming, On::Armed) => self.armed(now),
-            (At::Flight, On::Progress(progress)) => self.flight(Some(&progress), now),
-            (At::Flight, On::Tick) if self.due(now) => self.flight(None, now),
-            (At::Landing, On::HeldBack(progress)) => self.held_back(&progress),
-            // Still next to nothing left, and QEMU did not stop it: so it is stopped, and nothing holds QEMU back.
-            (At::Landing, On::Tick) if self.due(now) => {
-                let mut effects = vec![SourceEffect::FullRate];
-                effects.extend(self.pause(now));
-                effects
-            }
-            (At::Disarming, On::Disarmed) => {
-                self.phase = At::Braked;
-                vec![]
-            }
-            (At::Flight | At::Landing | At::Pausing, On::Stopped) => self.paused(now),
-            (At::Flight | At::Landing | At::Pausing, On::PreSwitchover) => {
+            (At::Pausing, On::Stopped) => self.paused(now),
+            (At::Pausing, On::PreSwitchover) => {
                 self.pre_switchover = true;
                 vec![]
             }
-            (At::Switching, On::PreSwitchover) => vec![SourceEffect::ContinueSwitchover],
+            (At::Switching, On::PreSwitchover) if !self.told => self.switch(),
             (At::Switching | At::Unresolved, On::PeerCommitted { generation }) if self.told => {
                 self.committed(generation)
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use throughline_cutover::{
     Destination, DestinationEffect, DestinationEvent as D, Failure, GatePeer, Generation, Limits, Machine, Progress,
-    Source, SourceEffect, SourceEvent as S,
+    Source, SourceEffect, SourceEvent as S, SourceReport,
 };
 
 const GENERATION: Generation = Generation(4);
@@ -18,8 +18,7 @@ fn source_event() -> impl Strategy<Value = S> {
     prop_oneof![
         Just(S::Ready),
         Just(S::PeerPrepared { uri: "tcp:192.0.2.2:1".into() }),
-        Just(S::Progress(Progress { passes: 2, expected_pause_us: 1, ..Progress::default() })),
-        Just(S::Progress(Progress { passes: 3, remaining: 1, expected_pause_us: 1, ..Progress::default() })),
+        (1_u64..3, 1_u32..5).prop_map(|(rate, passes)| S::Progress(Progress { rate, passes, ..Progress::default() })),
         Just(S::Armed),
         Just(S::Stopped),
         Just(S::PreSwitchover),
@@ -34,9 +33,6 @@ fn source_event() -> impl Strategy<Value = S> {
         Just(S::Quiet),
         Just(S::Abort(failure())),
         Just(S::Undone),
-        Just(S::Retreated),
-        Just(S::Disarmed),
-        Just(S::HeldBack(Progress { passes: 2, remaining: 1 << 20, ..Progress::default() })),
         Just(S::Removed),
         Just(S::Tick),
     ]
@@ -58,7 +54,6 @@ fn destination_event() -> impl Strategy<Value = D> {
         Just(D::NotReady(failure())),
         Just(D::MemoryIn),
         Just(D::MemoryFailed(failure())),
-        Just(D::SourceBeganAgain),
         Just(D::SourceGaveUp { generation: GENERATION }),
         Just(D::SourceGaveUp { generation: Generation(1) }),
         Just(D::CommitRecorded),
@@ -87,19 +82,22 @@ proptest! {
         let mut machine = Source::new(GENERATION, Limits::default());
         machine.step(S::Begin, Duration::ZERO);
         let mut now = Duration::ZERO;
-        let (mut gave_up, mut removed, mut undone, mut braked) = (false, false, false, false);
+        let (mut gave_up, mut removed, mut undone) = (false, false, false);
+        let (mut recorded, mut armed, mut let_go, mut stopped) = (false, false, false, false);
         for (event, later) in events {
             now += Duration::from_millis(later);
             let declined = matches!(event, S::PeerDeclined(_));
             let committed = matches!(event, S::PeerCommitted { generation } if generation == GENERATION.next());
+            recorded |= event == S::GiveUpRecorded;
+            armed |= event == S::Armed;
+            stopped |= event == S::Stopped;
             for effect in machine.step(event, now) {
                 match effect {
-                    SourceEffect::Brake | SourceEffect::BrakeAgain => braked = true,
-                    SourceEffect::FullRate | SourceEffect::StartPrecopy { .. } => braked = false,
-                    SourceEffect::Pause => prop_assert!(!braked, "a guest that stands waits for a QEMU that is held back"),
-                    SourceEffect::TellGiveUp => { prop_assert!(!undone); gave_up = true; }
+                    SourceEffect::Arm => prop_assert!(recorded),
+                    SourceEffect::Pause => { prop_assert!(armed && recorded, "let go before frames are held"); let_go = true; }
+                    SourceEffect::TellGiveUp => { prop_assert!(!undone && let_go && stopped); gave_up = true; }
+                    SourceEffect::ContinueSwitchover => prop_assert!(gave_up),
                     SourceEffect::Undo => { prop_assert!(!gave_up || declined); prop_assert!(!removed && !undone); undone = true; }
-                    SourceEffect::Retreat | SourceEffect::Disarm => prop_assert!(!gave_up && !undone),
                     SourceEffect::ReleaseToCarry => { prop_assert!(gave_up && committed && !undone); }
                     SourceEffect::RemoveGuest => { prop_assert!(gave_up && !undone); removed = true; }
                     _ => {}
@@ -122,7 +120,6 @@ proptest! {
                 match effect {
                     DestinationEffect::RecordCommit { .. } => { prop_assert!(memory_in && given_up && !declined); asked_to_record = true; }
                     DestinationEffect::RaiseGate | DestinationEffect::Run | DestinationEffect::FlipOwn | DestinationEffect::TellCommitted { .. } => prop_assert!(recorded && !declined),
-                    DestinationEffect::PrepareAgain => prop_assert!(!asked_to_record && !declined),
                     DestinationEffect::RecordDecline | DestinationEffect::TellDeclined(_) | DestinationEffect::Undo => { prop_assert!(!recorded); declined = true; }
                     _ => {}
                 }
@@ -186,16 +183,14 @@ proptest! {
                     match effect {
                         SourceEffect::PrepareDatapath => to_source.push(S::Ready),
                         SourceEffect::CallPeer => to_destination.push(D::SourceCalled),
-                        SourceEffect::StartPrecopy { .. } => to_source.push(S::Progress(Progress { passes: 2, remaining: 1, ..Progress::default() })),
-                        SourceEffect::FullRate => to_source.push(S::Progress(Progress { passes: 3, remaining: 1, ..Progress::default() })),
+                        SourceEffect::StartPrecopy { .. } | SourceEffect::Report(SourceReport::Progress(_)) => {
+                            to_source.push(S::Progress(Progress { passes: 3, ..Progress::default() }));
+                        }
                         SourceEffect::Arm => to_source.push(S::Armed),
                         SourceEffect::Pause => to_source.extend([S::Stopped, S::PreSwitchover]),
                         SourceEffect::RecordGiveUp => to_source.push(S::GiveUpRecorded),
                         SourceEffect::ContinueSwitchover if !lose => to_destination.push(D::MemoryIn),
-                        SourceEffect::TellGiveUp => {
-                            to_source.push(S::Progress(Progress { passes: 2, remaining: 1, ..Progress::default() }));
-                            if !lose { to_destination.push(D::SourceGaveUp { generation: GENERATION }); }
-                        }
+                        SourceEffect::TellGiveUp if !lose => to_destination.push(D::SourceGaveUp { generation: GENERATION }),
                         SourceEffect::TellAbort(why) if !lose => to_destination.push(D::SourceAborted(why)),
                         SourceEffect::Resolve if !lose => {
                             to_destination.push(D::Asked);

@@ -9,7 +9,7 @@ use throughline_cutover::{GuestName, HostName};
 use throughline_hypervisor::Accelerator;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
-use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore, broadcast::error::RecvError};
 
 use crate::{
     bindings::Bindings, clock::Monotonic, config::Config, gates::Gates, journal::Journal, lock::lock, moves::Moves,
@@ -104,7 +104,7 @@ impl Host {
         let host = self.clone();
         tokio::spawn(async move {
             // Whatever QEMU says may change what is to be reported; the last thing it says is that it ended.
-            while events.recv().await.is_ok() {
+            while !matches!(events.recv().await, Err(RecvError::Closed)) {
                 host.look_again.notify_one();
             }
         });

@@ -162,7 +162,6 @@ fn event_of(message: FromSource) -> Option<DestinationEvent> {
         Message::Prepare(_) => None,
         Message::GiveUp(it) => Some(DestinationEvent::SourceGaveUp { generation: Generation(it.generation) }),
         Message::LineEmpty(_) => Some(DestinationEvent::LineEmpty),
-        Message::BeginAgain(_) => Some(DestinationEvent::SourceBeganAgain),
         Message::Abort(it) => {
             let failure = it.failure.map_or_else(|| Failure::new("ABORTED", "the source gave no reason"), Into::into);
             Some(DestinationEvent::SourceAborted(failure))

@@ -24,6 +24,7 @@
 //! reaches that with any limit. Both show as event `Stop`, then `Migration(PreSwitchover)`.
 
 mod accelerator;
+mod anchor;
 mod command_line;
 mod descriptors;
 mod error;

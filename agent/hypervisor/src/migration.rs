@@ -7,21 +7,18 @@ use tokio::time::{Instant, sleep};
 
 use crate::{Guest, HypervisorError, MigrationProgress, MigrationStatus, RunState};
 
-/// Downtime limit during pre-copy, milliseconds: the smallest that lets QEMU converge by itself only on an idle guest.
-const UNARMED_DOWNTIME_MS: u64 = 1;
-/// How long QEMU may take to connect and measure.
+/// Downtime limit of a guest that is not let go, milliseconds. With 0 QEMU would never look at the dirty bitmap again.
+const UNDER_ANCHOR_MS: u64 = 1;
+/// Downtime limit of one that is: QEMU's greatest. Multiplied by however little QEMU has just sent, it allows for the anchor.
+const LET_GO_MS: u64 = 2_000_000;
+/// Bandwidth of a migration that is braked, bytes per second: a page each 100 ms. Of less [`LET_GO_MS`] makes nothing.
+const BRAKED: u64 = 40_960;
+/// No limit to the bandwidth: the guest's pause is not the place to save.
+const UNLIMITED: u64 = 0;
+/// How long QEMU may take to connect.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 /// How often it is asked meanwhile.
-const MEASURE_POLL: Duration = Duration::from_millis(10);
-/// What a page of zeroes takes on the wire, bytes: the least a page can take.
-const ZERO_PAGE_BYTES: u64 = 9;
-/// Size of a page, bytes.
-const PAGE_BYTES: u64 = 4096;
-/// Slots a second in which QEMU limits and measures the rate.
-const SLOTS_PER_SECOND: u64 = 10;
-/// Bandwidth of a migration held back, bytes per second: one page each 100 ms. QEMU takes a tenth of it for each 100 ms,
-/// and a tenth of less than ten would be 0, no limit.
-const BRAKED: u64 = 10;
+const CONNECT_POLL: Duration = Duration::from_millis(10);
 /// How long QEMU may take to wind up a cancelled migration.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
 /// How often it is asked meanwhile; the guest may stand still.
@@ -42,6 +39,7 @@ impl Guest {
     /// # Errors
     /// [`HypervisorError::Refused`] if this QEMU does not wait for a migration or cannot listen on that address.
     pub async fn listen(&self, address: Ipv4Addr) -> Result<String, HypervisorError> {
+        self.add_anchor_node().await?;
         self.set_up_migration(Side::Destination, qmp::MigrateSetParameters::default()).await?;
         let uri = Some(format!("tcp:{address}:0"));
         self.execute(qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await?;
@@ -57,39 +55,31 @@ impl Guest {
         })
     }
 
-    /// Source: begins to send memory to `uri`, at no more than `bandwidth` bytes per second (0: no limit), and returns
-    /// when QEMU has measured how fast that goes, after about 150 ms. QEMU stops the guest for the switchover when what
-    /// is left can be sent in [`Guest::allow_switchover`]'s limit, which is 1 ms until then, and waits in
-    /// [`MigrationStatus::PreSwitchover`]. A guest that dirties next to nothing reaches that by itself: be ready for it,
-    /// or [`Guest::brake`].
+    /// Source: begins to send memory to `uri`, at no more than `bandwidth` bytes per second (0: no limit), over and over
+    /// until [`Guest::let_stop`] or [`Guest::cancel_migration`].
     ///
     /// # Errors
     /// Those of any command; [`Guest::cancel_migration`] after one. That nobody listens is none: it shows as
     /// [`MigrationStatus::Failed`].
     pub async fn start_migration(&self, uri: &str, bandwidth: u64) -> Result<(), HypervisorError> {
-        let memory = self.execute(qmp::query_memory_size_summary {}).await?;
+        self.drop_anchor().await?;
         let limits = qmp::MigrateSetParameters {
-            max_bandwidth: Some(soft_start(memory.base_memory, bandwidth)),
-            downtime_limit: Some(UNARMED_DOWNTIME_MS),
+            max_bandwidth: Some(bandwidth),
+            downtime_limit: Some(UNDER_ANCHOR_MS),
             ..Default::default()
         };
         self.set_up_migration(Side::Source, limits).await?;
         let to = Some(uri.to_owned());
         self.execute(qmp::migrate { uri: to, channels: None, detach: None, resume: None }).await?;
-        self.measured().await?;
+        self.connected().await?;
         self.send_at_once(uri);
-        self.set_bandwidth(bandwidth).await
+        Ok(())
     }
 
-    /// Waits until QEMU knows its rate, or has nothing more to measure.
-    async fn measured(&self) -> Result<(), HypervisorError> {
+    /// Waits until QEMU sends, or will not.
+    async fn connected(&self) -> Result<(), HypervisorError> {
         let started = Instant::now();
-        loop {
-            let MigrationProgress { status, rate_bytes_per_s, .. } = self.progress().await?;
-            let beginning = matches!(status, MigrationStatus::Setup | MigrationStatus::WaitUnplug);
-            if !beginning && (status != MigrationStatus::Active || rate_bytes_per_s > 0) {
-                return Ok(());
-            }
+        while matches!(self.progress().await?.status, MigrationStatus::Setup | MigrationStatus::WaitUnplug) {
             if started.elapsed() > CONNECT_DEADLINE {
                 return Err(HypervisorError::Deadline {
                     guest: self.name().clone(),
@@ -97,39 +87,33 @@ impl Guest {
                     after: CONNECT_DEADLINE,
                 });
             }
-            sleep(MEASURE_POLL).await;
+            sleep(CONNECT_POLL).await;
         }
+        Ok(())
     }
 
-    /// Source: changes what [`Guest::start_migration`] set, bytes per second (0: no limit).
-    ///
-    /// # Errors
-    /// Those of any command.
-    pub async fn set_bandwidth(&self, bandwidth: u64) -> Result<(), HypervisorError> {
-        let limit = qmp::MigrateSetParameters { max_bandwidth: Some(bandwidth), ..Default::default() };
-        self.execute(qmp::migrate_set_parameters(limit)).await.map(drop)
-    }
-
-    /// Source, in pre-copy: holds back what is left, at once, so that QEMU does not stop the guest before the caller is
-    /// ready, however idle the guest is. Brake while something is left; then arm, then [`Guest::allow_switchover`] with
-    /// 20 ms or more, then release with [`Guest::set_bandwidth`]: a guest that is nearly done is stopped within 100 ms.
-    /// In this order: with a smaller limit QEMU takes the rate it had while braked for a reason not to look at the
-    /// dirty bitmap again. Do not [`Guest::stop`] one that is held back: it would stand until QEMU looks again.
+    /// Source, in pre-copy: QEMU sends a page at the beginning of each 100 ms and sleeps out the rest, until
+    /// [`Guest::let_stop`].
     ///
     /// # Errors
     /// Those of any command.
     pub async fn brake(&self) -> Result<(), HypervisorError> {
-        self.set_bandwidth(BRAKED).await
+        let limit = qmp::MigrateSetParameters { max_bandwidth: Some(BRAKED), ..Default::default() };
+        self.execute(qmp::migrate_set_parameters(limit)).await.map(drop)
     }
 
-    /// Source: lets QEMU stop the guest as soon as the rest can be sent within `downtime_limit_ms`. QEMU looks again
-    /// every 100 ms. A guest that the caller has stopped needs no limit: the rest is sent and QEMU goes on at once.
+    /// Source: lets QEMU stop the guest and send the rest, whatever is left. It does when it next measures its rate, which
+    /// is every 100 ms, and then waits in [`MigrationStatus::PreSwitchover`].
     ///
     /// # Errors
     /// Those of any command.
-    pub async fn allow_switchover(&self, downtime_limit_ms: u64) -> Result<(), HypervisorError> {
-        let limit = qmp::MigrateSetParameters { downtime_limit: Some(downtime_limit_ms), ..Default::default() };
-        self.execute(qmp::migrate_set_parameters(limit)).await.map(drop)
+    pub async fn let_stop(&self) -> Result<(), HypervisorError> {
+        let limits = qmp::MigrateSetParameters {
+            downtime_limit: Some(LET_GO_MS),
+            max_bandwidth: Some(UNLIMITED),
+            ..Default::default()
+        };
+        self.execute(qmp::migrate_set_parameters(limits)).await.map(drop)
     }
 
     /// How the migration is getting on; at either end.
@@ -186,40 +170,14 @@ impl Guest {
     }
 }
 
-/// The bandwidth to begin with, bytes per second: so little that the first pass over `memory` bytes, were it all
-/// zeroes, outlasts two slots.
-///
-/// Before QEMU has measured its rate it takes the rate for 0. If the first pass ends before that, nothing seems to be
-/// left, and QEMU stops the guest without having looked at what was dirtied meanwhile (seen with 7.2: the pause is as
-/// long as sending that takes, whatever the limit says).
-fn soft_start(memory: u64, bandwidth: u64) -> u64 {
-    let slow = (memory / PAGE_BYTES * ZERO_PAGE_BYTES * SLOTS_PER_SECOND / 2).max(SLOTS_PER_SECOND);
-    if bandwidth == 0 { slow } else { bandwidth.min(slow) }
-}
-
 fn capabilities(side: Side) -> Vec<qmp::MigrationCapabilityStatus> {
     [
         (Capability::events, true),
         (Capability::return_path, true),
         (Capability::late_block_activate, true),
+        (Capability::dirty_bitmaps, true),
         (Capability::pause_before_switchover, side == Side::Source),
     ]
     .map(|(capability, state)| qmp::MigrationCapabilityStatus { capability, state })
     .to_vec()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_soft_start_outlasts_two_slots_and_respects_the_limit() {
-        for memory in [32_u64 << 20, 128 << 20, 64 << 30] {
-            let a_slot = soft_start(memory, 0) / SLOTS_PER_SECOND;
-            assert!(a_slot * 2 <= memory / PAGE_BYTES * ZERO_PAGE_BYTES, "{memory}");
-            assert!(a_slot >= 1000, "{memory}: QEMU rounds less than a byte per millisecond down to nothing");
-        }
-        assert_eq!(soft_start(64 << 30, 1_000_000), 1_000_000);
-        assert_eq!(soft_start(0, 0) / SLOTS_PER_SECOND, 1, "0 would be no limit");
-    }
 }

@@ -132,21 +132,6 @@ impl DestinationHands {
         self.watcher = Some(watcher);
     }
 
-    /// A new QEMU over the same ports.
-    async fn prepare_again(&mut self) -> Result<String, Failure> {
-        if let Some(watcher) = self.watcher.take() {
-            watcher.abort();
-        }
-        if let Some(vm) = self.vm.take() {
-            vm.quit().await.map_err(hypervisor_failure)?;
-        }
-        let ports: Vec<_> = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
-        let mtus =
-            self.plan.ports.iter().map(|plan| self.host.bindings.mtu_of(plan.vni)).collect::<Result<Vec<_>, _>>()?;
-        info!(guest = %self.plan.guest.name, "memory comes again from the beginning");
-        self.launch(&ports, &mtus).await
-    }
-
     fn record_commit(&mut self) {
         let (host, plan, events, report) =
             (self.host.clone(), self.plan.clone(), self.events.clone(), self.report.clone());
@@ -385,14 +370,6 @@ impl Hands for DestinationHands {
                     Ok(uri) => DestinationEvent::Ready { uri },
                     Err(failure) => DestinationEvent::NotReady(failure),
                 });
-            }
-            DestinationEffect::PrepareAgain => {
-                let event = match self.prepare_again().await {
-                    Ok(uri) => DestinationEvent::Ready { uri },
-                    Err(failure) => DestinationEvent::NotReady(failure),
-                };
-                // Behind what the old QEMU said, not before.
-                let _ = self.events.send(event);
             }
             DestinationEffect::TellPrepared { uri } => {
                 self.tell_source(Message::Prepared(v1::Prepared { memory_uri: uri }));

@@ -32,8 +32,6 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(2);
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// No frame carried for this long: the fabric has let go of the source.
 const QUIET: Duration = Duration::from_millis(100);
-/// Bandwidth of the last pass: the guest's pause is not the place to save.
-const UNLIMITED: u64 = 0;
 /// How soon a guest that did not resume is resumed again.
 const RESUME_AGAIN: Duration = Duration::from_millis(50);
 /// Longer than a frame takes from the program's verdict into the ring.
@@ -55,6 +53,7 @@ pub(super) struct SourceHands {
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     reported_at: Option<Duration>,
+    memberships: Vec<v1::Membership>,
     sending: bool,
     waits: JoinSet<()>,
 }
@@ -80,6 +79,7 @@ impl SourceHands {
             ports: Arc::new(Mutex::new(ports)),
             report: Arc::default(),
             reported_at: None,
+            memberships: Vec::new(),
             sending,
             waits: JoinSet::new(),
         };
@@ -255,31 +255,6 @@ impl SourceHands {
         until_or_late(|| lock(&self.ports).iter().all(MovingPort::line_is_empty)).await;
     }
 
-    async fn disarm(&self) {
-        self.release_to_taps().await;
-        lock(&self.ports).iter_mut().for_each(MovingPort::pass);
-    }
-
-    async fn brake_again(&self) -> SourceEvent {
-        let vm = &self.resident.vm;
-        let left = async {
-            vm.brake().await?;
-            vm.progress().await
-        };
-        match left.await {
-            Ok(progress) => SourceEvent::HeldBack(Progress::from(&progress)),
-            Err(error) => SourceEvent::MemoryFailed(hypervisor_failure(error)),
-        }
-    }
-
-    async fn retreat(&mut self) {
-        self.take_back().await;
-        lock(&self.ports).iter_mut().for_each(MovingPort::pass);
-        let mut report = lock(&self.report);
-        (report.armed_at_ns, report.stopped_at_ns, report.pre_switchover_at_ns) = (0, 0, 0);
-        info!(guest = %self.plan.guest.name, "QEMU stopped before frames were held; runs on, memory is sent again");
-    }
-
     async fn undo(&mut self) {
         self.take_back().await;
         self.close_ports().await;
@@ -396,26 +371,18 @@ impl Hands for SourceHands {
             }
             SourceEffect::StartPrecopy { uri } => return self.start_precopy(&uri).await,
             SourceEffect::Brake => return self.fail_memory(self.resident.vm.brake().await),
-            SourceEffect::BrakeAgain => return Some(self.brake_again().await),
-            SourceEffect::Disarm => {
-                self.disarm().await;
-                return Some(SourceEvent::Disarmed);
-            }
-            SourceEffect::FullRate => return self.fail_memory(self.resident.vm.set_bandwidth(UNLIMITED).await),
             SourceEffect::Arm => {
                 self.arm().await;
                 return Some(SourceEvent::Armed);
             }
-            SourceEffect::Pause => return self.fail_memory(self.resident.vm.stop().await),
+            SourceEffect::Pause => return self.fail_memory(self.resident.vm.let_stop().await),
+            SourceEffect::NoteMemberships => {
+                self.memberships = memberships::hand_over(&self.host, &self.resident.ports).await;
+            }
             SourceEffect::RecordGiveUp => self.record_give_up(),
             SourceEffect::TellGiveUp => {
-                let memberships = memberships::hand_over(&self.host, &self.resident.ports).await;
+                let memberships = std::mem::take(&mut self.memberships);
                 self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0, memberships }));
-            }
-            SourceEffect::TellAgain => self.say(from_source::Message::BeginAgain(v1::BeginAgain {})),
-            SourceEffect::Retreat => {
-                self.retreat().await;
-                return Some(SourceEvent::Retreated);
             }
             SourceEffect::ContinueSwitchover => {
                 lock(&self.report).continued_at_ns = real_ns();
@@ -445,7 +412,7 @@ impl Hands for SourceHands {
     }
 }
 
-/// QEMU's figures. The pause to expect goes by the fastest rate seen: what is braked now will not be then.
+/// QEMU's figures. The pause to expect goes by the fastest rate seen: with little to send QEMU measures less.
 fn in_our_words(progress: &MigrationProgress, fastest: u64, bandwidth: u64) -> Progress {
     let rate = if fastest == 0 { bandwidth } else { fastest };
     let last_memory_us = progress.remaining.saturating_mul(1_000_000) / rate.max(1);

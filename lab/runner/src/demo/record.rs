@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use throughline_probe::observe::Sighting;
-use throughline_probe::peer::Report;
+use throughline_probe::peer::{End, Report, Retransmission};
 
 use super::delivery;
 use super::resources::Snapshot;
@@ -83,6 +83,8 @@ pub(super) struct Run {
     pub(super) tcp_retransmits: u32,
     /// TCP segments retransmitted before arm, both ends: an emulated guest stalls as pre-copy begins.
     pub(super) precopy_stall_retransmits: u32,
+    /// Each time a kernel's count of them had risen.
+    pub(super) retransmissions: Vec<Retransmitted>,
     /// TCP connections that broke.
     pub(super) tcp_resets: u64,
     /// Times the guest took over 10 s to answer a question for its counts.
@@ -95,6 +97,16 @@ pub(super) struct Run {
     pub(super) memory_ok: bool,
     /// When each phase began, milliseconds from arm.
     pub(super) phases_ms: Phases,
+}
+
+/// TCP segments retransmitted.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Retransmitted {
+    /// When it became known, milliseconds from arm.
+    at_ms: f64,
+    /// By whom.
+    end: End,
+    segments: u32,
 }
 
 /// When things happened, milliseconds from arm; absent: they did not.
@@ -178,6 +190,7 @@ impl Run {
             overflowed: cutover.overflowed,
             tcp_retransmits: after,
             precopy_stall_retransmits: before,
+            retransmissions: stream.retransmissions.iter().map(|event| Retransmitted::of(event, cutover)).collect(),
             tcp_resets: stream.resets,
             stalls: stream.stalls,
             tcp_damaged: stream.corrupted + stream.undelivered,
@@ -185,6 +198,13 @@ impl Run {
             memory_ok: memory.corrupted == 0 && memory.rewritten > 0,
             phases_ms: Phases::of(cutover),
         })
+    }
+}
+
+impl Retransmitted {
+    fn of(event: &Retransmission, cutover: &Cutover) -> Self {
+        let Retransmission { at_ns, end, segments } = *event;
+        Self { at_ms: (at_ns as f64 - cutover.armed_at_ns as f64) / 1e6, end, segments }
     }
 }
 
@@ -206,8 +226,7 @@ impl Phases {
 fn retransmits(probes: &Report, armed_at: u64) -> (u32, u32) {
     let (before, after): (Vec<_>, Vec<_>) =
         probes.stream.retransmissions.iter().partition(|retransmission| retransmission.at_ns < armed_at);
-    let segments =
-        |events: Vec<&throughline_probe::peer::Retransmission>| events.iter().map(|event| event.segments).sum();
+    let segments = |events: Vec<&Retransmission>| events.iter().map(|event| event.segments).sum();
     (segments(before), segments(after))
 }
 
@@ -244,7 +263,7 @@ impl HostInfo {
 pub(super) mod tests {
     use throughline_probe::arrivals::Summary;
     use throughline_probe::memory;
-    use throughline_probe::peer::{End, Retransmission, StreamReport};
+    use throughline_probe::peer::StreamReport;
 
     use super::*;
 

@@ -1,0 +1,61 @@
+//! What keeps QEMU from stopping a guest by itself.
+//!
+//! QEMU stops the guest for the switchover as soon as what is left to send seems little, and an idle guest gets there
+//! before anybody looks. A dirty bitmap migrates with the guest, and until the switchover all of its bits count as left:
+//! a bitmap of nothing, on a device of nothing, is a rest that never shrinks (migration/block-dirty-bitmap.c,
+//! `dirty_bitmap_save_pending`). QEMU then goes over the guest's memory again and again until its downtime limit allows
+//! for the anchor too.
+
+use qapi::qmp;
+
+use crate::{Guest, HypervisorError};
+
+/// Node of the block device that is nothing, and its bitmap.
+const ANCHOR: &str = "throughline-anchor";
+/// Bits of the bitmap, each of which QEMU counts as a byte left to send. More than a single stream sends in the downtime
+/// limit of a guest not let go, 1 ms (33 Gbit/s); few enough to be sent, being all zeroes, in a fraction of one.
+const BITS: i64 = 4 << 20;
+/// Bytes of the device to a bit: the least QEMU allows.
+const GRANULARITY: u32 = 512;
+
+impl Guest {
+    /// At both ends, before memory moves; at the destination that is all, for there the bitmap comes with the guest.
+    pub(crate) async fn add_anchor_node(&self) -> Result<(), HypervisorError> {
+        if self.anchor().await?.is_some() {
+            return Ok(());
+        }
+        let base = qmp::BlockdevOptionsBase {
+            node_name: Some(ANCHOR.to_owned()),
+            auto_read_only: None,
+            cache: None,
+            detect_zeroes: None,
+            discard: None,
+            force_share: None,
+            read_only: None,
+        };
+        let size = Some(BITS * i64::from(GRANULARITY));
+        let null_co = qmp::BlockdevOptionsNull { size, read_zeroes: Some(true), latency_ns: None };
+        self.execute(qmp::blockdev_add(qmp::BlockdevOptions::null_co { base, null_co })).await.map(drop)
+    }
+
+    /// Source: from now on a migration does not end before [`Guest::let_stop`].
+    pub(crate) async fn drop_anchor(&self) -> Result<(), HypervisorError> {
+        self.add_anchor_node().await?;
+        if self.anchor().await?.is_some_and(|node| !node.dirty_bitmaps.unwrap_or_default().is_empty()) {
+            return Ok(());
+        }
+        let bitmap = qmp::BlockDirtyBitmapAdd {
+            node: ANCHOR.to_owned(),
+            name: ANCHOR.to_owned(),
+            granularity: Some(GRANULARITY),
+            persistent: None,
+            disabled: None,
+        };
+        self.execute(qmp::block_dirty_bitmap_add(bitmap)).await.map(drop)
+    }
+
+    async fn anchor(&self) -> Result<Option<qmp::BlockDeviceInfo>, HypervisorError> {
+        let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
+        Ok(nodes.into_iter().find(|node| node.node_name.as_deref() == Some(ANCHOR)))
+    }
+}
