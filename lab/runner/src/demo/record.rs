@@ -113,7 +113,11 @@ pub(super) struct Retransmitted {
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Phases {
     pub(super) stopped: Option<f64>,
+    pub(super) pre_switchover: Option<f64>,
+    pub(super) continued: Option<f64>,
+    pub(super) memory_in: Option<f64>,
     pub(super) committed: Option<f64>,
+    pub(super) cont: Option<f64>,
     pub(super) running: Option<f64>,
     pub(super) line_empty: Option<f64>,
     pub(super) gate_open: Option<f64>,
@@ -126,7 +130,11 @@ pub(super) struct Phases {
 pub(super) struct Cutover {
     pub(super) armed_at_ns: u64,
     pub(super) stopped_at_ns: u64,
+    pub(super) pre_switchover_at_ns: u64,
+    pub(super) continued_at_ns: u64,
+    pub(super) memory_in_at_ns: u64,
     pub(super) committed_at_ns: u64,
+    pub(super) cont_at_ns: u64,
     pub(super) running_at_ns: u64,
     pub(super) line_empty_at_ns: u64,
     pub(super) gate_open_at_ns: u64,
@@ -213,7 +221,11 @@ impl Phases {
         let since_arm = |at: u64| (at > 0).then(|| (at as f64 - cutover.armed_at_ns as f64) / 1e6);
         Self {
             stopped: since_arm(cutover.stopped_at_ns),
+            pre_switchover: since_arm(cutover.pre_switchover_at_ns),
+            continued: since_arm(cutover.continued_at_ns),
+            memory_in: since_arm(cutover.memory_in_at_ns),
             committed: since_arm(cutover.committed_at_ns),
+            cont: since_arm(cutover.cont_at_ns),
             running: since_arm(cutover.running_at_ns),
             line_empty: since_arm(cutover.line_empty_at_ns),
             gate_open: since_arm(cutover.gate_open_at_ns),
