@@ -25,9 +25,9 @@ const PATIENCE: Duration = Duration::from_millis(400);
 const BRAKED_RATE: u64 = 1 << 20;
 /// Arm this long after a slot was last seen not to have begun: what is left of its 100 ms is for the tap's ring to run
 /// empty and for QEMU to be told.
-const ARM_AFTER: Duration = Duration::from_millis(93);
+const ARM_AFTER: Duration = Duration::from_millis(92);
 /// From then on it is too late for this slot.
-const ARM_BEFORE: Duration = Duration::from_millis(98);
+const ARM_BEFORE: Duration = Duration::from_millis(97);
 /// A host too busy to catch the end of a slot for this long arms at once: frames then wait for up to a slot.
 const SLOT_PATIENCE: Duration = Duration::from_millis(450);
 
@@ -180,7 +180,7 @@ mod tests {
             _ => (4, 3_000),
         });
         assert_eq!(braked, [165], "once");
-        assert_eq!(armed, [193, 195, 293, 295, 393, 395, 493, 495]);
+        assert_eq!(armed, [191, 193, 195, 291, 293, 295, 391, 393, 395, 491, 493, 495]);
     }
 
     #[test]
@@ -199,7 +199,7 @@ mod tests {
     fn what_is_allowed_is_given_time_to_become_good() {
         let limits = Limits { longest_pause_ms: 50, ..Limits::default() };
         let (_, armed) = watch(limits, 500, |at| (2 + at as u32, 40_000));
-        assert_eq!(armed, [493, 495], "by then allowed for as long as it is reasonable to wait");
+        assert_eq!(armed, [491, 493, 495], "by then allowed for as long as it is reasonable to wait");
         assert_eq!(watch(limits, 3_000, |at| (2 + at as u32, 50_001)).1, NEVER, "never beyond the caller's limit");
     }
 

@@ -10,7 +10,11 @@ use throughline_hypervisor::{GuestEventKind, HypervisorError, MigrationProgress,
 use throughline_loader::Mode;
 use throughline_netlink::Path;
 use throughline_wire::v1::{self, from_source};
-use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::MissedTickBehavior,
+};
 use tracing::{info, warn};
 
 use super::caller::{self, Call};
@@ -55,6 +59,7 @@ pub(super) struct SourceHands {
     reported_at: Option<Duration>,
     memberships: Vec<v1::Membership>,
     sending: bool,
+    precopy_watch: Option<AbortHandle>,
     waits: JoinSet<()>,
 }
 
@@ -81,6 +86,7 @@ impl SourceHands {
             reported_at: None,
             memberships: Vec::new(),
             sending,
+            precopy_watch: None,
             waits: JoinSet::new(),
         };
         hands.watch_hypervisor();
@@ -135,7 +141,7 @@ impl SourceHands {
             return Some(SourceEvent::MemoryFailed(hypervisor_failure(error)));
         }
         let (vm, events, bandwidth) = (self.resident.vm.clone(), self.events.clone(), self.plan.limits.bandwidth);
-        self.waits.spawn(async move {
+        let watch = self.waits.spawn(async move {
             let mut every = tokio::time::interval(PROGRESS_EVERY);
             every.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut fastest = 0;
@@ -154,12 +160,17 @@ impl SourceHands {
                 }
             }
         });
+        self.precopy_watch = Some(watch);
         None
     }
 
     /// Frames wait from now on; what came before, the guest is given time to take: a QEMU that has stopped still reads
     /// one frame from its tap, and that one would be lost with it.
     async fn arm(&self) {
+        // Its questions would be in the way of the one command that is in a hurry now.
+        if let Some(watch) = &self.precopy_watch {
+            watch.abort();
+        }
         lock(&self.ports).iter().for_each(MovingPort::hold);
         lock(&self.report).armed_at_ns = real_ns();
         // A frame that `steer` let pass just before may still be on its way into the ring, on another processor.
