@@ -128,20 +128,22 @@ impl Moves {
 }
 
 impl Host {
-    /// Binds this host to take part in a move, durably: once for each migration, and one migration at a time for a guest.
+    /// Binds this host to take part in a move, durably: once for each migration.
     ///
     /// # Errors
-    /// `ALREADY_MIGRATING`, `ALREADY_DECIDED`, or the journal's failure; nothing was promised then.
-    pub fn take_part(&self, plan: &MigrationPlan, promise: Promise) -> Result<(), Failure> {
-        if self.moves.concerns(&plan.guest.name) {
-            return Err(already_migrating(&plan.guest.name));
-        }
-        let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
-        if self.journal.find_move(&plan.id).map_err(journal)?.is_some() {
-            let message = "this host has taken part in this migration before; begin a new one";
-            return Err(Failure::new("ALREADY_DECIDED", message));
-        }
-        self.journal.promise(&plan.id, Some(plan), promise).map_err(journal)
+    /// `ALREADY_DECIDED`, or the journal's failure; nothing was promised then.
+    pub async fn take_part(self: &Arc<Self>, plan: &Arc<MigrationPlan>, promise: Promise) -> Result<(), Failure> {
+        let (host, plan) = (self.clone(), plan.clone());
+        // The disk may take its time, and others wait for this thread.
+        let written = tokio::task::spawn_blocking(move || {
+            let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
+            if host.journal.find_move(&plan.id).map_err(journal)?.is_some() {
+                let message = "this host has taken part in this migration before; begin a new one";
+                return Err(Failure::new("ALREADY_DECIDED", message));
+            }
+            host.journal.promise(&plan.id, Some(&plan), promise).map_err(journal)
+        });
+        written.await.unwrap_or_else(|panicked| Err(Failure::new("JOURNAL", panicked.to_string())))
     }
 }
 

@@ -23,16 +23,19 @@ use hands::DestinationHands;
 pub fn expect(host: &Arc<Host>, plan: MigrationPlan) {
     let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Destination);
     if let Err(failure) = try_expect(host, plan, news.clone()) {
-        warn!(%failure, "migration refused");
-        news.aborted(failure, v1::CutoverReport::default());
+        refuse(&news, failure);
     }
+}
+
+fn refuse(news: &MigrationNews, failure: Failure) {
+    warn!(%failure, "migration refused");
+    news.aborted(failure, v1::CutoverReport::default());
 }
 
 fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Result<(), Failure> {
     if host.config.peer_only {
         return Err(Failure::new("HOST_PEER_ONLY", format!("{} runs no guests", host.name())));
     }
-    host.take_part(&plan, Promise::Receiving)?;
     let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
     let caller = Slot::empty();
@@ -48,6 +51,11 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
     tokio::spawn(
         async move {
             let id = plan.id.clone();
+            if let Err(failure) = host.take_part(&plan, Promise::Receiving).await {
+                host.moves.leave(&id);
+                refuse(&news, failure);
+                return;
+            }
             let machine = Destination::new(plan.generation, plan.limits, GatePeer::all(&plan));
             let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
             let mut hands = DestinationHands::new(host.clone(), plan, events, caller, news);

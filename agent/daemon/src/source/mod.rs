@@ -25,9 +25,13 @@ use hands::SourceHands;
 pub async fn start(host: Arc<Host>, plan: MigrationPlan) {
     let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Source);
     if let Err(failure) = try_start(&host, plan, &news).await {
-        warn!(%failure, "migration refused");
-        news.aborted(failure, v1::CutoverReport::default());
+        refuse(&news, failure);
     }
+}
+
+fn refuse(news: &MigrationNews, failure: Failure) {
+    warn!(%failure, "migration refused");
+    news.aborted(failure, v1::CutoverReport::default());
 }
 
 async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) -> Result<(), Failure> {
@@ -45,9 +49,8 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
         );
         return Err(Failure::new("STALE_GENERATION", message));
     }
-    host.take_part(&plan, Promise::Sending)?;
     let machine = Source::new(plan.generation, plan.limits);
-    run(host, plan, resident, machine, Vec::new(), news.clone())
+    run(host, plan, resident, Part::New(machine), news.clone())
 }
 
 /// Takes up again a migration in which this host had given the guest up when its agent ended.
@@ -61,15 +64,22 @@ pub async fn resume(host: &Arc<Host>, plan: MigrationPlan, resident: Arc<Residen
     for (port, port_plan) in resident.ports.iter().zip(&plan.ports) {
         ports.push(host.adopt_port(port.clone(), port_plan).await?);
     }
-    run(host, plan, resident, machine, ports, news)
+    run(host, plan, resident, Part::Resumed(machine, ports), news)
+}
+
+/// This host's part in a migration.
+enum Part {
+    /// Not promised yet.
+    New(Source),
+    /// Promised before this agent began, with the ports as they were.
+    Resumed(Source, Vec<MovingPort>),
 }
 
 fn run(
     host: &Arc<Host>,
     plan: MigrationPlan,
     resident: Arc<Resident>,
-    machine: Source,
-    ports: Vec<MovingPort>,
+    part: Part,
     news: MigrationNews,
 ) -> Result<(), Failure> {
     let plan = Arc::new(plan);
@@ -84,6 +94,17 @@ fn run(
     tokio::spawn(
         async move {
             let id = plan.id.clone();
+            let (machine, ports) = match part {
+                Part::New(machine) => {
+                    if let Err(failure) = host.take_part(&plan, Promise::Sending).await {
+                        host.moves.leave(&id);
+                        refuse(&news, failure);
+                        return;
+                    }
+                    (machine, Vec::new())
+                }
+                Part::Resumed(machine, ports) => (machine, ports),
+            };
             let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
             let mut hands = SourceHands::new(host.clone(), plan, resident, ports, events, news);
             drive(machine, &mut hands, &mut queue, host.clock).await;
