@@ -129,14 +129,8 @@ impl Convergence {
 
 impl fmt::Display for Convergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the guest dirties {} bytes/s of memory, {} bytes/s are sent, a pause now would take {} ms, {} are allowed",
-            self.last.dirty_rate,
-            self.last.rate,
-            self.expected_pause_us() / 1000,
-            self.limits.longest_pause_ms
-        )
+        let progress = Progress { expected_pause_us: self.expected_pause_us(), ..self.last };
+        write!(f, "{progress}, {} ms are allowed", self.limits.longest_pause_ms)
     }
 }
 

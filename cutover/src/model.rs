@@ -1,6 +1,9 @@
 //! What the fabric is made of, checked: a value of these types is within its limits.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -193,4 +196,17 @@ pub struct Progress {
     pub expected_pause_us: u64,
     /// Passes over memory begun.
     pub passes: u32,
+}
+
+impl fmt::Display for Progress {
+    /// What an operator needs to know to choose other limits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the guest dirties {} bytes/s of memory, {} bytes/s are sent, a pause now would take {} ms",
+            self.dirty_rate,
+            self.rate,
+            self.expected_pause_us / 1000
+        )
+    }
 }

@@ -126,10 +126,13 @@ impl Coordinator {
         if now < at {
             return Vec::new();
         }
-        let words = format!(
+        let mut words = format!(
             "{what} within {} s; undone, unless the destination has committed",
             (at - self.since.min(at)).as_secs()
         );
+        if let (Phase::Precopy, Some(progress)) = (self.phase, &self.progress) {
+            words += &format!("; {progress}, {} ms are allowed", self.plan.limits.longest_pause_ms);
+        }
         self.abort(Failure::new(reason, words), now)
     }
 

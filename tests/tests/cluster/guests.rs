@@ -77,6 +77,8 @@ fn memory_faster_than_the_wire_is_refused_with_the_numbers_and_moves_when_it_fit
     println!("given up at {numbers}");
     let number = |name: &str| numbers[name].as_u64().unwrap_or_default();
     assert!(number("rate") > 0 && number("remaining") > 0, "an operator learns how far it was: {numbers}");
+    let why = lab.migration(id)["failure"]["message"].take();
+    assert!(why.as_str().is_some_and(|why| why.contains("bytes/s are sent")), "and so does who reads only why: {why}");
     lab.assert_no_qemu("h2");
     probe.assert_unnoticed(&lab, "a move that could not converge was given up");
 
