@@ -44,6 +44,10 @@ pub struct Config {
     /// little left is refused.
     #[arg(long, value_name = "MIB")]
     pub hold_budget_mib: Option<u32>,
+    /// How fast frames that waited are sent after a guest, Mbit/s; 0: as fast as they can; default: nine tenths of what the
+    /// underlay interface says of its speed. Not more than the underlay takes, or frames are lost there.
+    #[arg(long, value_name = "MBIT")]
+    pub release_mbit: Option<u32>,
     /// Log as text for people or as JSON for machines.
     #[arg(long, default_value = "text", value_name = "text|json")]
     pub log: LogFormat,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroU64,
     sync::Arc,
 };
 
@@ -13,7 +14,7 @@ use tokio::sync::{Mutex, Notify, Semaphore, broadcast::error::RecvError};
 
 use crate::{
     bindings::Bindings, clock::Monotonic, config::Config, gates::Gates, journal::Journal, lock::lock, moves::Moves,
-    resident::Resident, uplink::Uplink,
+    resident::Resident, underlay, uplink::Uplink,
 };
 
 /// One host's agent.
@@ -39,6 +40,8 @@ pub struct Host {
     pub moves: Moves,
     /// MiB that may still be promised to frames that wait.
     pub hold_memory: Arc<Semaphore>,
+    /// Bytes per second at which lines are sent after their guests; `None`: as fast as it goes.
+    pub release_pace: Option<NonZeroU64>,
     /// Gates that are up here.
     pub gates: Gates,
     /// Rung when the observed state should be looked at again.
@@ -65,6 +68,7 @@ impl Host {
     pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
         let Systems { netlink, datapath, journal, accelerator } = systems;
         let hold_memory = Arc::new(Semaphore::new(config.hold_budget_mib() as usize));
+        let release_pace = underlay::release_pace(&config);
         Self {
             config,
             accelerator,
@@ -76,6 +80,7 @@ impl Host {
             bindings: Bindings::default(),
             moves: Moves::default(),
             hold_memory,
+            release_pace,
             gates: Gates::default(),
             look_again: Notify::new(),
             residents: Mutex::default(),

@@ -30,4 +30,5 @@ pub mod resident;
 pub mod server;
 pub mod slot;
 pub mod source;
+pub mod underlay;
 pub mod uplink;

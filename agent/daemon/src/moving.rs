@@ -2,6 +2,7 @@
 
 use std::{
     net::Ipv4Addr,
+    num::NonZeroU64,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -39,6 +40,8 @@ pub struct MovingPort {
     pub handle: PortHandle,
     /// Further queues of its hold: the lanes of its gate.
     pub lanes: Vec<OwnedFd>,
+    /// Bytes per second at which its line is sent after its guest.
+    pace: Option<NonZeroU64>,
     pump: Option<Pump>,
     /// Its part of the memory for frames that wait; `None` of a port that an earlier agent opened.
     _share: Option<OwnedSemaphorePermit>,
@@ -71,7 +74,15 @@ impl Host {
         };
         let datapath = self.datapath.clone();
         let handle = off_the_loop(move || datapath.open_port(&config)).await?;
-        Ok(MovingPort { port, plan: plan.clone(), handle, lanes: Vec::new(), pump: None, _share: Some(share) })
+        Ok(MovingPort {
+            port,
+            plan: plan.clone(),
+            handle,
+            lanes: Vec::new(),
+            pace: self.release_pace,
+            pump: None,
+            _share: Some(share),
+        })
     }
 
     fn share_of_hold_memory(&self) -> Result<OwnedSemaphorePermit, Failure> {
@@ -94,7 +105,15 @@ impl Host {
     pub async fn adopt_port(&self, port: Arc<ResidentPort>, plan: &PortPlan) -> Result<MovingPort, Failure> {
         let (datapath, tap) = (self.datapath.clone(), port.tap.index);
         let handle = off_the_loop(move || datapath.adopt_port(tap)).await?;
-        Ok(MovingPort { port, plan: plan.clone(), handle, lanes: Vec::new(), pump: None, _share: None })
+        Ok(MovingPort {
+            port,
+            plan: plan.clone(),
+            handle,
+            lanes: Vec::new(),
+            pace: self.release_pace,
+            pump: None,
+            _share: None,
+        })
     }
 
     /// Lets carried frames and markers of a port land here.
@@ -139,7 +158,7 @@ impl MovingPort {
     /// When the pump cannot start.
     pub fn release_to_carry(&mut self) -> Result<(), Failure> {
         let drain = Some(duplicate(&self.port.tap.fd)?);
-        self.release(Exit::Carry { drain })
+        self.release(Exit::Carry { drain }, PumpOptions { bytes_per_second: self.pace })
     }
 
     /// Lets the line into the port's own tap; later frames follow, then go straight.
@@ -148,12 +167,12 @@ impl MovingPort {
     /// When the pump cannot start.
     pub fn release_to_tap(&mut self) -> Result<(), Failure> {
         let tap = duplicate(&self.port.tap.fd)?;
-        self.release(Exit::Tap { tap })
+        self.release(Exit::Tap { tap }, PumpOptions::default())
     }
 
-    fn release(&mut self, exit: Exit) -> Result<(), Failure> {
+    fn release(&mut self, exit: Exit, options: PumpOptions) -> Result<(), Failure> {
         self.pump = None;
-        let pump = Pump::release(&self.handle, self.hold_queues()?, exit, PumpOptions::default());
+        let pump = Pump::release(&self.handle, self.hold_queues()?, exit, options);
         self.pump = Some(pump.map_err(|error| self.pump_failure(&error))?);
         Ok(())
     }

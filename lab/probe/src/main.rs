@@ -34,6 +34,9 @@ enum Command {
         #[arg(long, default_value_t = 4096)]
         memory_rate_kib: usize,
     },
+    /// Inside the guest: wake every millisecond, in an address space of its own, and do nothing. That makes the kernel reload
+    /// its page tables all the time, without which QEMU 7.2's TCG now and then misses a write while memory moves.
+    Wake,
     /// On a host that stays: probe a guest. Reads `mark` and `report FROM TO` from standard input, answers in JSON.
     Peer {
         /// The guest's address.
@@ -101,6 +104,9 @@ fn main() -> Result<()> {
             };
             guest::run(&config).context("the probe's guest end cannot go on")
         }
+        Command::Wake => loop {
+            thread::sleep(Duration::from_millis(1));
+        },
         Command::Peer { guest, pps, stream_rate, ping_rate, patience } => probe(&peer::Config {
             guest,
             ports: Ports::default(),
