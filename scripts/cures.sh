@@ -87,6 +87,9 @@ cures() {
     cure 4 agent/netlink/src/marker.rs throughline-netlink kernel \
         queues::markers_come_behind_what_waits_in_a_slow_queue \
         '(FROM_PORT + sequence as u16)' 'FROM_PORT'
+    cure 4 ebpf/abi/src/lib.rs throughline-tests order \
+        a_move_keeps_every_flow_in_order \
+        'seen == ALL_MARKERS' 'seen != 0'
     cure 5 ebpf/loader/src/pump/follow.rs throughline-loader queues \
         a_line_goes_where_its_port_receives \
         'set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))' 'set.set(cpu)'

@@ -155,6 +155,11 @@ pub const MARKERS: u32 = 32;
 /// All of a peer's markers are in.
 pub const ALL_MARKERS: u64 = (1 << MARKERS) - 1;
 
+/// Whether nothing older than a peer's markers can still be on its way: one marker says so of its own queue only.
+pub const fn are_all_in(seen: u64) -> bool {
+    seen == ALL_MARKERS
+}
+
 const _: () = assert!(size_of::<PortState>() == 256);
 const _: () = assert!(core::mem::offset_of!(PortState, line_limit) == 32);
 const _: () = assert!(core::mem::offset_of!(PortState, bytes_limit) == 56);

@@ -37,7 +37,7 @@ pub use datapath::{Datapath, Options};
 pub use error::DatapathError;
 pub use port::{PortConfig, PortHandle};
 pub use pump::{Exit, Pump, PumpCounts, PumpError, PumpOptions};
-pub use throughline_abi::{ALL_MARKERS, LANE_OF_ALL, LANES, MARKERS, PortState};
+pub use throughline_abi::{ALL_MARKERS, LANE_OF_ALL, LANES, MARKERS, PortState, are_all_in};
 pub use words::{Direction, Mode};
 
 /// The object `build.rs` made of `ebpf/programs`.

@@ -1,4 +1,4 @@
-//! Whatever comes late, and however late: every peer's frames reach the guest once, in order. Drives the verdicts and the
+//! Whatever comes late, and however late: the frames of every flow reach the guest once, in order. Drives the verdicts and the
 //! machines that ship through schedules made to catch them; the kernel's part is in `ebpf/loader/tests`.
 
 #![expect(clippy::cast_possible_truncation, reason = "a handful of peers and lanes")]
@@ -21,9 +21,9 @@ fn play(peers: usize, commits: bool, without: Without, schedule: &Schedule) -> R
         world.happen(what, who);
     }
     world.come_to_rest();
-    for (peer, (delivered, sent)) in world.fates().enumerate() {
+    for (flow, (delivered, sent)) in world.fates().enumerate() {
         if !delivered.iter().copied().eq(0..sent) {
-            return Err(format!("peer {peer} sent {sent}, the guest got {delivered:?}"));
+            return Err(format!("of flow {flow} {sent} were sent, the guest got {delivered:?}"));
         }
     }
     Ok(())
@@ -33,7 +33,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn a_move_keeps_every_peers_frames_in_order(peers in 1_usize..5, schedule in schedule()) {
+    fn a_move_keeps_every_flow_in_order(peers in 1_usize..5, schedule in schedule()) {
         prop_assert_eq!(play(peers, true, Without::Nothing, &schedule), Ok(()));
     }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use throughline_abi::{Sight, Verdict, decide, mode};
+use throughline_abi::{MARKERS, Sight, Verdict, are_all_in, decide, mode};
 use throughline_cutover::{
     Destination, DestinationEffect, DestinationEvent, Failure, GatePeer, Generation, Limits, Machine as _, Source,
     SourceEffect, SourceEvent,
@@ -16,16 +16,18 @@ use throughline_cutover::{
 const GENERATION: Generation = Generation(4);
 /// Nothing here is waited for, so no deadline passes.
 const NOW: Duration = Duration::ZERO;
-/// Markers a peer sends.
-const MARKERS: u32 = 3;
+/// Queues of a path, one a flow: what is in one says nothing of what is in the other.
+pub(crate) const QUEUES: usize = 2;
+
+type Path = [VecDeque<Frame>; QUEUES];
 
 /// What travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
-    /// A peer's frame for the guest, by number.
-    Data { peer: usize, number: u32 },
-    /// One of a peer's markers.
-    Marker { peer: usize },
+    /// A frame of one of a peer's flows, by number.
+    Data { peer: usize, flow: usize, number: u32 },
+    /// One of a peer's markers, by sequence.
+    Marker { peer: usize, sequence: u32 },
 }
 
 /// A port as `steer` and the pump see it.
@@ -92,12 +94,12 @@ enum Guest {
 
 #[derive(Debug, Default)]
 struct Peer {
-    sent: u32,
+    sent: [u32; QUEUES],
     flipped: bool,
     /// The tenant tunnel to the source, and to the destination.
-    old_path: VecDeque<Frame>,
-    new_path: VecDeque<Frame>,
-    markers_in: u32,
+    old_path: Path,
+    new_path: Path,
+    markers_seen: u64,
 }
 
 /// Everything there is.
@@ -120,7 +122,7 @@ pub(crate) struct World {
     line_was_empty: bool,
     opening: bool,
     sealed: bool,
-    delivered: Vec<Vec<u32>>,
+    delivered: Vec<[Vec<u32>; QUEUES]>,
 }
 
 impl World {
@@ -151,7 +153,7 @@ impl World {
             line_was_empty: false,
             opening: false,
             sealed: false,
-            delivered: vec![Vec::new(); peers],
+            delivered: vec![Default::default(); peers],
         }
     }
 
@@ -159,10 +161,10 @@ impl World {
     pub(crate) fn happen(&mut self, what: u8, who: usize) {
         let who = who % self.peers.len();
         match what % 16 {
-            0..=2 => self.send(who),
-            3 => self.flip(who),
-            4 | 5 => self.arrive_at_source(who),
-            6 | 7 => self.arrive_at_destination(who),
+            0 | 1 => self.send(who, usize::from(what % 2)),
+            2 | 3 => self.flip(who),
+            4 | 5 => self.arrive_at_source(who, usize::from(what % 2)),
+            6 | 7 => self.arrive_at_destination(who, usize::from(what % 2)),
             8 => self.read(),
             9 => self.pump_source(),
             10 => self.pump_destination(who),
@@ -191,7 +193,8 @@ impl World {
     }
 
     fn is_at_rest(&self) -> bool {
-        let paths = self.peers.iter().all(|peer| peer.old_path.is_empty() && peer.new_path.is_empty());
+        let mut paths = self.peers.iter().flat_map(|peer| peer.old_path.iter().chain(&peer.new_path));
+        let paths = paths.all(VecDeque::is_empty);
         let ports = [&self.source, &self.destination];
         let lines = ports.iter().all(|port| port.line() == 0 && port.hold.iter().all(VecDeque::is_empty));
         let ring = match self.guest {
@@ -203,16 +206,18 @@ impl World {
         paths && lines && ring && words && self.carry.is_empty() && self.releasing
     }
 
-    /// What each peer's frames came to, in the order in which the guest got them, and how many it sent.
+    /// What each flow's frames came to, in the order in which the guest got them, and how many were sent.
     pub(crate) fn fates(&self) -> impl Iterator<Item = (&[u32], u32)> {
-        self.delivered.iter().map(Vec::as_slice).zip(self.peers.iter().map(|peer| peer.sent))
+        let sent = self.peers.iter().flat_map(|peer| peer.sent);
+        self.delivered.iter().flatten().map(Vec::as_slice).zip(sent)
     }
 
-    fn send(&mut self, who: usize) {
+    fn send(&mut self, who: usize, flow: usize) {
         let peer = &mut self.peers[who];
-        let frame = Frame::Data { peer: who, number: peer.sent };
-        peer.sent += 1;
-        if peer.flipped { &mut peer.new_path } else { &mut peer.old_path }.push_back(frame);
+        let frame = Frame::Data { peer: who, flow, number: peer.sent[flow] };
+        peer.sent[flow] += 1;
+        let path = if peer.flipped { &mut peer.new_path } else { &mut peer.old_path };
+        path[flow].push_back(frame);
     }
 
     fn flip(&mut self, who: usize) {
@@ -221,7 +226,9 @@ impl World {
             return;
         }
         peer.flipped = true;
-        peer.old_path.extend((0..MARKERS).map(|_| Frame::Marker { peer: who }));
+        for sequence in 0..MARKERS {
+            peer.old_path[sequence as usize % QUEUES].push_back(Frame::Marker { peer: who, sequence });
+        }
         if self.without == Without::TheMarkers {
             self.to_destination.push_back(DestinationEvent::MarkersIn(GatePeer { port: 0, peer: who as u32 }));
         }
@@ -244,8 +251,8 @@ impl World {
         }
     }
 
-    fn arrive_at_source(&mut self, who: usize) {
-        let Some(frame) = self.peers[who].old_path.pop_front() else { return };
+    fn arrive_at_source(&mut self, who: usize, queue: usize) {
+        let Some(frame) = self.peers[who].old_path[queue].pop_front() else { return };
         match self.source.decide(0) {
             Verdict::Pass => self.source.ring.push_back(frame),
             Verdict::Carry => self.carry.push_back(frame),
@@ -255,8 +262,8 @@ impl World {
         }
     }
 
-    fn arrive_at_destination(&mut self, who: usize) {
-        let Some(frame) = self.peers[who].new_path.pop_front() else { return };
+    fn arrive_at_destination(&mut self, who: usize, queue: usize) {
+        let Some(frame) = self.peers[who].new_path[queue].pop_front() else { return };
         let lane = who + 1;
         match self.destination.decide(lane) {
             Verdict::Divert if self.without == Without::TheGate => self.destination.ring.push_back(frame),
@@ -297,9 +304,9 @@ impl World {
 
     fn land(&mut self) {
         match self.carry.pop_front() {
-            Some(Frame::Marker { peer }) => {
-                self.peers[peer].markers_in += 1;
-                if self.peers[peer].markers_in == MARKERS {
+            Some(Frame::Marker { peer, sequence }) => {
+                self.peers[peer].markers_seen |= 1 << sequence;
+                if are_all_in(self.peers[peer].markers_seen) {
                     let peer = GatePeer { port: 0, peer: peer as u32 };
                     self.to_destination.push_back(DestinationEvent::MarkersIn(peer));
                 }
@@ -317,7 +324,7 @@ impl World {
             Guest::Paused => return,
         };
         match ring.pop_front() {
-            Some(Frame::Data { peer, number }) => self.delivered[peer].push(number),
+            Some(Frame::Data { peer, flow, number }) => self.delivered[peer][flow].push(number),
             Some(Frame::Marker { .. }) | None => {}
         }
     }

@@ -10,7 +10,7 @@ use throughline_cutover::{
     Mtu, PortId,
 };
 use throughline_hypervisor::{FdRole, Guest, GuestEventKind, MigrationStatus};
-use throughline_loader::{ALL_MARKERS, Mode};
+use throughline_loader::{Mode, are_all_in};
 use throughline_wire::v1::{self, from_destination::Message};
 use tokio::{
     sync::mpsc,
@@ -417,7 +417,7 @@ impl Hands for DestinationHands {
 /// Whether all markers of a peer are in on a port.
 fn markers_are_in(host: &Host, plan: &MigrationPlan, peer: GatePeer) -> bool {
     let Some(port) = plan.ports.get(peer.port as usize) else { return false };
-    host.datapath.markers_seen(port.carry_id.get(), peer.peer).is_ok_and(|bits| bits == ALL_MARKERS)
+    host.datapath.markers_seen(port.carry_id.get(), peer.peer).is_ok_and(are_all_in)
 }
 
 fn add(report: &mut v1::CutoverReport, counted: Counted) {
