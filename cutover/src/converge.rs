@@ -5,7 +5,7 @@
 //! `migration_update_counters`), and frames are held from shortly before that:
 //!
 //! 1. at full rate until little is left of a pass over memory, at least of the second;
-//! 2. *brake*: QEMU sends a page at the beginning of each slot and sleeps out the rest. That shows where the slots are, and
+//! 2. *brake*, once the give-up is on disk: QEMU sends a page at the beginning of each slot and sleeps out the rest. That shows where the slots are, and
 //!    keeps it from going over memory a thousand times a second meanwhile (each time a chance for QEMU's TCG to miss a
 //!    write that comes just then). A guest of which much is left every time is not braked: QEMU's rate changes with every
 //!    slot, which shows them too;
@@ -30,13 +30,16 @@ const ARM_AFTER: Duration = Duration::from_millis(92);
 const ARM_BEFORE: Duration = Duration::from_millis(97);
 /// A host too busy to catch the end of a slot for this long arms at once: frames then wait for up to a slot.
 const SLOT_PATIENCE: Duration = Duration::from_millis(450);
+/// A braked QEMU does not see what is dirtied meanwhile. After this long it goes on at full rate, to look again.
+const BLIND: Duration = Duration::from_millis(350);
 
 /// Watches pre-copy and says when the guest's frames should be held.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Convergence {
     limits: Limits,
     last: Progress,
-    braked: bool,
+    /// Since when QEMU sends next to nothing.
+    braked_since: Option<Duration>,
     /// When the figures before the last ones came.
     looked_at: Option<Duration>,
     /// When the slot began that is now under way, or a little before.
@@ -52,7 +55,7 @@ impl Convergence {
         Self {
             limits,
             last: Progress::default(),
-            braked: false,
+            braked_since: None,
             looked_at: None,
             slot: None,
             pass_peak_us: 0,
@@ -83,10 +86,21 @@ impl Convergence {
     }
 
     /// True, once, when little is left.
-    pub(crate) fn should_brake(&mut self) -> bool {
-        let brake = self.is_good() && self.is_near() && !self.braked;
-        self.braked |= brake;
+    pub(crate) fn should_brake(&mut self, now: Duration) -> bool {
+        let brake = self.braked_since.is_none() && self.is_near() && self.is_good();
+        if brake {
+            self.braked_since = Some(now);
+        }
         brake
+    }
+
+    /// True, once, when QEMU was braked and did not come to be let go.
+    pub(crate) fn should_unbrake(&mut self, now: Duration) -> bool {
+        let unbrake = self.braked_since.is_some_and(|since| !self.is_near() || now >= since + BLIND);
+        if unbrake {
+            self.braked_since = None;
+        }
+        unbrake
     }
 
     /// True when the guest is about to be given up.
@@ -94,9 +108,9 @@ impl Convergence {
         self.near_since.is_some()
     }
 
-    /// True when frames should be held now.
-    pub(crate) fn should_arm(&self, now: Duration) -> bool {
-        let Some(since) = self.near_since else { return false };
+    /// True when frames should be held now, which might have been since `ready`.
+    pub(crate) fn should_arm(&self, ready: Duration, now: Duration) -> bool {
+        let Some(since) = self.near_since.map(|near| near.max(ready)) else { return false };
         let slot_ends = self.slot.is_some_and(|slot| now >= slot + ARM_AFTER && now < slot + ARM_BEFORE);
         slot_ends || now >= since + SLOT_PATIENCE
     }
@@ -115,7 +129,7 @@ impl Convergence {
             return;
         }
         let since = *self.allowed_since.get_or_insert(now);
-        if self.is_good() || self.braked || now.saturating_sub(since) >= PATIENCE {
+        if self.is_good() || self.braked_since.is_some() || now.saturating_sub(since) >= PATIENCE {
             self.near_since.get_or_insert(now);
         } else {
             self.near_since = None;
@@ -155,10 +169,10 @@ mod tests {
             let rate = if slept_out { 40_960 } else { (10 + at / 100) << 20 };
             let progress = Progress { rate, transferred: at / 100, passes, expected_pause_us, ..Progress::default() };
             convergence.look(&progress, ms(at));
-            if convergence.should_brake() {
+            if convergence.should_brake(ms(at)) {
                 braked.push(at);
             }
-            if convergence.should_arm(ms(at)) {
+            if convergence.should_arm(Duration::ZERO, ms(at)) {
                 armed.push(at);
             }
         }
@@ -203,9 +217,37 @@ mod tests {
         let mut looks = (0..20).map(|look| ms(look * 50));
         let armed = looks.find(|&now| {
             convergence.look(&Progress { passes: 3, rate: 1, ..Progress::default() }, now);
-            convergence.should_arm(now)
+            convergence.should_arm(Duration::ZERO, now)
         });
         assert_eq!(armed, Some(SLOT_PATIENCE));
+    }
+
+    #[test]
+    fn a_guest_that_gets_busy_under_the_brake_is_looked_at_again() {
+        let mut convergence = Convergence::new(Limits::default());
+        let left = |expected_pause_us| Progress { passes: 3, expected_pause_us, ..Progress::default() };
+        convergence.look(&left(1_000), ms(10));
+        assert!(convergence.should_brake(ms(10)) && !convergence.should_brake(ms(11)));
+        convergence.look(&left(1_000), ms(200));
+        assert!(!convergence.should_unbrake(ms(200)));
+        convergence.look(&left(400_000), ms(210));
+        assert!(convergence.should_unbrake(ms(210)) && !convergence.should_unbrake(ms(211)), "once");
+        assert!(!convergence.is_near() && !convergence.should_brake(ms(212)));
+
+        let mut patient = Convergence::new(Limits::default());
+        patient.look(&left(1_000), ms(10));
+        assert!(patient.should_brake(ms(10)) && !patient.should_unbrake(ms(10) + BLIND - ms(1)));
+        assert!(patient.should_unbrake(ms(10) + BLIND), "not blind for long");
+    }
+
+    #[test]
+    fn a_slow_disk_does_not_wear_out_the_patience_with_slots() {
+        let mut convergence = Convergence::new(Limits::default());
+        let progress = Progress { passes: 3, rate: 1, ..Progress::default() };
+        convergence.look(&progress, ms(0));
+        convergence.look(&progress, ms(900));
+        assert!(!convergence.should_arm(ms(890), ms(900)), "ready only now");
+        assert!(convergence.should_arm(ms(890), ms(890) + SLOT_PATIENCE));
     }
 
     #[test]
@@ -217,8 +259,9 @@ mod tests {
         assert_eq!(convergence.arm_at(ms(101)), None, "not near");
         convergence.look(&progress(2, 3), ms(103));
         assert_eq!(convergence.arm_at(ms(103)), Some(ms(98) + ARM_AFTER));
-        assert!(!convergence.should_arm(ms(98) + ARM_AFTER - ms(1)) && convergence.should_arm(ms(98) + ARM_AFTER));
+        let should_arm = |at| convergence.should_arm(Duration::ZERO, at);
+        assert!(!should_arm(ms(98) + ARM_AFTER - ms(1)) && should_arm(ms(98) + ARM_AFTER));
         assert_eq!(convergence.arm_at(ms(98) + ARM_BEFORE), None, "too late");
-        assert!(!convergence.should_arm(ms(98) + ARM_BEFORE));
+        assert!(!should_arm(ms(98) + ARM_BEFORE));
     }
 }

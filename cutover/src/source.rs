@@ -114,12 +114,14 @@ pub enum SourceEffect {
     },
     /// Have QEMU send next to nothing until it is let go: what is left gets no less, going over it again and again.
     Brake,
+    /// Have it send as fast as the caller allows again, and look what was dirtied meanwhile.
+    Unbrake,
     /// Steer frames to the hold. Answer: `Armed`.
     Arm,
     /// Let QEMU stop the guest at the end of its slot, and finish. Answer: `Stopped`, then `PreSwitchover`.
     Pause,
-    /// Note what the guest's ports have joined: the destination is told with the give-up.
-    NoteMemberships,
+    /// Tell the destination what the guest's ports have joined. Nobody waits for it.
+    TellMemberships,
     /// Write down that the guest is given up. Answer: `GiveUpRecorded`.
     RecordGiveUp,
     /// Tell the destination so.
@@ -130,7 +132,7 @@ pub enum SourceEffect {
     ReleaseToCarry,
     /// Tell the destination that the line is empty.
     TellLineEmpty,
-    /// Ask the destination to undo.
+    /// Ask the destination to undo; told or not.
     TellAbort(Failure),
     /// Ask the destination, by a new call, whether it committed. Answer: `PeerCommitted`, `PeerDeclined` or `PeerLost`.
     Resolve,
@@ -171,7 +173,8 @@ pub struct Source {
     limits: Limits,
     ready: bool,
     giving_up: bool,
-    given_up: bool,
+    /// Since when the give-up is on disk.
+    given_up: Option<Duration>,
     told: bool,
     uri: Option<String>,
     pre_switchover: bool,
@@ -193,7 +196,7 @@ impl Source {
             limits,
             ready: false,
             giving_up: false,
-            given_up: false,
+            given_up: None,
             told: false,
             uri: None,
             pre_switchover: false,
@@ -209,7 +212,7 @@ impl Source {
     /// The source of a guest that was given up, durably, before its agent ended: first of all the destination is asked.
     pub fn given_up_before(generation: Generation, limits: Limits) -> Self {
         let phase = SourcePhase::Unresolved;
-        Self { phase, given_up: true, told: true, ..Self::new(generation, limits) }
+        Self { phase, told: true, ..Self::new(generation, limits) }
     }
 
     /// Where it is.
@@ -270,24 +273,26 @@ impl Source {
         let expected_pause_us = self.convergence.expected_pause_us();
         let mut effects =
             vec![SourceEffect::Report(SourceReport::Progress(Progress { expected_pause_us, ..progress }))];
-        if self.convergence.should_brake() {
-            effects.push(SourceEffect::Brake);
-        }
         if !self.giving_up && self.convergence.is_near() {
             self.giving_up = true;
             effects.push(SourceEffect::RecordGiveUp);
+        }
+        if self.convergence.should_unbrake(now) {
+            effects.push(SourceEffect::Unbrake);
+        } else if self.given_up.is_some() && self.convergence.should_brake(now) {
+            effects.push(SourceEffect::Brake);
         }
         effects.extend(self.arm_in_time(now));
         effects
     }
 
     fn arm_in_time(&mut self, now: Duration) -> Vec<SourceEffect> {
-        if self.given_up && self.convergence.should_arm(now) {
+        if self.given_up.is_some_and(|given_up| self.convergence.should_arm(given_up, now)) {
             self.phase = SourcePhase::Arming;
             self.deadline = Some(now + ARM_DEADLINE);
             return vec![SourceEffect::Arm];
         }
-        let arm_at = if self.given_up { self.convergence.arm_at(now) } else { None };
+        let arm_at = self.given_up.and_then(|_| self.convergence.arm_at(now));
         self.deadline = arm_at.into_iter().chain(self.last_moment).min();
         vec![]
     }
@@ -308,7 +313,7 @@ impl Source {
     fn armed(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.phase = SourcePhase::Pausing;
         self.deadline = Some(now + ARM_DEADLINE);
-        vec![SourceEffect::Pause, SourceEffect::NoteMemberships, SourceEffect::Report(SourceReport::Armed)]
+        vec![SourceEffect::Pause, SourceEffect::TellMemberships, SourceEffect::Report(SourceReport::Armed)]
     }
 
     fn paused(&mut self, now: Duration) -> Vec<SourceEffect> {
@@ -404,7 +409,7 @@ impl Machine for Source {
             }
             (At::Precopy, On::Progress(progress)) => self.progress(progress, now),
             (At::Precopy, On::GiveUpRecorded) => {
-                self.given_up = true;
+                self.given_up = Some(now);
                 vec![]
             }
             (At::Precopy, On::Tick) if self.last_moment.is_none_or(|moment| now < moment) => self.arm_in_time(now),

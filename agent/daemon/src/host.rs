@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    num::NonZeroU64,
     sync::Arc,
 };
 
@@ -10,11 +9,11 @@ use throughline_cutover::{GuestName, HostName};
 use throughline_hypervisor::Accelerator;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
-use tokio::sync::{Mutex, Notify, Semaphore, broadcast::error::RecvError};
+use tokio::sync::{Mutex, Notify, Semaphore};
 
 use crate::{
     bindings::Bindings, clock::Monotonic, config::Config, gates::Gates, journal::Journal, lock::lock, moves::Moves,
-    resident::Resident, underlay, uplink::Uplink,
+    resident::Resident, uplink::Uplink, watch::next,
 };
 
 /// One host's agent.
@@ -40,8 +39,6 @@ pub struct Host {
     pub moves: Moves,
     /// MiB that may still be promised to frames that wait.
     pub hold_memory: Arc<Semaphore>,
-    /// Bytes per second at which lines are sent after their guests; `None`: as fast as it goes.
-    pub release_pace: Option<NonZeroU64>,
     /// Gates that are up here.
     pub gates: Gates,
     /// Rung when the observed state should be looked at again.
@@ -68,7 +65,6 @@ impl Host {
     pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
         let Systems { netlink, datapath, journal, accelerator } = systems;
         let hold_memory = Arc::new(Semaphore::new(config.hold_budget_mib() as usize));
-        let release_pace = underlay::release_pace(&config);
         Self {
             config,
             accelerator,
@@ -80,7 +76,6 @@ impl Host {
             bindings: Bindings::default(),
             moves: Moves::default(),
             hold_memory,
-            release_pace,
             gates: Gates::default(),
             look_again: Notify::new(),
             residents: Mutex::default(),
@@ -109,7 +104,7 @@ impl Host {
         let host = self.clone();
         tokio::spawn(async move {
             // Whatever QEMU says may change what is to be reported; the last thing it says is that it ended.
-            while !matches!(events.recv().await, Err(RecvError::Closed)) {
+            while next(&mut events).await.is_some() {
                 host.look_again.notify_one();
             }
         });

@@ -32,3 +32,4 @@ pub mod slot;
 pub mod source;
 pub mod underlay;
 pub mod uplink;
+pub mod watch;

@@ -5,15 +5,15 @@ use std::{net::IpAddr, sync::Arc};
 
 use throughline_cutover::MigrationPlan;
 use throughline_netlink::{Memberships, names};
-use throughline_wire::v1::{FromSource, Membership, from_source::Message};
+use throughline_wire::v1::{Joined, Membership};
 use tracing::{info, warn};
 
 use crate::{host::Host, resident::ResidentPort};
 
 /// At the source: what the guest's ports have joined here. What is sent here to these groups goes over the tunnel too from
 /// now on, for after commit the departed guest's tap takes no multicast.
-pub async fn hand_over(host: &Host, ports: &[Arc<ResidentPort>]) -> Vec<Membership> {
-    let mut all = Vec::new();
+pub async fn hand_over(host: &Host, ports: &[Arc<ResidentPort>]) -> Joined {
+    let mut memberships = Vec::new();
     for port in ports {
         let found = async {
             let found = host.netlink.memberships(port.vni, &port.tap.name).await?;
@@ -22,7 +22,7 @@ pub async fn hand_over(host: &Host, ports: &[Arc<ResidentPort>]) -> Vec<Membersh
         };
         match found.await {
             Ok(found) if found.is_empty() => {}
-            Ok(found) => all.push(Membership {
+            Ok(found) => memberships.push(Membership {
                 port: port.port.id.get(),
                 groups: found.groups.iter().map(ToString::to_string).collect(),
                 router: found.router,
@@ -30,14 +30,13 @@ pub async fn hand_over(host: &Host, ports: &[Arc<ResidentPort>]) -> Vec<Membersh
             Err(error) => warn!(%error, tap = port.tap.name, "multicast memberships do not move with this port"),
         }
     }
-    all
+    Joined { memberships }
 }
 
-/// At the destination: what a message says of memberships becomes true of the taps here, which are mute until commit and
+/// At the destination: what the source says becomes true of the taps here, which are mute until commit and
 /// gone, memberships included, if it does not come to that.
-pub async fn take_over(host: &Host, plan: &MigrationPlan, message: &FromSource) {
-    let Some(Message::GiveUp(give_up)) = &message.message else { return };
-    for membership in &give_up.memberships {
+pub async fn take_over(host: &Host, plan: &MigrationPlan, joined: &Joined) {
+    for membership in &joined.memberships {
         let Some(port) = plan.ports.iter().find(|port| port.port.id.get() == membership.port) else {
             warn!(port = membership.port, "multicast memberships of a port that does not move");
             continue;

@@ -108,6 +108,11 @@ impl Moves {
         self.lock().remove(id);
     }
 
+    /// A move did not begin.
+    pub fn withdraw(&self, id: &str) {
+        self.lock().remove(id);
+    }
+
     /// Sends every move's last step again.
     pub fn repeat_news(&self) {
         for one in self.lock().values() {

@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::{
     host::Host,
     resident::{RING, ResidentPort, datapath_failure, duplicate, network_failure},
+    underlay::release_pace,
 };
 
 /// Most frames in line for one port: what the hold's ring takes less the places the kernel frees in batches. The kernel
@@ -79,7 +80,7 @@ impl Host {
             plan: plan.clone(),
             handle,
             lanes: Vec::new(),
-            pace: self.release_pace,
+            pace: release_pace(&self.config),
             pump: None,
             _share: Some(share),
         })
@@ -110,7 +111,7 @@ impl Host {
             plan: plan.clone(),
             handle,
             lanes: Vec::new(),
-            pace: self.release_pace,
+            pace: release_pace(&self.config),
             pump: None,
             _share: None,
         })
@@ -175,12 +176,6 @@ impl MovingPort {
         let pump = Pump::release(&self.handle, self.hold_queues()?, exit, options);
         self.pump = Some(pump.map_err(|error| self.pump_failure(&error))?);
         Ok(())
-    }
-
-    /// As before it was armed; the line has to be empty.
-    pub fn pass(&mut self) {
-        self.pump = None;
-        self.handle.set_mode(Mode::Pass);
     }
 
     /// Lets one lane of the gate into the tap; the others still wait.

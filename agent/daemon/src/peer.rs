@@ -138,10 +138,11 @@ async fn listen(
 ) {
     loop {
         let event = match from_source.next().await {
-            Some(Ok(message)) => {
-                memberships::take_over(&host, &plan, &message).await;
-                event_of(message)
+            Some(Ok(FromSource { message: Some(Message::Joined(joined)) })) => {
+                memberships::take_over(&host, &plan, &joined).await;
+                continue;
             }
+            Some(Ok(message)) => event_of(message),
             Some(Err(status)) => {
                 warn!(%status, "the source's stream broke");
                 None
@@ -159,7 +160,7 @@ async fn listen(
 /// What a message means; `None` for one that has no business here, which ends the stream.
 fn event_of(message: FromSource) -> Option<DestinationEvent> {
     match message.message? {
-        Message::Prepare(_) => None,
+        Message::Prepare(_) | Message::Joined(_) => None,
         Message::GiveUp(it) => Some(DestinationEvent::SourceGaveUp { generation: Generation(it.generation) }),
         Message::LineEmpty(_) => Some(DestinationEvent::LineEmpty),
         Message::Abort(it) => {

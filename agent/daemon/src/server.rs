@@ -48,8 +48,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .register_encoded_file_descriptor_set(throughline_wire::DESCRIPTORS)
         .build_v1()
         .context("the protocol's own description does not read")?;
-    let pace = host.release_pace.map_or(0, std::num::NonZeroU64::get);
-    info!(host = %host.name(), listen = %host.config.peer_listen, accelerator = %host.accelerator, release_bytes_per_s = pace, "agent is up");
+    info!(host = %host.name(), listen = %host.config.peer_listen, accelerator = %host.accelerator, "agent is up");
     let served = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))

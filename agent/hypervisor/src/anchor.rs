@@ -5,6 +5,9 @@
 //! a bitmap of nothing, on a device of nothing, is a rest that never shrinks (migration/block-dirty-bitmap.c,
 //! `dirty_bitmap_save_pending`). QEMU then goes over the guest's memory again and again until its downtime limit allows
 //! for the anchor too.
+//!
+//! So from 7.2 to 8.2. In spring 2024 (on the way to 9.0 or 9.1) migration/migration.c, `migration_iteration_run`, came to
+//! count the anchor also when it judges whether to look at the guest's memory again; it then never would.
 
 use qapi::qmp;
 
@@ -17,6 +20,9 @@ const ANCHOR: &str = "throughline-anchor";
 const BITS: i64 = 4 << 20;
 /// Bytes of the device to a bit: the least QEMU allows.
 const GRANULARITY: u32 = 512;
+
+/// Versions of QEMU, major and minor, that go over memory again under an anchor.
+const ANCHORS_HOLD: std::ops::RangeInclusive<(i64, i64)> = (7, 2)..=(8, 2);
 
 impl Guest {
     /// At both ends, before memory moves; at the destination that is all, for there the bitmap comes with the guest.
@@ -40,6 +46,10 @@ impl Guest {
 
     /// Source: from now on a migration does not end before [`Guest::let_stop`].
     pub(crate) async fn drop_anchor(&self) -> Result<(), HypervisorError> {
+        let qmp::VersionTriple { major, minor, .. } = self.execute(qmp::query_version {}).await?.qemu;
+        if !ANCHORS_HOLD.contains(&(major, minor)) {
+            return Err(HypervisorError::Version { guest: self.name().clone(), major, minor });
+        }
         self.add_anchor_node().await?;
         if self.anchor().await?.is_some_and(|node| !node.dirty_bitmaps.unwrap_or_default().is_empty()) {
             return Ok(());

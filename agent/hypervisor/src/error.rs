@@ -45,6 +45,18 @@ pub enum HypervisorError {
         /// What did not match.
         why: String,
     },
+    /// A QEMU that would not go over the guest's memory again under an anchor.
+    #[error(
+        "guest {guest}: QEMU {major}.{minor} cannot be kept in pre-copy until frames are held; guests of QEMU 7.2 to 8.2 can be moved"
+    )]
+    Version {
+        /// Guest.
+        guest: GuestName,
+        /// Of QEMU's version.
+        major: i64,
+        /// Of QEMU's version.
+        minor: i64,
+    },
     /// QEMU could not be started at all.
     #[error("guest {guest}: cannot start {program}: {source}; is QEMU installed?")]
     Spawn {

@@ -13,15 +13,15 @@
 //!                                  listen                -> uri
 //!  start_migration(uri)
 //!  progress, progress, ...
-//!  stop; allow_switchover
+//!  let_stop
 //!  event Migration(PreSwitchover)
 //!  continue_switchover             event Migration(Completed), run state Paused
 //!                                  cont                  <- the commit
 //!  quit
 //! ```
 //!
-//! `stop` may be left out: QEMU stops the guest itself when what is left fits the downtime limit, and an idle guest
-//! reaches that with any limit. Both show as event `Stop`, then `Migration(PreSwitchover)`.
+//! Until `let_stop` QEMU stays in pre-copy, however idle the guest (see `anchor.rs`). The stop shows as event `Stop`, then
+//! `Migration(PreSwitchover)`.
 
 mod accelerator;
 mod anchor;

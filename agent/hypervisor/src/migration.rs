@@ -93,12 +93,20 @@ impl Guest {
     }
 
     /// Source, in pre-copy: QEMU sends a page at the beginning of each 100 ms and sleeps out the rest, until
-    /// [`Guest::let_stop`].
+    /// [`Guest::let_stop`] or [`Guest::set_bandwidth`].
     ///
     /// # Errors
     /// Those of any command.
     pub async fn brake(&self) -> Result<(), HypervisorError> {
-        let limit = qmp::MigrateSetParameters { max_bandwidth: Some(BRAKED), ..Default::default() };
+        self.set_bandwidth(BRAKED).await
+    }
+
+    /// Source: changes what [`Guest::start_migration`] set, bytes per second (0: no limit).
+    ///
+    /// # Errors
+    /// Those of any command.
+    pub async fn set_bandwidth(&self, bandwidth: u64) -> Result<(), HypervisorError> {
+        let limit = qmp::MigrateSetParameters { max_bandwidth: Some(bandwidth), ..Default::default() };
         self.execute(qmp::migrate_set_parameters(limit)).await.map(drop)
     }
 

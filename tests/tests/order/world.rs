@@ -203,7 +203,9 @@ impl World {
             Guest::Paused => false,
         };
         let words = self.to_source.is_empty() && self.to_destination.is_empty();
-        paths && lines && ring && words && self.carry.is_empty() && self.releasing
+        // A gate that never opens is not at rest either.
+        let over = self.releasing && self.sealed == self.commits;
+        paths && lines && ring && words && self.carry.is_empty() && over
     }
 
     /// What each flow's frames came to, in the order in which the guest got them, and how many were sent.

@@ -32,6 +32,7 @@ use crate::{
     resident::{Resident, ResidentPort, Segment, Start, hypervisor_failure},
     slot::Slot,
     uplink::MigrationNews,
+    watch::next,
 };
 
 /// How often the marker map is looked at while the gate waits.
@@ -110,7 +111,7 @@ impl DestinationHands {
         let mut from_qemu = vm.events();
         let (events, report) = (self.events.clone(), self.report.clone());
         let watcher = self.waits.spawn(async move {
-            while let Ok(event) = from_qemu.recv().await {
+            while let Some(event) = next(&mut from_qemu).await {
                 let meaning = match event.kind {
                     GuestEventKind::Migration(MigrationStatus::Completed) => {
                         lock(&report).memory_in_at_ns = ns_since_1970(event.at);

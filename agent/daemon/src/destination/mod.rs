@@ -52,7 +52,7 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
         async move {
             let id = plan.id.clone();
             if let Err(failure) = host.take_part(&plan, Promise::Receiving).await {
-                host.moves.leave(&id);
+                host.moves.withdraw(&id);
                 refuse(&news, failure);
                 return;
             }

@@ -190,13 +190,16 @@ impl Journal {
         self.write(|write| disown(write, name))
     }
 
-    /// Binds this host to `promise` in a move. A leaving gives up ownership of the guest in the same transaction. A commit
-    /// is for [`Journal::commit`].
+    /// Binds this host to `promise` in a move. A leaving gives up ownership of the guest in the same transaction; a give-up
+    /// that comes when the move was undone meanwhile is none. A commit is for [`Journal::commit`].
     ///
     /// # Errors
     /// When it could not be made durable: then nothing was promised.
     pub fn promise(&self, id: &str, plan: Option<&MigrationPlan>, promise: Promise) -> Result<(), JournalError> {
         self.write(|write| {
+            if promise == Promise::GivenUp && was_undone(write, id)? {
+                return Ok(());
+            }
             let record = MoveRecord { plan: plan.cloned(), promise, at_ms: now_ms() };
             put_move(write, id, &record)?;
             match (promise, plan) {
@@ -286,6 +289,12 @@ fn disown(write: &WriteTransaction, name: &GuestName) -> Result<(), JournalError
 fn put_move(write: &WriteTransaction, id: &str, record: &MoveRecord) -> Result<(), JournalError> {
     write.open_table(MOVES)?.insert(id, encode(record)?.as_slice())?;
     Ok(())
+}
+
+fn was_undone(write: &WriteTransaction, id: &str) -> Result<bool, JournalError> {
+    let moves = write.open_table(MOVES)?;
+    let record: Option<MoveRecord> = moves.get(id)?.map(|value| serde_json::from_slice(value.value())).transpose()?;
+    Ok(record.is_some_and(|record| record.promise == Promise::Declined))
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>, JournalError> {

@@ -18,7 +18,7 @@ const CALL_DEADLINE: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(2);
 
 /// The open stream. What is sent after it broke is lost; the break itself comes as `PeerLost`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Call {
     to_destination: mpsc::UnboundedSender<FromSource>,
 }

@@ -28,6 +28,7 @@ use crate::{
     moving::{Counted, MovingPort, until, until_or_late},
     resident::{Resident, hypervisor_failure, network_failure},
     uplink::MigrationNews,
+    watch::next,
 };
 
 /// How often QEMU is asked how memory is getting on.
@@ -57,7 +58,6 @@ pub(super) struct SourceHands {
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     reported_at: Option<Duration>,
-    memberships: Vec<v1::Membership>,
     sending: bool,
     precopy_watch: Option<AbortHandle>,
     waits: JoinSet<()>,
@@ -84,7 +84,6 @@ impl SourceHands {
             ports: Arc::new(Mutex::new(ports)),
             report: Arc::default(),
             reported_at: None,
-            memberships: Vec::new(),
             sending,
             precopy_watch: None,
             waits: JoinSet::new(),
@@ -97,7 +96,7 @@ impl SourceHands {
         let mut from_qemu = self.resident.vm.events();
         let (events, report) = (self.events.clone(), self.report.clone());
         self.waits.spawn(async move {
-            while let Ok(event) = from_qemu.recv().await {
+            while let Some(event) = next(&mut from_qemu).await {
                 let meaning = match event.kind {
                     GuestEventKind::Stop => {
                         let mut report = lock(&report);
@@ -195,6 +194,18 @@ impl SourceHands {
                 Err(error) => SourceEvent::Abort(Failure::new("JOURNAL", error.to_string())),
             };
             let _ = events.send(event);
+        });
+    }
+
+    /// The guest is about to stand, and nothing is to wait behind this.
+    fn tell_memberships(&mut self) {
+        let Some(call) = self.call.clone() else { return };
+        let (host, resident) = (self.host.clone(), self.resident.clone());
+        self.waits.spawn(async move {
+            let joined = memberships::hand_over(&host, &resident.ports).await;
+            if !joined.memberships.is_empty() {
+                call.say(from_source::Message::Joined(joined));
+            }
         });
     }
 
@@ -382,18 +393,18 @@ impl Hands for SourceHands {
             }
             SourceEffect::StartPrecopy { uri } => return self.start_precopy(&uri).await,
             SourceEffect::Brake => return self.fail_memory(self.resident.vm.brake().await),
+            SourceEffect::Unbrake => {
+                return self.fail_memory(self.resident.vm.set_bandwidth(self.plan.limits.bandwidth).await);
+            }
             SourceEffect::Arm => {
                 self.arm().await;
                 return Some(SourceEvent::Armed);
             }
             SourceEffect::Pause => return self.fail_memory(self.resident.vm.let_stop().await),
-            SourceEffect::NoteMemberships => {
-                self.memberships = memberships::hand_over(&self.host, &self.resident.ports).await;
-            }
+            SourceEffect::TellMemberships => self.tell_memberships(),
             SourceEffect::RecordGiveUp => self.record_give_up(),
             SourceEffect::TellGiveUp => {
-                let memberships = std::mem::take(&mut self.memberships);
-                self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0, memberships }));
+                self.say(from_source::Message::GiveUp(v1::GiveUp { generation: self.plan.generation.0 }));
             }
             SourceEffect::ContinueSwitchover => {
                 lock(&self.report).continued_at_ns = real_ns();

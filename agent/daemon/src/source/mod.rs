@@ -97,7 +97,7 @@ fn run(
             let (machine, ports) = match part {
                 Part::New(machine) => {
                     if let Err(failure) = host.take_part(&plan, Promise::Sending).await {
-                        host.moves.leave(&id);
+                        host.moves.withdraw(&id);
                         refuse(&news, failure);
                         return;
                     }

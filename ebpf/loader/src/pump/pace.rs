@@ -16,6 +16,14 @@ pub(super) struct Pace {
 /// How far the pace may run ahead of the rate: bursts up to this long are left to queues.
 const BURST: Duration = Duration::from_micros(500);
 
+/// Bytes that a frame takes of the underlay: with each of its segments go the tunnel's headers (50, IPv4), a checksum, the
+/// preamble and the gap between frames (24).
+pub(super) fn on_the_wire(bytes: usize) -> usize {
+    const SEGMENT: usize = 1448;
+    const OVERHEAD: usize = 74;
+    bytes + bytes.div_ceil(SEGMENT) * OVERHEAD
+}
+
 impl Pace {
     pub(super) fn new(rate: NonZeroU64, now: Instant) -> Self {
         Self { rate, due: now }
@@ -49,6 +57,13 @@ mod tests {
         }
         let elapsed = now - start;
         assert!(elapsed > Duration::from_millis(990) && elapsed <= Duration::from_millis(1000), "{elapsed:?}");
+    }
+
+    #[test]
+    fn small_frames_take_more_of_the_wire_than_they_say() {
+        assert_eq!(on_the_wire(64), 138);
+        assert_eq!(on_the_wire(1448), 1522);
+        assert_eq!(on_the_wire(61_600), 61_600 + 43 * 74);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{
     PumpCounts, PumpOptions,
     device::{Device, wait},
     follow::Follow,
-    pace::Pace,
+    pace::{Pace, on_the_wire},
     room::Room,
 };
 use crate::PortHandle;
@@ -292,7 +292,7 @@ impl Worker {
 
     fn keep_pace(&mut self, bytes: usize) {
         if let Some(pace) = &mut self.pace {
-            let delay = pace.delay(bytes, Instant::now());
+            let delay = pace.delay(on_the_wire(bytes), Instant::now());
             if !delay.is_zero() {
                 thread::sleep(delay);
             }

@@ -15,8 +15,11 @@ use crate::signals;
 /// After a migration is done: late retransmissions (a timeout takes TCP at least 200 ms) still belong to it.
 const AFTERMATH: Duration = Duration::from_millis(500);
 
-/// After a run's last packet was sent: what has not arrived by then is lost.
+/// After a run's last packet was sent, before anybody asks what has arrived.
 const DRAIN: Duration = Duration::from_millis(1500);
+
+/// How often it is asked again if something has not: a guest kept from running is late, and what is late is not lost.
+const LATE: u32 = 4;
 
 /// Moves the guest as an operator would.
 #[derive(Debug)]
@@ -63,7 +66,14 @@ impl<'a> Judge<'a> {
         let end = self.probes.mark()?;
         signals::sleep(DRAIN)?;
         let taps = Taps { source: self.probes.sightings(from)?.frames, destination: self.probes.sightings(to)?.frames };
-        let report = self.probes.report(self.mark, end)?;
+        let mut report = self.probes.report(self.mark, end)?;
+        for _ in 0..LATE {
+            if report.to_guest.lost + report.echoes.lost + report.from_guest.lost == 0 {
+                break;
+            }
+            signals::sleep(DRAIN)?;
+            report = self.probes.report(self.mark, end)?;
+        }
         self.mark = end;
         Run::of(from, to, &cutover, &report, &taps)
     }
