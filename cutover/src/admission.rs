@@ -18,7 +18,7 @@ pub use migrate::{MigrationRequest, Verdict, cancel, migrate};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Boot, Endpoint, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Network, NetworkName, Port, PortId,
+    Boot, Endpoint, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Network, NetworkName, Port, PortId, Queues,
 };
 
 /// A network card as asked for: number and, if the caller left it open, MAC address are still to be allotted.
@@ -46,6 +46,8 @@ pub struct NewGuest {
     pub name: GuestName,
     /// Virtual processors.
     pub vcpus: u32,
+    /// Queues of each network card.
+    pub queues: Queues,
     /// RAM, KiB.
     pub memory_kib: u64,
     /// How it boots.
@@ -57,7 +59,8 @@ pub struct NewGuest {
 impl NewGuest {
     /// The guest with its ports as allotted; `ports` are in the same order.
     pub fn allot(self, ports: Vec<Port>) -> GuestSpec {
-        GuestSpec { name: self.name, vcpus: self.vcpus, memory_kib: self.memory_kib, boot: self.boot, ports }
+        let Self { name, vcpus, queues, memory_kib, boot, ports: _ } = self;
+        GuestSpec { name, vcpus, queues, memory_kib, boot, ports }
     }
 }
 

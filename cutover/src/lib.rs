@@ -24,5 +24,5 @@ pub use model::{
     Progress,
 };
 pub use names::{GuestName, HostName, InterfaceName, InvalidName, NetworkName};
-pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, Mtu, PortId, Vni};
+pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, Mtu, PortId, Queues, Vni};
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CarryId, Generation, GuestName, HostName, InterfaceName, MacAddr, Mtu, NetworkName, PortId, Vni};
+use crate::{CarryId, Generation, GuestName, HostName, InterfaceName, MacAddr, Mtu, NetworkName, PortId, Queues, Vni};
 
 /// A tenant layer-2 segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,9 @@ pub struct GuestSpec {
     pub name: GuestName,
     /// Virtual processors.
     pub vcpus: u32,
+    /// Queues of each network card. Both ends of a migration need the same: they are part of the cards' state.
+    #[serde(default)]
+    pub queues: Queues,
     /// RAM, KiB.
     pub memory_kib: u64,
     /// How it boots.

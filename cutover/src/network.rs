@@ -25,6 +25,9 @@ pub enum InvalidNetworkValue {
     /// Zero.
     #[error("is 0; port ids begin at 1")]
     PortId,
+    /// None, or more than a lot.
+    #[error("is {0}; a network card has 1 to 8 queues")]
+    Queues(u64),
 }
 
 /// An Ethernet address.
@@ -161,6 +164,28 @@ number!(
     /// Fabric-wide number of a port; its devices carry it in their names.
     PortId, u32, (1..=u64::from(u32::MAX)), |_| InvalidNetworkValue::PortId
 );
+
+number!(
+    /// Queues of a guest's network cards: pairs of one for what comes and one for what goes.
+    Queues, u32, (1..=8_u64), InvalidNetworkValue::Queues
+);
+
+impl Queues {
+    /// A plain card's.
+    pub const ONE: Self = Self(1);
+
+    /// Whether there is more than one.
+    pub const fn are_several(self) -> bool {
+        self.0 > 1
+    }
+}
+
+/// A guest of whom nothing is said has plain cards; so have those on record from before there were others.
+impl Default for Queues {
+    fn default() -> Self {
+        Self::ONE
+    }
+}
 
 /// Counts changes of a binding's ownership. Only grows; whoever acts on an older one is refused with the newer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

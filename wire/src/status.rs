@@ -83,6 +83,7 @@ fn problem_reason(problem: &Problem) -> &'static str {
         Problem::Network(InvalidNetworkValue::Vni(_)) => "INVALID_VNI",
         Problem::Network(InvalidNetworkValue::CarryId(_)) => "INVALID_CARRY_ID",
         Problem::Network(InvalidNetworkValue::Mtu(_)) => "INVALID_MTU",
+        Problem::Network(InvalidNetworkValue::Queues(_)) => "INVALID_QUEUES",
         Problem::Network(InvalidNetworkValue::PortId) => "INVALID_PORT_ID",
         Problem::Address(_) => "INVALID_ADDRESS",
         Problem::Range { .. } => "OUT_OF_RANGE",

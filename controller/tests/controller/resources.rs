@@ -97,6 +97,8 @@ async fn wrong_input_is_named_and_leaves_nothing() {
             "INVALID_MAC",
             "spec.ports[0].mac",
         ),
+        (guest(&|s| s.queues = 9), Code::InvalidArgument, "INVALID_QUEUES", "spec.queues"),
+        (guest(&|s| s.queues = 2), Code::InvalidArgument, "INVALID_VALUE", "spec.queues"),
         (guest(&|s| s.memory_kib = 0), Code::InvalidArgument, "OUT_OF_RANGE", "spec.memory_kib"),
         (guest(&|s| s.memory_kib = 1_000_000_000 << 10), Code::InvalidArgument, "OUT_OF_RANGE", "spec.memory_kib"),
         (guest(&|s| s.memory_kib = 2 << 20), Code::ResourceExhausted, "NOT_ENOUGH_MEMORY", "spec.memory_kib"),

@@ -119,8 +119,14 @@ pub(crate) fn blue() -> CreateNetworkRequest {
 pub(crate) fn web(n: u8, host: &str) -> CreateGuestRequest {
     let port = v1::Port { id: 0, network: "blue".into(), mac: String::new(), ips: vec![format!("10.7.0.{}", 9 + n)] };
     let boot = v1::Boot { kernel: "/boot/vmlinuz".into(), initrd: String::new(), cmdline: "console=ttyS0".into() };
-    let spec =
-        v1::GuestSpec { name: format!("web-{n}"), vcpus: 1, memory_kib: 262_136, boot: Some(boot), ports: vec![port] };
+    let spec = v1::GuestSpec {
+        name: format!("web-{n}"),
+        vcpus: 1,
+        queues: 1,
+        memory_kib: 262_136,
+        boot: Some(boot),
+        ports: vec![port],
+    };
     CreateGuestRequest { spec: Some(spec), host: host.into() }
 }
 

@@ -6,13 +6,12 @@ use crate::{fake::Controller, run::run};
 
 fn guest(state: &str, detail: &str) -> Value {
     let port = json!({ "id": 7, "network": "blue", "mac": "02:00:00:00:00:01", "ips": ["10.0.0.10"] });
-    let spec =
-        json!({ "name": "web-1", "vcpus": 2, "memory_kib": 262_136, "boot": { "kernel": "/k" }, "ports": [port] });
+    let spec = json!({ "name": "web-1", "vcpus": 2, "queues": 2, "memory_kib": 262_136, "boot": { "kernel": "/k" }, "ports": [port] });
     json!({ "spec": spec, "host": "h1", "generation": 1, "state": state, "detail": detail })
 }
 
 const CREATE: &str =
-    "guest create web-1 --network blue --ip 10.0.0.10 --host h1 --memory 262136KiB --vcpus 2 --kernel /k";
+    "guest create web-1 --network blue --ip 10.0.0.10 --host h1 --memory 262136KiB --vcpus 2 --queues 2 --kernel /k";
 
 #[test]
 fn json_is_the_protocols_message() {
@@ -87,7 +86,7 @@ fn a_guest_is_created_and_waited_for() {
     let ended = run(fabric.address, &format!("{CREATE} --port network=red,ip=::1 -o json")).with(0);
     assert_eq!(ended.json()["state"], json!("RUNNING"), "one document: the guest as it runs");
     let spec = &fabric.asked("create_guest")[0]["spec"];
-    assert_eq!((&spec["memory_kib"], &spec["vcpus"]), (&json!(262_136), &json!(2)));
+    assert_eq!((&spec["memory_kib"], &spec["vcpus"], &spec["queues"]), (&json!(262_136), &json!(2), &json!(2)));
     let networks: Vec<_> = spec["ports"].as_array().unwrap().iter().map(|port| port["network"].clone()).collect();
     assert_eq!(networks, ["blue", "red"], "the first card first");
     assert_eq!(fabric.asked("get_guest").len(), 2);

@@ -92,7 +92,7 @@ fn port(mac: Option<u8>, ip: u8) -> NewPort {
 
 fn guest(name: &str, ports: Vec<NewPort>) -> NewGuest {
     let boot = Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() };
-    NewGuest { name: name.parse().unwrap(), vcpus: 1, memory_kib: 262_136, boot, ports }
+    NewGuest { name: name.parse().unwrap(), vcpus: 1, queues: Queues::ONE, memory_kib: 262_136, boot, ports }
 }
 
 /// Network blue, h1 with web-1, h2 empty, gw a peer.

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use serde::Serialize;
 
 use super::*;
-use crate::{Boot, CarryId, End, Generation, GuestSpec, Limits, MacAddr, MarkerPeer, Port, PortId, PortPlan, Vni};
+use crate::{
+    Boot, CarryId, End, Generation, GuestSpec, Limits, MacAddr, MarkerPeer, Port, PortId, PortPlan, Queues, Vni,
+};
 
 fn host(name: &str) -> HostName {
     name.parse().unwrap()
@@ -33,6 +35,7 @@ fn plan() -> MigrationPlan {
         guest: GuestSpec {
             name: "web-1".parse().unwrap(),
             vcpus: 1,
+            queues: Queues::ONE,
             memory_kib: 262_136,
             boot,
             ports: vec![port.clone()],

@@ -6,7 +6,7 @@ use throughline_cutover::admission::{Enrolment, MigrationRequest, NewEndpoint, N
 
 use super::{
     field::{InvalidField, Problem, parse, required, within},
-    resources::{endpoint_parts, guest_parts, ips, mac},
+    resources::{endpoint_parts, guest_parts, ips, mac, queues},
 };
 use crate::v1;
 
@@ -28,9 +28,9 @@ impl TryFrom<v1::Port> for NewPort {
 impl TryFrom<v1::GuestSpec> for NewGuest {
     type Error = InvalidField;
     fn try_from(spec: v1::GuestSpec) -> Result<Self, InvalidField> {
-        let (vcpus, memory_kib) = (spec.vcpus, spec.memory_kib);
+        let (vcpus, queues, memory_kib) = (spec.vcpus, queues(&spec)?, spec.memory_kib);
         let (name, boot, ports) = guest_parts(spec)?;
-        Ok(Self { name, vcpus, memory_kib, boot, ports })
+        Ok(Self { name, vcpus, queues, memory_kib, boot, ports })
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use throughline_cutover::{
     Binding, Boot, Endpoint, Failure, Generation, GuestName, GuestSpec, HostName, InterfaceName, Limits, MacAddr,
-    Network, Port, Progress,
+    Network, Port, Progress, Queues,
 };
 
 use super::field::{InvalidField, Problem, number, parse, required, within};
@@ -122,10 +122,27 @@ impl From<Boot> for v1::Boot {
 impl TryFrom<v1::GuestSpec> for GuestSpec {
     type Error = InvalidField;
     fn try_from(spec: v1::GuestSpec) -> Result<Self, InvalidField> {
-        let (vcpus, memory_kib) = (spec.vcpus, spec.memory_kib);
+        let (vcpus, queues, memory_kib) = (spec.vcpus, queues(&spec)?, spec.memory_kib);
         let (name, boot, ports) = guest_parts(spec)?;
-        Ok(Self { name, vcpus, memory_kib, boot, ports })
+        Ok(Self { name, vcpus, queues, memory_kib, boot, ports })
     }
+}
+
+/// Checks how many queues a guest's cards have. Its driver uses no more than it has processors.
+pub(super) fn queues(spec: &v1::GuestSpec) -> Result<Queues, InvalidField> {
+    if spec.queues == 0 {
+        return Ok(Queues::default());
+    }
+    let queues: Queues = number("queues", spec.queues)?;
+    if queues.get() > spec.vcpus {
+        let words = format!(
+            "is {queues}; {} of them would be idle, the guest has vcpus {}",
+            queues.get() - spec.vcpus,
+            spec.vcpus
+        );
+        return Err(InvalidField::new("queues", Problem::Other(words)));
+    }
+    Ok(queues)
 }
 
 /// Checks a guest, whose ports are allotted already or still to be.
@@ -154,6 +171,7 @@ impl From<GuestSpec> for v1::GuestSpec {
         Self {
             name: spec.name.into(),
             vcpus: spec.vcpus,
+            queues: spec.queues.get(),
             memory_kib: spec.memory_kib,
             boot: Some(spec.boot.into()),
             ports: spec.ports.into_iter().map(Into::into).collect(),
@@ -274,7 +292,8 @@ mod tests {
 
     fn spec() -> v1::GuestSpec {
         let boot = v1::Boot { kernel: "/k".into(), initrd: "/i".into(), cmdline: "console=ttyS0".into() };
-        v1::GuestSpec { name: "web-1".into(), vcpus: 1, memory_kib: 262_136, boot: Some(boot), ports: vec![port()] }
+        let (name, ports) = ("web-1".into(), vec![port()]);
+        v1::GuestSpec { name, vcpus: 2, queues: 2, memory_kib: 262_136, boot: Some(boot), ports }
     }
 
     fn field(change: impl FnOnce(&mut v1::GuestSpec)) -> String {
@@ -290,10 +309,21 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_of_an_older_fabric_has_plain_cards() {
+        let domain = GuestSpec::try_from(v1::GuestSpec { queues: 0, ..spec() }).expect("good");
+        assert_eq!(domain.queues, Queues::ONE);
+        let mut on_record = serde_json::to_value(&domain).expect("JSON");
+        on_record.as_object_mut().expect("an object").remove("queues");
+        assert_eq!(serde_json::from_value::<GuestSpec>(on_record).expect("reads"), domain);
+    }
+
+    #[test]
     fn every_refusal_names_its_field() {
         assert_eq!(field(|s| s.name = "a/b".into()), "name");
         assert_eq!(field(|s| s.name = "a".repeat(10_240)), "name");
-        assert_eq!(field(|s| s.vcpus = 0), "vcpus");
+        assert_eq!(field(|s| (s.vcpus, s.queues) = (0, 0)), "vcpus");
+        assert_eq!(field(|s| (s.vcpus, s.queues) = (16, 9)), "queues");
+        assert_eq!(field(|s| s.queues = 3), "queues");
         assert_eq!(field(|s| s.memory_kib = 0), "memory_kib");
         assert_eq!(field(|s| s.memory_kib = 1_000_000_000 * 1024), "memory_kib");
         assert_eq!(field(|s| s.memory_kib = 262_137), "memory_kib");

@@ -23,7 +23,7 @@ EXAMPLES:
     --memory 1G --kernel /boot/vmlinuz
   throughline guest create web-2 --host h1 \\
     --network blue --mac 02:00:00:00:00:02 --ip 10.0.0.11 --ip fd00::11 \\
-    --memory 262136KiB --vcpus 2 \\
+    --memory 262136KiB --vcpus 2 --queues 2 \\
     --kernel /srv/vmlinuz --initrd /srv/initrd --cmdline 'console=ttyS0 quiet'
   throughline guest create db-1 --host h2 --memory 4GiB --kernel /boot/vmlinuz --no-wait \\
     --port network=blue,ip=10.0.0.20 --port network=storage,ip=10.1.0.20";
@@ -46,6 +46,9 @@ pub(crate) struct Create {
     /// Virtual processors, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1)]
     vcpus: u32,
+    /// Queues of each network card, 1 to 8, at most as many as virtual processors: they share what comes flow by flow
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    queues: u32,
     /// Kernel image; the path on every host that may start the guest
     #[arg(long, value_name = "PATH")]
     kernel: String,
@@ -130,10 +133,11 @@ fn failed(session: &Session, name: &str, guest: &Guest) -> Failure {
 
 impl From<Create> for CreateGuestRequest {
     fn from(create: Create) -> Self {
-        let Create { name, host, memory_kib, vcpus, kernel, initrd, cmdline, network, mac, ips, ports, .. } = create;
+        let Create { name, host, memory_kib, vcpus, queues, kernel, initrd, cmdline, .. } = create;
+        let Create { network, mac, ips, ports, .. } = create;
         let first = network.map(|network| Port { id: 0, network, mac: mac.unwrap_or_default(), ips });
         let ports = first.into_iter().chain(ports).collect();
         let boot = Some(Boot { kernel, initrd, cmdline });
-        Self { spec: Some(GuestSpec { name, vcpus, memory_kib, boot, ports }), host }
+        Self { spec: Some(GuestSpec { name, vcpus, queues, memory_kib, boot, ports }), host }
     }
 }

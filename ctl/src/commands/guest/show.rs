@@ -49,6 +49,7 @@ impl Show<7> for Guest {
             ("generation", self.generation.to_string()),
             ("migration", self.migration_id.clone()),
             ("vcpus", spec.vcpus.to_string()),
+            ("queues", spec.queues.to_string()),
             ("memory", memory(&spec)),
             ("kernel", boot.kernel),
             ("initrd", boot.initrd),
