@@ -74,7 +74,7 @@ cures() {
     row=0
     cure 1 ebpf/loader/src/pump/room.rs throughline-loader hand_over \
         a_slow_guest_loses_nothing_to_its_own_small_ring \
-        'if self.left == 0 && !self.tap.has_frames() {' 'if self.left == 0 {'
+        'if self.left <= self.reserve && !self.tap.iter().any(Device::has_frames) {' 'if self.left <= self.reserve {'
     cure 2 ebpf/programs/src/steer.rs throughline-loader verdicts \
         a_full_ring_is_counted_and_leaves_the_line_exact \
         'port.leave_line(lane, bytes);'

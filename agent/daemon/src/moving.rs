@@ -134,7 +134,7 @@ impl Host {
 }
 
 /// Attaching and detaching take the kernel some 18 ms; the loop that answers the guest must not wait for that.
-async fn off_the_loop<T: Send + 'static>(
+pub async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, throughline_loader::DatapathError> + Send + 'static,
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -147,18 +147,19 @@ impl MovingPort {
         self.handle.set_mode(Mode::Hold);
     }
 
-    /// True while frames wait in the tap's own ring. Never reads any: they are the guest's.
+    /// True while frames wait in a ring of the tap's own: each of its queues has one. Never reads any: they are the guest's.
     pub fn tap_is_waiting(&self) -> bool {
-        let mut readable = [PollFd::new(self.port.tap.fd.as_fd(), PollFlags::POLLIN)];
+        let mut readable: Vec<_> =
+            self.port.tap.queues().map(|queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN)).collect();
         poll(&mut readable, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Sends the line down the carry tunnel, what is in the tap's own ring first; later frames follow, then go straight.
+    /// Sends the line down the carry tunnel, what is in the tap's own rings first; later frames follow, then go straight.
     ///
     /// # Errors
     /// When the pump cannot start.
     pub fn release_to_carry(&mut self) -> Result<(), Failure> {
-        let drain = Some(duplicate(&self.port.tap.fd)?);
+        let drain = self.port.tap.copy_queues()?;
         self.release(Exit::Carry { drain }, PumpOptions { bytes_per_second: self.pace })
     }
 
@@ -167,7 +168,7 @@ impl MovingPort {
     /// # Errors
     /// When the pump cannot start.
     pub fn release_to_tap(&mut self) -> Result<(), Failure> {
-        let tap = duplicate(&self.port.tap.fd)?;
+        let tap = self.port.tap.copy_queues()?;
         self.release(Exit::Tap { tap }, PumpOptions::default())
     }
 
@@ -200,7 +201,7 @@ impl MovingPort {
         let pump = match self.pump.take() {
             Some(pump) => pump,
             None => {
-                let pump = Pump::at_gate(&self.handle, self.hold_queues()?, duplicate(&self.port.tap.fd)?);
+                let pump = Pump::at_gate(&self.handle, self.hold_queues()?, self.port.tap.copy_queues()?);
                 pump.map_err(|error| self.pump_failure(&error))?
             }
         };

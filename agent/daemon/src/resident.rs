@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use throughline_cutover::{Boot, Failure, Generation, GuestName, GuestSpec, Mtu, Port, PortId, Vni};
+use throughline_cutover::{Boot, Failure, Generation, GuestName, GuestSpec, Mtu, Port, PortId, Queues, Vni};
 use throughline_hypervisor::{FdRole, Guest, HypervisorError, Launch, NicFds, RunDir};
 use throughline_netlink::{BindingWanted, Path, TapConfig, names};
 use tracing::info;
@@ -19,8 +19,25 @@ pub struct Device {
     pub name: String,
     /// Its interface index.
     pub index: u32,
-    /// A descriptor of its queue. QEMU holds another.
+    /// A descriptor of its queue, or of the first of several. QEMU holds another.
     pub fd: OwnedFd,
+    /// Descriptors of a tap's further queues. QEMU holds others.
+    pub further: Vec<OwnedFd>,
+}
+
+impl Device {
+    /// Its queues, in the order of their opening.
+    pub fn queues(&self) -> impl Iterator<Item = &OwnedFd> {
+        std::iter::once(&self.fd).chain(&self.further)
+    }
+
+    /// Second descriptors of all its queues.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn copy_queues(&self) -> Result<Vec<OwnedFd>, Failure> {
+        self.queues().map(duplicate).collect()
+    }
 }
 
 /// A guest's port on this host.
@@ -84,21 +101,21 @@ impl Host {
         RunDir::new(self.config.state_dir.join("guests").join(guest.as_str()))
     }
 
-    /// Makes tap and hold of a port. The tap is not in the bridge yet.
+    /// Makes the tap of a port, with so many queues, and its hold. The tap is not in the bridge yet.
     ///
     /// # Errors
     /// The kernel's refusal, in words.
-    pub async fn make_port(&self, port: &Port, segment: Segment) -> Result<ResidentPort, Failure> {
+    pub async fn make_port(&self, port: &Port, segment: Segment, queues: Queues) -> Result<ResidentPort, Failure> {
         let tap_config = |name: String| TapConfig { name, mtu: segment.mtu, queue_len: RING };
         let tap_name = names::tap(port.id);
-        let tap = self.netlink.create_tap(&tap_config(tap_name.clone())).await.map_err(network_failure)?;
+        let tap = self.netlink.create_tap(&tap_config(tap_name.clone()), queues).await.map_err(network_failure)?;
         let hold_name = names::hold(port.id);
         let hold = self.netlink.create_hold(&tap_config(hold_name.clone())).await.map_err(network_failure)?;
         Ok(ResidentPort {
             port: port.clone(),
             vni: segment.vni,
-            tap: Device { name: tap_name, index: tap.index, fd: tap.fd },
-            hold: Device { name: hold_name, index: hold.index, fd: hold.fd },
+            tap: Device { name: tap_name, index: tap.index, fd: tap.fd, further: tap.further },
+            hold: Device { name: hold_name, index: hold.index, fd: hold.fd, further: hold.further },
         })
     }
 
@@ -132,7 +149,7 @@ impl Host {
                 port: port.port.id,
                 mac: port.port.mac,
                 mtu: *mtu,
-                tap: duplicate(&port.tap.fd)?,
+                tap: port.tap.copy_queues()?,
                 hold: duplicate(&port.hold.fd)?,
                 lanes: lanes.iter().map(duplicate).collect::<Result<_, _>>()?,
             });
@@ -162,7 +179,7 @@ impl Host {
     ) -> Result<Arc<Resident>, Failure> {
         let mut ports = Vec::with_capacity(spec.ports.len());
         for (port, segment) in spec.ports.iter().zip(segments) {
-            let made = self.make_port(port, *segment).await?;
+            let made = self.make_port(port, *segment, spec.queues).await?;
             self.plug_in(&made).await?;
             ports.push(Arc::new(made));
         }
@@ -185,7 +202,10 @@ impl Host {
         let Some(vm) = adopted else { return Ok(None) };
         let mut ports = Vec::with_capacity(spec.ports.len());
         for (port, vni) in spec.ports.iter().zip(vnis) {
-            let tap = self.adopt_device(&vm, FdRole::Tap(port.id), names::tap(port.id)).await?;
+            let mut tap = self.adopt_device(&vm, FdRole::Tap(port.id), names::tap(port.id)).await?;
+            for queue in 1..spec.queues.get() {
+                tap.further.push(vm.take_fd(FdRole::of_tap(port.id, queue)).await.map_err(hypervisor_failure)?);
+            }
             let hold = self.adopt_device(&vm, FdRole::Hold(port.id), names::hold(port.id)).await?;
             ports.push(Arc::new(ResidentPort { port: port.clone(), vni: *vni, tap, hold }));
         }
@@ -212,7 +232,7 @@ impl Host {
     async fn adopt_device(&self, vm: &Guest, role: FdRole, name: String) -> Result<Device, Failure> {
         let fd = vm.take_fd(role).await.map_err(hypervisor_failure)?;
         let index = self.netlink.link_index(&name).await.map_err(network_failure)?;
-        Ok(Device { name, index, fd })
+        Ok(Device { name, index, fd, further: Vec::new() })
     }
 }
 

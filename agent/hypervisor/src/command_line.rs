@@ -25,8 +25,8 @@ pub(crate) struct NicArgs {
     pub(crate) port: PortId,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: Mtu,
-    /// The tap QEMU serves.
-    pub(crate) tap: RawFd,
+    /// The tap QEMU serves, queue by queue.
+    pub(crate) tap: Vec<RawFd>,
     /// What it keeps for the agent.
     pub(crate) kept: Vec<(FdRole, RawFd)>,
 }
@@ -116,15 +116,27 @@ impl NicArgs {
             *set += 1;
         }
         // vhost would read the tap while the guest is paused; the hand-over needs the frames to stay in the ring.
-        args.option("-netdev", format!("tap,id=net-{port},fd={tap},vhost=off"));
+        args.option("-netdev", format!("tap,id=net-{port},{},vhost=off", descriptors(tap)));
         args.option(
             "-device",
             format!(
                 "virtio-net-pci,id=nic-{port},netdev=net-{port},bus=pcie.0,addr={slot:#x},mac={mac},host_mtu={mtu},\
-                 rx_queue_size={RX_QUEUE},romfile="
+                 rx_queue_size={RX_QUEUE},romfile={}",
+                queue_pairs(tap.len())
             ),
         );
     }
+}
+
+fn descriptors(tap: &[RawFd]) -> String {
+    let numbers: Vec<_> = tap.iter().map(RawFd::to_string).collect();
+    format!("{}={}", if tap.len() > 1 { "fds" } else { "fd" }, numbers.join(":"))
+}
+
+/// What a card with several queues is told besides; a plain one stays as it always was. An interrupt for each queue, each
+/// way, one for changes of the configuration, one for the queue of commands.
+fn queue_pairs(queues: usize) -> String {
+    if queues > 1 { format!(",mq=on,vectors={}", 2 * queues + 2) } else { String::new() }
 }
 
 struct Arguments(Vec<OsString>);
@@ -162,9 +174,14 @@ mod tests {
             port,
             mac: format!("02:00:00:00:00:{:02x}", port.get()).parse().unwrap(),
             mtu: Mtu::try_from(1450_u32).unwrap(),
-            tap,
+            tap: vec![tap],
             kept: vec![(FdRole::Tap(port), tap + 1), (FdRole::Hold(port), tap + 2)],
         }
+    }
+
+    fn nic_with_three_queues() -> NicArgs {
+        let nic = nic(7, 20);
+        NicArgs { tap: vec![20, 23, 24], ..nic }
     }
 
     fn render(accelerator: Accelerator, nics: &[NicArgs], incoming: bool) -> String {
@@ -223,6 +240,13 @@ mod tests {
 -incoming defer
 -S";
         assert_eq!(render(Accelerator::Tcg, &[nic(7, 20), nic(9, 30)], true), golden);
+    }
+
+    #[test]
+    fn a_card_with_several_queues_has_a_descriptor_and_interrupts_for_each() {
+        let line = render(Accelerator::Tcg, &[nic_with_three_queues()], false);
+        assert!(line.contains("-netdev tap,id=net-7,fds=20:23:24,vhost=off\n"), "{line}");
+        assert!(line.contains(",rx_queue_size=1024,romfile=,mq=on,vectors=8"), "{line}");
     }
 
     #[test]

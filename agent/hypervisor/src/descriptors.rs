@@ -14,10 +14,12 @@ use crate::{Guest, HypervisorError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FdRole {
     /// A duplicate of the tap QEMU serves the port from: reading it empties the tap's ring. The frames come with the
-    /// vnet header QEMU has set (ask `TUNGETVNETHDRSZ`). A stopped QEMU still reads one frame from each tap before it
-    /// leaves it alone (`tap_send` in net/tap.c), and that one goes only to this QEMU's guest: divert the port and let
-    /// the ring run empty before [`Guest::stop`], or a frame is lost with the source.
+    /// vnet header QEMU has set (ask `TUNGETVNETHDRSZ`). A stopped QEMU still reads one frame from each queue before
+    /// it leaves it alone (`tap_send` in net/tap.c), and that one goes only to this QEMU's guest: divert the port and let
+    /// the rings run empty before [`Guest::stop`], or a frame is lost with the source.
     Tap(PortId),
+    /// The same of a further queue of the tap, counted from 1.
+    Queue(PortId, u32),
     /// The hold of the port: its ring is where frames wait.
     Hold(PortId),
     /// A further queue of the hold, counted from 1: a lane of the gate. Only while a guest arrives.
@@ -28,6 +30,7 @@ impl fmt::Display for FdRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tap(port) => write!(f, "tap:{port}"),
+            Self::Queue(port, queue) => write!(f, "queue:{port}:{queue}"),
             Self::Hold(port) => write!(f, "hold:{port}"),
             Self::Lane(port, lane) => write!(f, "lane:{port}:{lane}"),
         }
@@ -35,13 +38,19 @@ impl fmt::Display for FdRole {
 }
 
 impl FdRole {
+    /// A queue of the port's tap, counted from 0.
+    pub const fn of_tap(port: PortId, queue: u32) -> Self {
+        if queue == 0 { Self::Tap(port) } else { Self::Queue(port, queue) }
+    }
+
     /// The role with that text; `None` for what somebody else named.
     fn parse(text: &str) -> Option<Self> {
         let (role, rest) = text.split_once(':')?;
-        let (port, lane) = rest.split_once(':').map_or((rest, None), |(port, lane)| (port, Some(lane)));
+        let (port, number) = rest.split_once(':').map_or((rest, None), |(port, number)| (port, Some(number)));
         let port = PortId::try_from(port.parse::<u64>().ok()?).ok()?;
-        match (role, lane) {
+        match (role, number) {
             ("tap", None) => Some(Self::Tap(port)),
+            ("queue", Some(queue)) => Some(Self::Queue(port, queue.parse().ok()?)),
             ("hold", None) => Some(Self::Hold(port)),
             ("lane", Some(lane)) => Some(Self::Lane(port, lane.parse().ok()?)),
             _ => None,
@@ -90,11 +99,13 @@ mod tests {
 
     #[test]
     fn roles_round_trip_and_near_misses_do_not() {
-        for role in [FdRole::Tap(port(7)), FdRole::Hold(port(u32::MAX)), FdRole::Lane(port(u32::MAX), 7)] {
+        let widest = port(u32::MAX);
+        for role in [FdRole::Tap(port(7)), FdRole::Queue(widest, 7), FdRole::Hold(widest), FdRole::Lane(widest, 7)] {
             assert!(role.to_string().len() <= 20, "{role}");
             assert_eq!(FdRole::parse(&role.to_string()), Some(role));
         }
-        for bad in ["", "tap", "tap:", "tap:0", "hold:4294967296", "disk:1", "tap:1:2", "lane:1", "lane:1:x"] {
+        for bad in ["", "tap", "tap:", "tap:0", "hold:4294967296", "disk:1", "tap:1:2", "queue:1", "lane:1", "lane:1:x"]
+        {
             assert_eq!(FdRole::parse(bad), None, "{bad:?}");
         }
     }

@@ -42,8 +42,9 @@ pub struct NicFds {
     pub mac: MacAddr,
     /// What the guest is told its MTU is.
     pub mtu: Mtu,
-    /// Its tap, open with a vnet header. QEMU serves it and keeps a duplicate, see [`FdRole::Tap`].
-    pub tap: OwnedFd,
+    /// Its tap, open with a vnet header: its queues, in the order of their opening. QEMU serves them and keeps a duplicate
+    /// of each, see [`FdRole::Tap`] and [`FdRole::Queue`]. Both ends of a migration need as many.
+    pub tap: Vec<OwnedFd>,
     /// Its hold, which QEMU only keeps, see [`FdRole::Hold`].
     pub hold: OwnedFd,
     /// The hold's further queues, which QEMU only keeps, see [`FdRole::Lane`].
@@ -164,8 +165,8 @@ fn spawn(launch: &Launch) -> Result<Child, HypervisorError> {
     let failed = |source| HypervisorError::Spawn { guest: launch.name.clone(), program, source };
     let log = OpenOptions::new().append(true).create(true).open(launch.run_dir.qemu_log()).map_err(failed)?;
     // QEMU closes what -add-fd names after it has duplicated it, so what it serves needs a number of its own.
-    let kept_taps: Vec<OwnedFd> =
-        launch.nics.iter().map(|nic| nic.tap.try_clone()).collect::<io::Result<_>>().map_err(failed)?;
+    let copies = |nic: &NicFds| nic.tap.iter().map(OwnedFd::try_clone).collect();
+    let kept_taps: Vec<Vec<OwnedFd>> = launch.nics.iter().map(copies).collect::<io::Result<_>>().map_err(failed)?;
     let nics: Vec<NicArgs> = launch.nics.iter().zip(&kept_taps).map(|(nic, kept)| numbers(nic, kept)).collect();
     let line = CommandLine {
         name: &launch.name,
@@ -179,16 +180,19 @@ fn spawn(launch: &Launch) -> Result<Child, HypervisorError> {
     };
     let mut command = Command::new(program);
     command.args(line.arguments()).stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
-    let inherited = nics.iter().flat_map(|nic| nic.kept.iter().map(|(_, fd)| *fd).chain([nic.tap])).collect();
+    let inherited = nics.iter().flat_map(|nic| nic.kept.iter().map(|(_, fd)| fd).chain(&nic.tap)).copied().collect();
     detach(&mut command, inherited);
     command.spawn().map_err(failed)
 }
 
-fn numbers(nic: &NicFds, kept_tap: &OwnedFd) -> NicArgs {
-    let mut kept = vec![(FdRole::Tap(nic.port), kept_tap.as_raw_fd()), (FdRole::Hold(nic.port), nic.hold.as_raw_fd())];
+fn numbers(nic: &NicFds, kept_tap: &[OwnedFd]) -> NicArgs {
+    let queues = (0..).zip(kept_tap);
+    let mut kept: Vec<_> = queues.map(|(queue, fd)| (FdRole::of_tap(nic.port, queue), fd.as_raw_fd())).collect();
+    kept.push((FdRole::Hold(nic.port), nic.hold.as_raw_fd()));
     let lanes = (1..).zip(&nic.lanes);
     kept.extend(lanes.map(|(lane, queue)| (FdRole::Lane(nic.port, lane), queue.as_raw_fd())));
-    NicArgs { port: nic.port, mac: nic.mac, mtu: nic.mtu, tap: nic.tap.as_raw_fd(), kept }
+    let tap = nic.tap.iter().map(OwnedFd::as_raw_fd).collect();
+    NicArgs { port: nic.port, mac: nic.mac, mtu: nic.mtu, tap, kept }
 }
 
 /// Holds a child by pidfd. It cannot have been reaped: `child` is ours.

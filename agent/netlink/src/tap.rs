@@ -15,7 +15,7 @@ use libc::{
     TUN_F_USO6, TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ,
 };
 use netlink_packet_route::link::LinkAttribute;
-use throughline_cutover::Mtu;
+use throughline_cutover::{Mtu, Queues};
 
 use crate::{Error, Netlink, Result, error::Cause, quiet::Role};
 
@@ -38,9 +38,11 @@ pub struct TapConfig {
 /// A tap that is up.
 #[derive(Debug)]
 pub struct Tap {
-    /// Its queue, non-blocking and close-on-exec, each frame behind a virtio-net header of 12 bytes. The device and
-    /// the frames in its ring live as long as a descriptor of it.
+    /// Its queue, or the first of several: non-blocking and close-on-exec, each frame behind a virtio-net header of 12
+    /// bytes. The device and the frames in its ring live as long as a descriptor of it.
     pub fd: OwnedFd,
+    /// Its further queues, each with a ring of its own.
+    pub further: Vec<OwnedFd>,
     /// Its interface index.
     pub index: u32,
 }
@@ -48,12 +50,18 @@ pub struct Tap {
 impl Netlink {
     /// Makes a tap and brings it up: not in any bridge, quiet, taking super-frames whole, without a queueing
     /// discipline. So what its ring does not take is refused to the sender and counted in `tx_dropped`, never hidden.
+    /// Of several queues the kernel chooses one for each frame, until it is told how.
     ///
     /// # Errors
     /// The name is taken (EBUSY); the kernel's refusal; [`Error::Setting`] if it reads back differently. The device is
     /// gone again.
-    pub async fn create_tap(&self, config: &TapConfig) -> Result<Tap> {
-        self.make_tap(config, 0).await
+    pub async fn create_tap(&self, config: &TapConfig, queues: Queues) -> Result<Tap> {
+        let kind = if queues.are_several() { IFF_MULTI_QUEUE } else { 0 };
+        let mut tap = self.make_tap(config, kind).await?;
+        for _ in 1..queues.get() {
+            tap.further.push(self.add_queue(&config.name)?);
+        }
+        Ok(tap)
     }
 
     async fn make_tap(&self, config: &TapConfig, kind: libc::c_int) -> Result<Tap> {
@@ -66,7 +74,7 @@ impl Netlink {
         self.verbs.set_noqueue(link.index).await.map_err(Error::device("set qdisc noqueue on", name))?;
         self.verbs.set_up(link.index).await.map_err(Error::device("bring up", name))?;
         self.verify(config).await?;
-        Ok(Tap { fd: queue.into(), index: link.index })
+        Ok(Tap { fd: queue.into(), further: Vec::new(), index: link.index })
     }
 
     /// Makes a hold: a tap of its own kind that is never put into a bridge. A program that diverts to it learns of a
@@ -78,14 +86,14 @@ impl Netlink {
         self.make_tap(config, IFF_MULTI_QUEUE).await
     }
 
-    /// Gives a hold one more queue, as deep as its first. It goes, and what waits in it, with its last descriptor; of
-    /// several the latest has to go first, or another takes its number.
+    /// Gives a hold or tap one more queue, as deep as its first. It goes, and what waits in it, with its last descriptor;
+    /// of several the latest has to go first, or another takes its number.
     ///
     /// # Errors
-    /// The kernel's refusal: no such hold, or it was made with one queue for good.
-    pub fn add_queue(&self, hold: &str) -> Result<OwnedFd> {
-        let queue = open_queue(hold, IFF_MULTI_QUEUE).map_err(Cause::from);
-        queue.map(OwnedFd::from).map_err(Error::device("add a queue to hold", hold))
+    /// The kernel's refusal: no such device, or it was made with one queue for good.
+    pub fn add_queue(&self, device: &str) -> Result<OwnedFd> {
+        let queue = open_queue(device, IFF_MULTI_QUEUE).map_err(Cause::from);
+        queue.map(OwnedFd::from).map_err(Error::device("add a queue to", device))
     }
 
     async fn verify(&self, config: &TapConfig) -> Result<()> {

@@ -250,7 +250,7 @@ fn a_slow_guest_loses_nothing_to_its_own_small_ring() {
     fabric.send(0..2_000);
     eventually("all are held", || source.port.line() == 2_000);
     let pump = source.release_to_tap();
-    let guest = Guest::run(source.tap.dup(), Duration::from_micros(50));
+    let guest = Guest::run(source.tap.queues(), Duration::from_micros(50));
     eventually("the line is empty", || pump.is_line_empty());
     assert_exact(&guest.finish(), 2_000);
 }

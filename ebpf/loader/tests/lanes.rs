@@ -91,11 +91,11 @@ impl Gate {
 
     fn pump(&self) -> Pump {
         let queues = self.queues.iter().map(|queue| queue.try_clone().unwrap()).collect();
-        self.netns.run(|| Pump::at_gate(&self.port, queues, self.tap.dup()).unwrap())
+        self.netns.run(|| Pump::at_gate(&self.port, queues, self.tap.queues()).unwrap())
     }
 
     fn run_guest(&self) -> Guest {
-        Guest::run(self.tap.dup(), Duration::ZERO)
+        Guest::run(self.tap.queues(), Duration::ZERO)
     }
 }
 

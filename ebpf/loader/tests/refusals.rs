@@ -105,7 +105,7 @@ fn a_pump_takes_nothing_but_taps_of_one_kind() {
     let source = &fabric.source;
     source.netns.run(|| {
         let release = |hold, drain| {
-            Pump::release(&source.port, vec![hold], Exit::Carry { drain: Some(drain) }, PumpOptions::default())
+            Pump::release(&source.port, vec![hold], Exit::Carry { drain: vec![drain] }, PumpOptions::default())
         };
         let file = || File::open("/dev/null").unwrap().into();
         assert!(matches!(release(file(), source.tap.dup()), Err(PumpError::NotATap { role: "hold", .. })));

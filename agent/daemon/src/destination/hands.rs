@@ -85,7 +85,8 @@ impl DestinationHands {
         for plan in &self.plan.ports {
             let mtu = self.host.bindings.mtu_of(plan.vni)?;
             mtus.push(mtu);
-            let made = Arc::new(self.host.make_port(&plan.port, Segment { vni: plan.vni, mtu }).await?);
+            let segment = Segment { vni: plan.vni, mtu };
+            let made = Arc::new(self.host.make_port(&plan.port, segment, self.plan.guest.queues).await?);
             let mut moving = self.host.open_port(made.clone(), plan, self.plan.source.vtep, Mode::Mute).await?;
             let landing = self.host.open_landing(&moving, self.plan.source.vtep).await;
             let lanes = self.host.make_lanes(&mut moving);

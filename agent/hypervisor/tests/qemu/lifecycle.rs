@@ -2,7 +2,9 @@
 
 use std::{fs, time::Duration};
 
-use crate::harness::{guest_name, in_lab, inject, nic, qemus, read_frames, ticks, ticks_past};
+use crate::harness::{
+    guest_name, in_lab, inject, name_of, nic, nic_with_queues, qemus, read_frames, ticks, ticks_past,
+};
 use nix::sys::signal::{Signal, kill};
 use throughline_cutover::PortId;
 use throughline_hypervisor::{FdRole, Guest, GuestEventKind, HypervisorError, RunDir, RunState};
@@ -124,5 +126,25 @@ fn an_adopted_guest_runs_on_and_gives_back_its_rings() {
         println!("adopted guest ended: {exit}");
         assert_eq!(qemus(&lab.dir), []);
         assert!(Guest::adopt(guest_name(), RunDir::new(lab.dir.join("a"))).await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn an_adopted_guest_gives_back_every_queue() {
+    in_lab("queues", |lab| async move {
+        let port = PortId::try_from(7_u32).unwrap();
+        let mut plan = lab.plan("a", "", false);
+        plan.vcpus = 3;
+        plan.nics.push(nic_with_queues(7, 3));
+        drop(Guest::launch(plan).await.unwrap());
+
+        let guest = Guest::adopt(guest_name(), lab.run_dir("a")).await.unwrap().expect("it runs");
+        for queue in 0..3 {
+            let taken = guest.take_fd(FdRole::of_tap(port, queue)).await.unwrap();
+            assert_eq!(name_of(&taken), "tap7", "queue {queue}");
+        }
+        let more = guest.take_fd(FdRole::of_tap(port, 3)).await;
+        assert!(matches!(more, Err(HypervisorError::NoSuchFd { .. })), "{more:?}");
+        guest.quit().await.unwrap();
     });
 }

@@ -2,6 +2,7 @@
 
 use std::{fs, io::Read as _, io::Write as _, os::fd::AsFd as _, time::Duration};
 
+use throughline_cutover::Queues;
 use throughline_netlink::{Error, Netlink, TapConfig, announce, names};
 
 use crate::support::{Fabric, Namespace, Sniffer, binding, endpoint, mac, mtu, port, remote, vni, vtep};
@@ -26,7 +27,7 @@ fn a_tap_is_silent_and_hides_no_drop() {
     space.enter(|| async {
         let netlink = Netlink::open().unwrap();
         let name = names::tap(port(1));
-        let tap = netlink.create_tap(&config(&name, 16)).await.unwrap();
+        let tap = netlink.create_tap(&config(&name, 16), Queues::ONE).await.unwrap();
         assert_eq!(netlink.link_index(&name).await.unwrap(), tap.index);
         tokio::time::sleep(Duration::from_millis(1300)).await;
         let mut queue = fs::File::from(tap.fd.try_clone().unwrap());
@@ -39,7 +40,7 @@ fn a_tap_is_silent_and_hides_no_drop() {
         assert_eq!(link["mtu"], 1450);
         assert_eq!(link["linkinfo"]["info_data"]["persist"], false);
 
-        let other = netlink.create_tap(&config(&names::tap(port(2)), 16)).await.unwrap();
+        let other = netlink.create_tap(&config(&names::tap(port(2)), 16), Queues::ONE).await.unwrap();
         let wanted = Fabric::new(1).network(0, vec![]);
         netlink.ensure_network(&wanted).await.unwrap();
         netlink.attach_to_bridge(tap.index, vni()).await.unwrap();
@@ -114,12 +115,55 @@ fn super_frame(tcp: bool, segments: usize) -> Vec<u8> {
 }
 
 #[test]
+fn each_queue_of_a_tap_has_a_ring_of_its_own() {
+    const DEPTH: usize = 16;
+    let space = Namespace::new();
+    space.enter(|| async {
+        let netlink = Netlink::open().unwrap();
+        let name = names::tap(port(1));
+        let tap = netlink.create_tap(&config(&name, DEPTH as u32), Queues::try_from(3_u32).unwrap()).await.unwrap();
+        let link = space.describe(&name);
+        assert_eq!(link["linkinfo"]["info_data"]["numqueues"], 3);
+        assert_eq!(link["qdisc"], "noqueue");
+        let plain = netlink.create_tap(&config(&names::tap(port(2)), 16), Queues::ONE).await.unwrap();
+        let info = &space.describe(&names::tap(port(2)))["linkinfo"]["info_data"];
+        assert_eq!((&info["multi_queue"], plain.further.len()), (&false.into(), 0), "as ever");
+
+        netlink.ensure_network(&Fabric::new(1).network(0, vec![])).await.unwrap();
+        netlink.attach_to_bridge(tap.index, vni()).await.unwrap();
+        netlink.attach_to_bridge(plain.index, vni()).await.unwrap();
+        let mut sender = fs::File::from(plain.fd);
+        // A ring takes so many of one flow; of so many flows every ring has some.
+        for flow in 0..100_u8 {
+            let frame = super_frame_of_flow(flow);
+            for _ in 0..2 * DEPTH {
+                assert_eq!(sender.write(&frame).unwrap(), frame.len());
+            }
+        }
+        let mut buffer = vec![0; 80 * 1024];
+        for queue in std::iter::once(tap.fd).chain(tap.further) {
+            let mut queue = fs::File::from(queue);
+            let frames = std::iter::from_fn(|| queue.read(&mut buffer).ok());
+            assert_eq!(frames.count(), DEPTH, "as deep as any, and super-frames are whole");
+        }
+    });
+}
+
+/// The same from a source port of the flow's own.
+fn super_frame_of_flow(flow: u8) -> Vec<u8> {
+    const SOURCE_PORT: usize = HEADER + 14 + 20;
+    let mut frame = super_frame(true, 40);
+    frame[SOURCE_PORT + 1] = flow;
+    frame
+}
+
+#[test]
 fn a_hold_takes_super_frames_whole() {
     let fabric = Fabric::new(1);
     fabric.hosts[0].enter(|| async {
         let netlink = Netlink::open().unwrap();
         netlink.ensure_network(&fabric.network(0, vec![])).await.unwrap();
-        let sender = netlink.create_tap(&config(&names::tap(port(1)), 16)).await.unwrap();
+        let sender = netlink.create_tap(&config(&names::tap(port(1)), 16), Queues::ONE).await.unwrap();
         let hold = netlink.create_hold(&config(&names::hold(port(1)), 16)).await.unwrap();
         for index in [sender.index, hold.index] {
             netlink.attach_to_bridge(index, vni()).await.unwrap();
@@ -214,7 +258,7 @@ fn the_host_stays_out_of_the_tenants_segment() {
         let netlink = Netlink::open().unwrap();
         let wanted = fabric.network(0, vec![]);
         netlink.ensure_network(&wanted).await.unwrap();
-        let tap = netlink.create_tap(&config(&names::tap(port(1)), 16)).await.unwrap();
+        let tap = netlink.create_tap(&config(&names::tap(port(1)), 16), Queues::ONE).await.unwrap();
         netlink.attach_to_bridge(tap.index, vni()).await.unwrap();
         let mut queue = fs::File::from(tap.fd);
         assert!(!host_answers(&mut queue));

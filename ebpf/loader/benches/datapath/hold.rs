@@ -63,7 +63,7 @@ pub(crate) fn measure(report: &mut Report) {
     }
     let carried = |host: &Host| host.release_to_carry();
     let gate = |host: &Host| {
-        let pump = host.netns.run(|| Pump::at_gate(&host.port, vec![host.hold.dup()], host.tap.dup()).unwrap());
+        let pump = host.netns.run(|| Pump::at_gate(&host.port, vec![host.hold.dup()], host.tap.queues()).unwrap());
         pump.open_all();
         pump
     };

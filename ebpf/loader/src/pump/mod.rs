@@ -10,7 +10,7 @@
 //! | the tap's ring is full | `room`: no more frames than the ring takes between two looks at it empty |
 //! | the burst is more than the underlay takes | `pace`: bytes per second, and a yield after every few frames |
 //! | a frame is written back on another CPU than later ones go straight on | `follow`: the thread runs where `steer` diverts |
-//! | direct frames overtake those in the departed guest's own ring | the line is sealed until that ring is drained |
+//! | direct frames overtake those in the departed guest's own rings | the line is sealed until those are drained |
 //! | a write fails for want of memory | the same frame is tried again |
 
 mod device;
@@ -40,14 +40,16 @@ const ALL_LANES: u32 = (1 << LANES) - 1;
 pub enum Exit {
     /// Into the port's own tap: abort at the source, and the opening of the gate at the destination.
     Tap {
-        /// A `dup` of the tap. Only looked at, to see when its ring is empty; never read: it is the guest's.
-        tap: OwnedFd,
+        /// A `dup` of each queue of the tap. Only looked at, to see when their rings are empty; never read: they are the
+        /// guest's.
+        tap: Vec<OwnedFd>,
     },
     /// Through the carry tunnel, after the guest.
     Carry {
-        /// A `dup` of the tap whose guest has left. Frames that were in its ring when the guest paused go to the front of the
-        /// line. Never give the tap of a guest that may resume here: what is read from it is not put back.
-        drain: Option<OwnedFd>,
+        /// A `dup` of each queue of the tap whose guest has left; none: nothing is drained. Frames that were in its rings when
+        /// the guest paused go to the front of the line, ring by ring: frames of one flow are in one of them. Never give the
+        /// tap of a guest that may resume here: what is read from it is not put back.
+        drain: Vec<OwnedFd>,
     },
 }
 
@@ -132,7 +134,7 @@ impl Pump {
     ///
     /// # Errors
     /// As [`Pump::release`].
-    pub fn at_gate(port: &PortHandle, hold: Vec<OwnedFd>, tap: OwnedFd) -> Result<Self, PumpError> {
+    pub fn at_gate(port: &PortHandle, hold: Vec<OwnedFd>, tap: Vec<OwnedFd>) -> Result<Self, PumpError> {
         Self::start(port, hold, Exit::Tap { tap }, PumpOptions::default(), 0, |port| {
             port.set_direction(Direction::Tap);
         })
@@ -161,13 +163,13 @@ impl Pump {
         served: u32,
         turn: impl FnOnce(&PortHandle),
     ) -> Result<Self, PumpError> {
-        let mut queues: Vec<Device> =
-            hold.into_iter().map(|queue| Device::new(queue, "hold")).collect::<Result<_, _>>()?;
+        let mut queues = devices(hold, "hold")?;
         let (room, drain) = match exit {
-            Exit::Tap { tap } => (Some(Room::new(Device::new(tap, "tap")?, queues.len())?), None),
-            Exit::Carry { drain } => (None, drain.map(|tap| Device::new(tap, "tap")).transpose()?),
+            Exit::Tap { tap } => (Some(Room::new(devices(tap, "tap")?, queues.len())?), Vec::new()),
+            Exit::Carry { drain } => (None, devices(drain, "tap")?),
         };
-        if let Some(tap) = drain.as_ref().map(Device::header_len) {
+        // All queues of a tap have the same.
+        if let Some(tap) = drain.first().map(Device::header_len) {
             follow_header(&mut queues, tap)?;
         }
         for device in queues.iter().chain(&drain) {
@@ -176,7 +178,7 @@ impl Pump {
         let (wake, woken) = UnixStream::pair().map_err(PumpError::Thread)?;
         woken.set_nonblocking(true).map_err(PumpError::Thread)?;
 
-        let sealed = drain.is_some();
+        let sealed = !drain.is_empty();
         let shared = Arc::new(Shared::new(sealed, served));
         let worker = Worker::new(port.clone(), queues, drain, room, options, Arc::clone(&shared), woken);
         let (start, started) = mpsc::sync_channel(1);
@@ -208,7 +210,7 @@ impl Pump {
         self.shared.counts()
     }
 
-    /// Whether at this moment nothing is in line: the tap's ring is drained, and every frame diverted has been written back.
+    /// Whether at this moment nothing is in line: the tap's rings are drained, and every frame diverted has been written back.
     pub fn is_line_empty(&self) -> bool {
         self.shared.is_drained() && self.port.line() <= 0
     }
@@ -235,6 +237,10 @@ impl Drop for Pump {
     fn drop(&mut self) {
         self.join();
     }
+}
+
+fn devices(queues: Vec<OwnedFd>, role: &'static str) -> Result<Vec<Device>, PumpError> {
+    queues.into_iter().map(|queue| Device::new(queue, role)).collect()
 }
 
 /// The guest's driver decides the length of the tap's vnet header: 10 bytes before it is loaded, 12 after. Without a header

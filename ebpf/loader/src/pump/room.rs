@@ -12,9 +12,13 @@ const SEGMENTS: u32 = 128;
 /// Counts what may still be written before the ring could be full. While a line of one lane is not empty only the pump
 /// fills the ring (`steer` diverts the rest), so a ring seen empty takes as many frames as it has places. Of a line of
 /// several, lanes that have sealed send straight into the same ring; half of it is left to them.
+///
+/// Which queue of a tap takes a frame is the kernel's choice. So all might go to one: there is no more room than one ring
+/// has, and rings seen empty are all of them.
 #[derive(Debug)]
 pub(super) struct Room {
-    tap: Device,
+    /// Queue by queue.
+    tap: Vec<Device>,
     places: u32,
     left: u32,
     /// Left for the segments of the frame that is read next.
@@ -22,8 +26,10 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(tap: Device, lanes: usize) -> Result<Self, PumpError> {
-        let length = tap.ring_len().map_err(|source| PumpError::NotATap { role: "tap", source })?;
+    pub(super) fn new(tap: Vec<Device>, lanes: usize) -> Result<Self, PumpError> {
+        // All have the same, and what is no device has none.
+        let length = tap.first().map_or(Ok(0), Device::ring_len);
+        let length = length.map_err(|source| PumpError::NotATap { role: "tap", source })?;
         let length = if lanes > 1 { length / 2 } else { length };
         let places = length - UNCLEARED.min(length / 2);
         Ok(Self { tap, places: places.max(1), left: 0, reserve: SEGMENTS.min(places / 2) })
@@ -31,7 +37,7 @@ impl Room {
 
     /// Takes one place; false if there may be none until the guest has read on.
     pub(super) fn take(&mut self) -> bool {
-        if self.left <= self.reserve && !self.tap.has_frames() {
+        if self.left <= self.reserve && !self.tap.iter().any(Device::has_frames) {
             self.left = self.places;
         }
         let room = self.left > self.reserve;

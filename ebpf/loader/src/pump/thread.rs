@@ -42,7 +42,7 @@ pub(super) struct Shared {
     stop: AtomicBool,
     /// Lanes to be emptied, one bit each.
     served: AtomicU32,
-    /// Nothing is left in the tap's own ring.
+    /// Nothing is left in the tap's own rings.
     drained: AtomicBool,
     from_tap: AtomicU64,
     from_hold: AtomicU64,
@@ -100,7 +100,8 @@ pub(super) struct Worker {
     port: PortHandle,
     /// The hold's queues, lane by lane.
     queues: Vec<Device>,
-    drain: Option<Device>,
+    /// The departed guest's, queue by queue.
+    drain: Vec<Device>,
     room: Option<Room>,
     pace: Option<Pace>,
     follow: Follow,
@@ -115,7 +116,7 @@ impl Worker {
     pub(super) fn new(
         port: PortHandle,
         queues: Vec<Device>,
-        drain: Option<Device>,
+        drain: Vec<Device>,
         room: Option<Room>,
         options: PumpOptions,
         shared: Arc<Shared>,
@@ -183,10 +184,19 @@ impl Worker {
         true
     }
 
-    /// What is in the departed guest's ring, to the front of the line. These frames were never counted; the seal stands for
+    /// What is in the departed guest's rings, to the front of the line. These frames were never counted; the seal stands for
     /// them all.
     fn drain_tap(&mut self, buffer: &mut [u8]) {
-        let Some(tap) = self.drain.take() else { return };
+        let taps = std::mem::take(&mut self.drain);
+        if !taps.is_empty() && taps.iter().all(|tap| self.drain_ring(tap, buffer)) {
+            self.port.unseal();
+            self.shared.drained.store(true, SeqCst);
+        }
+        // Stopped before the end: the line stays sealed, for the pump that goes on.
+    }
+
+    /// What is in one of them; false if stopped before the end.
+    fn drain_ring(&mut self, tap: &Device, buffer: &mut [u8]) -> bool {
         while !self.shared.is_stopped() {
             match tap.read(buffer) {
                 Ok(Some(length)) => {
@@ -194,18 +204,14 @@ impl Worker {
                         self.shared.from_tap.fetch_add(1, Relaxed);
                     }
                 }
-                Ok(None) => {
-                    self.port.unseal();
-                    self.shared.drained.store(true, SeqCst);
-                    return;
-                }
+                Ok(None) => return true,
                 Err(error) => {
                     tracing::warn!(%error, tap = self.port.tap_ifindex(), "the tap cannot be read; trying again");
                     thread::sleep(RETRY);
                 }
             }
         }
-        // Stopped before the end: the line stays sealed, for the pump that goes on.
+        false
     }
 
     /// Nothing waits in the lanes that are served.

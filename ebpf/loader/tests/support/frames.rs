@@ -33,6 +33,25 @@ pub(crate) fn numbered(to: [u8; 6], number: u64) -> Vec<u8> {
     frame
 }
 
+/// Frame `number` of a sequence from [`PEER`] to [`GUEST`] that is `flow`'s: the same with a source port of the flow's own.
+pub(crate) fn of_flow(flow: u16, number: u64) -> Vec<u8> {
+    let mut frame = numbered(GUEST, number);
+    frame[SOURCE_PORT..SOURCE_PORT + 2].copy_from_slice(&(20_000 + flow).to_be_bytes());
+    frame
+}
+
+/// What [`GUEST`] answers to a frame of that flow.
+pub(crate) fn answer(flow: u16) -> Vec<u8> {
+    let mut frame = of_flow(flow, 0);
+    for (at, length) in [(0, 6), (26, 4), (SOURCE_PORT, 2)] {
+        let (one, other) = frame[at..].split_at_mut(length);
+        one.swap_with_slice(&mut other[..length]);
+    }
+    frame
+}
+
+const SOURCE_PORT: usize = 34;
+
 /// RFC 1071, over an even number of bytes.
 pub(crate) fn internet_checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();

@@ -3,9 +3,11 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     os::unix::fs::OpenOptionsExt,
 };
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::netns::{ifindex, ip, run};
 
@@ -15,17 +17,26 @@ pub(crate) const VNET_HEADER: usize = 12;
 const OFFLOADS: libc::c_uint =
     libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN | libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
-/// A tap, and its descriptor.
+/// A tap, and its descriptors.
 pub(crate) struct Tap {
     pub(crate) name: String,
     pub(crate) ifindex: u32,
+    /// Its queue, or the first of several.
     file: File,
+    further: Vec<File>,
 }
 
 impl Tap {
     /// A tap that is up, in the calling thread's namespace, its ring taking `ring` frames.
     pub(crate) fn new(name: &str, ring: u32) -> Self {
-        let tap = Self::open(name, ring, libc::IFF_VNET_HDR);
+        Self::with_queues(name, ring, 1)
+    }
+
+    /// The same with several queues, each with such a ring.
+    pub(crate) fn with_queues(name: &str, ring: u32, queues: usize) -> Self {
+        let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+        let mut tap = Self::open(name, ring, libc::IFF_VNET_HDR | several);
+        tap.further = (1..queues).map(|_| open_queue(name, libc::IFF_VNET_HDR | several)).collect();
         tap.set_header(VNET_HEADER);
         // SAFETY: the ioctl reads a number.
         let offloads = unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(OFFLOADS)) };
@@ -50,7 +61,7 @@ impl Tap {
         let file = open_queue(name, flags);
         ip(&format!("link set dev {name} txqueuelen {ring}"));
         ip(&format!("link set dev {name} up"));
-        Self { name: name.to_owned(), ifindex: ifindex(name), file }
+        Self { name: name.to_owned(), ifindex: ifindex(name), file, further: Vec::new() }
     }
 
     /// A hold: a tap whose full ring is told.
@@ -75,9 +86,14 @@ impl Tap {
         self.file.try_clone().unwrap().into()
     }
 
-    /// Only for reading frames.
+    /// Other descriptors of all its queues.
+    pub(crate) fn queues(&self) -> Vec<OwnedFd> {
+        std::iter::once(&self.file).chain(&self.further).map(|queue| queue.try_clone().unwrap().into()).collect()
+    }
+
+    /// Only for reading and writing frames.
     pub(crate) fn from_fd(fd: OwnedFd) -> Self {
-        Self { name: String::new(), ifindex: 0, file: fd.into() }
+        Self { name: String::new(), ifindex: 0, file: fd.into(), further: Vec::new() }
     }
 
     /// Next frame in the ring, without its vnet header.
@@ -93,6 +109,22 @@ impl Tap {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
             Err(error) => panic!("{}: {error}", self.name),
         }
+    }
+
+    /// Whether a frame waits in the ring of its queue, or of the first of several.
+    pub(crate) fn has_frames(&self) -> bool {
+        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+    }
+
+    /// Takes the queue out of service, as QEMU does with those its guest does not use.
+    pub(crate) fn detach(&self) {
+        // SAFETY: plain old data.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as i16;
+        // SAFETY: the ioctl reads an `ifreq`.
+        let detached = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) };
+        assert_eq!(detached, 0, "TUNSETQUEUE");
     }
 
     /// Writes a frame with its vnet header, as a guest sends it.

@@ -27,7 +27,7 @@ use throughline_loader::{
 
 use super::{
     eventually,
-    frames::{GUEST, MARKER, PEER, Sender, number_of, numbered},
+    frames::{GUEST, MARKER, PEER, Sender, number_of, numbered, of_flow},
     netns::{Netns, ifindex, ip},
     tap::Tap,
 };
@@ -49,6 +49,7 @@ pub(crate) struct Shape {
     pub(crate) line_limit: u32,
     pub(crate) bytes_limit: u64,
     pub(crate) tap_ring: u32,
+    pub(crate) tap_queues: usize,
     pub(crate) attach: AttachVia,
     /// Of the source.
     pub(crate) pin_dir: Option<PathBuf>,
@@ -56,7 +57,14 @@ pub(crate) struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { line_limit: DEPTH, bytes_limit: 1 << 30, tap_ring: 10_000, attach: AttachVia::detect(), pin_dir: None }
+        Self {
+            line_limit: DEPTH,
+            bytes_limit: 1 << 30,
+            tap_ring: 10_000,
+            tap_queues: 1,
+            attach: AttachVia::detect(),
+            pin_dir: None,
+        }
     }
 }
 
@@ -84,7 +92,7 @@ impl Host {
             ip("link set und0 up");
             ip("link add carry0 type vxlan external dstport 4790 nolearning");
             ip("link set carry0 up");
-            let tap = Tap::new("guest0", shape.tap_ring);
+            let tap = Tap::with_queues("guest0", shape.tap_ring, shape.tap_queues);
             ip("link set guest0 master br0");
             ip("link set br0 up");
             let hold = Tap::hold("hold0", DEPTH);
@@ -120,17 +128,17 @@ impl Host {
 
     /// Into its own tap.
     pub(crate) fn release_to_tap(&self) -> Pump {
-        self.release(Exit::Tap { tap: self.tap.dup() })
+        self.release(Exit::Tap { tap: self.tap.queues() })
     }
 
     /// After the guest, what is in its ring first.
     pub(crate) fn release_to_carry(&self) -> Pump {
-        self.release(Exit::Carry { drain: Some(self.tap.dup()) })
+        self.release(Exit::Carry { drain: self.tap.queues() })
     }
 
     /// The guest runs: reads its tap until paused.
     pub(crate) fn run_guest(&self) -> Guest {
-        Guest::run(self.tap.dup(), Duration::ZERO)
+        Guest::run(self.tap.queues(), Duration::ZERO)
     }
 }
 
@@ -173,13 +181,21 @@ impl Fabric {
             host.port.counters().passed > 0
         });
         std::thread::sleep(SETTLE);
-        while host.tap.read().is_some() {}
+        for queue in host.tap.queues().into_iter().map(Tap::from_fd) {
+            while queue.read().is_some() {}
+        }
     }
 
     /// The peer sends numbered frames down the old path, `rate` a second.
     pub(crate) fn traffic(&self, rate: u32) -> Traffic {
         let (old, new) = self.peer.run(|| (Sender::new("old0"), Sender::new("new0")));
-        Traffic::start(old, new, rate)
+        Traffic::start(old, new, rate, |number| numbered(GUEST, number))
+    }
+
+    /// The same of several flows, which take turns.
+    pub(crate) fn flows(&self, rate: u32, flows: u16) -> Traffic {
+        let (old, new) = self.peer.run(|| (Sender::new("old0"), Sender::new("new0")));
+        Traffic::start(old, new, rate, move |number| of_flow((number % u64::from(flows)) as u16, number))
     }
 
     /// Sends `numbers` down the old path, as fast as they go.
@@ -199,7 +215,7 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    fn start(old: Sender, new: Sender, rate: u32) -> Self {
+    fn start(old: Sender, new: Sender, rate: u32, frame: impl Fn(u64) -> Vec<u8> + Send + 'static) -> Self {
         let (stop, flip) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let thread = std::thread::spawn({
             let (stop, flip) = (Arc::clone(&stop), Arc::clone(&flip));
@@ -214,7 +230,7 @@ impl Traffic {
                     }
                     let due = (began.elapsed().as_secs_f64() * f64::from(rate)) as u64;
                     for number in sent..due {
-                        if flipped { &new } else { &old }.send(&numbered(GUEST, number));
+                        if flipped { &new } else { &old }.send(&frame(number));
                     }
                     sent = due.max(sent);
                     std::thread::sleep(Duration::from_micros(300));
@@ -252,22 +268,25 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// `pause` after every frame makes it a slow one.
-    pub(crate) fn run(tap: OwnedFd, pause: Duration) -> Self {
+    /// Reads its queues in turn; `pause` after every frame makes it a slow one.
+    pub(crate) fn run(queues: Vec<OwnedFd>, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
-                let tap = Tap::from_fd(tap);
+                let queues: Vec<_> = queues.into_iter().map(Tap::from_fd).collect();
                 let mut seen = Vec::new();
                 while !stop.load(SeqCst) {
-                    match tap.read() {
-                        Some(frame) => seen.push(number_of(&frame).unwrap_or_else(|| panic!("not ours: {frame:02x?}"))),
-                        None => std::thread::sleep(Duration::from_micros(100)),
+                    let before = seen.len();
+                    let frames = queues.iter().filter_map(Tap::read);
+                    seen.extend(
+                        frames.map(|frame| number_of(&frame).unwrap_or_else(|| panic!("not ours: {frame:02x?}"))),
+                    );
+                    let taken = seen.len() - before;
+                    if taken == 0 {
+                        std::thread::sleep(Duration::from_micros(100));
                     }
-                    if !pause.is_zero() {
-                        std::thread::sleep(pause);
-                    }
+                    std::thread::sleep(pause * taken as u32);
                 }
                 seen
             }
@@ -291,12 +310,23 @@ impl Guest {
 /// Nothing lost, nothing twice, nothing out of order.
 #[track_caller]
 pub(crate) fn assert_exact(seen: &[u64], sent: u64) {
+    assert_exact_flows(seen, sent, 1);
+}
+
+/// The same of frames of [`Fabric::flows`], the order being that of each flow.
+#[track_caller]
+pub(crate) fn assert_exact_flows(seen: &[u64], sent: u64, flows: u16) {
     let mut sorted = seen.to_vec();
     sorted.sort_unstable();
     sorted.dedup();
     let lost = sent - sorted.len() as u64;
     let duplicated = seen.len() - sorted.len();
-    let reordered = seen.windows(2).filter(|pair| pair[1] < pair[0]).count();
+    let reordered: usize = (0..u64::from(flows))
+        .map(|flow| {
+            let of_flow: Vec<_> = seen.iter().filter(|number| **number % u64::from(flows) == flow).collect();
+            of_flow.windows(2).filter(|pair| pair[1] < pair[0]).count()
+        })
+        .sum();
     let missing: Vec<u64> = (0..sent).filter(|number| sorted.binary_search(number).is_err()).take(10).collect();
     assert_eq!(
         (lost, duplicated, reordered),

@@ -22,7 +22,7 @@ use throughline_cutover::{Boot, GuestName, Mtu, PortId};
 use throughline_hypervisor::{Accelerator, Guest, GuestEvent, GuestEventKind, Launch, MigrationStatus, NicFds, RunDir};
 use tokio::{sync::broadcast, time::timeout};
 
-pub(crate) use tap::{inject, read_frames};
+pub(crate) use tap::{inject, name_of, read_frames};
 
 /// Translated guests share two cores: one test at a time keeps their pauses meaningful.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -109,17 +109,26 @@ pub(crate) fn guest_name() -> GuestName {
 
 /// A card for `port` whose tap and hold are devices called `tap<port>` and `hold<port>`.
 pub(crate) fn nic(port: u32) -> (NicFds, [OwnedFd; 2]) {
-    let (tap, hold) = (tap::open(&format!("tap{port}")), tap::open(&format!("hold{port}")));
-    let own = [tap.try_clone().unwrap(), hold.try_clone().unwrap()];
-    let nic = NicFds {
+    let nic = nic_over(port, vec![tap::open(&format!("tap{port}"), 0)]);
+    let own = [nic.tap[0].try_clone().unwrap(), nic.hold.try_clone().unwrap()];
+    (nic, own)
+}
+
+/// The same with several queues.
+pub(crate) fn nic_with_queues(port: u32, queues: usize) -> NicFds {
+    let tap = format!("tap{port}");
+    nic_over(port, (0..queues).map(|_| tap::open(&tap, libc::IFF_MULTI_QUEUE)).collect())
+}
+
+fn nic_over(port: u32, tap: Vec<OwnedFd>) -> NicFds {
+    NicFds {
         port: PortId::try_from(port).unwrap(),
         mac: "02:00:00:00:00:01".parse().unwrap(),
         mtu: Mtu::try_from(1450_u32).unwrap(),
         tap,
-        hold,
+        hold: tap::open(&format!("hold{port}"), 0),
         lanes: Vec::new(),
-    };
-    (nic, own)
+    }
 }
 
 fn kernel() -> PathBuf {

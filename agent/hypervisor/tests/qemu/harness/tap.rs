@@ -14,15 +14,15 @@ use super::ip;
 /// What tells a test's frame: destination, source and an EtherType for experiments (IEEE 802).
 const HEADER: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
 
-/// A new tap with a vnet header, up.
-pub(super) fn open(name: &str) -> OwnedFd {
+/// A new tap with a vnet header, up; with `IFF_MULTI_QUEUE` as `kind` a further queue of one that is there.
+pub(super) fn open(name: &str, kind: libc::c_int) -> OwnedFd {
     let tun = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun").unwrap();
     // SAFETY: all of ifreq is valid when zero.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | kind) as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     assert_eq!(result, 0, "TUNSETIFF {name}: {}", io::Error::last_os_error());
@@ -58,6 +58,16 @@ pub(crate) fn inject(name: &str, numbers: std::ops::Range<u32>) {
         };
         assert_eq!(sent, frame.len() as isize, "send: {}", io::Error::last_os_error());
     }
+}
+
+/// Name of the tap that a descriptor is of.
+pub(crate) fn name_of(tap: &OwnedFd) -> String {
+    // SAFETY: all of ifreq is valid when zero.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one ifreq.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+    assert_eq!(result, 0, "TUNGETIFF: {}", io::Error::last_os_error());
+    request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte as u8)).collect()
 }
 
 /// The length of the vnet header before each frame: 10 until a guest's driver makes QEMU set another.
