@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")/.."
 runs=${1:-1}
 [ "$#" -eq 0 ] || shift
-wanted=" ${*:-1 2 3 4 5 6 7} "
+wanted=" ${*:-1 2 3 4 5 6 7 8} "
 
 if [ -z "${CURES_SCRATCH-}" ]; then
     scratch=$(mktemp -d)
@@ -101,6 +101,9 @@ cures() {
     cure 7 agent/netlink/src/tap.rs throughline-netlink kernel \
         devices::a_hold_takes_super_frames_whole \
         'take_super_frames(&queue)?;'
+    cure 8 ebpf/loader/src/lanes.rs throughline-loader tap_queues \
+        a_flow_keeps_its_queue_whichever_its_guest_answers_from \
+        'self.have_ask(tap, Steering::Flow)' 'Ok(())'
 }
 
 printf 'Failures of %s with the cure in, and with it out:\n\n' "$runs"

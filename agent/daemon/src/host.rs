@@ -12,8 +12,8 @@ use throughline_netlink::Netlink;
 use tokio::sync::{Mutex, Notify, Semaphore};
 
 use crate::{
-    bindings::Bindings, clock::Monotonic, config::Config, gates::Gates, journal::Journal, lock::lock, moves::Moves,
-    resident::Resident, uplink::Uplink, watch::next,
+    bindings::Bindings, clock::Monotonic, config::Config, flows, gates::Gates, journal::Journal, lock::lock,
+    moves::Moves, resident::Resident, uplink::Uplink, watch::next,
 };
 
 /// One host's agent.
@@ -100,6 +100,9 @@ impl Host {
 
     /// A guest has come to live here.
     pub async fn settle_in(self: &Arc<Self>, resident: Arc<Resident>) {
+        if resident.spec.queues.are_several() {
+            tokio::spawn(flows::watch(self.clone(), Arc::downgrade(&resident), resident.vm.events()));
+        }
         let mut events = resident.vm.events();
         let host = self.clone();
         tokio::spawn(async move {

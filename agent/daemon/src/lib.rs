@@ -14,6 +14,7 @@ pub mod config;
 pub mod destination;
 pub mod driver;
 pub mod flip;
+pub mod flows;
 pub mod gates;
 pub mod host;
 pub mod journal;

@@ -34,6 +34,9 @@ pub enum GuestEventKind {
     },
     /// The guest's kernel panicked.
     Panicked,
+    /// The guest's driver changed what a network card is to receive, as it does when it sets one up. Told once, and again
+    /// after each [`crate::Guest::hear_of_cards`].
+    CardChanged,
     /// QEMU ended. The last event there is.
     Exited(Exit),
 }
@@ -166,6 +169,7 @@ pub(crate) fn translate(event: &qmp::Event) -> Option<GuestEvent> {
         Q::RESET { .. } => GuestEventKind::Reset,
         Q::SHUTDOWN { data, .. } => GuestEventKind::Shutdown { by_guest: data.guest },
         Q::GUEST_PANICKED { .. } => GuestEventKind::Panicked,
+        Q::NIC_RX_FILTER_CHANGED { .. } => GuestEventKind::CardChanged,
         _ => return None,
     };
     Some(GuestEvent { at: time_of(event.timestamp()), kind })

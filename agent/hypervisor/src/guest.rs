@@ -169,6 +169,14 @@ impl Guest {
         self.execute(qmp::announce_self(once)).await.map(drop)
     }
 
+    /// From now on [`GuestEventKind::CardChanged`] is told again, once for each card.
+    ///
+    /// # Errors
+    /// Those of any command.
+    pub async fn hear_of_cards(&self) -> Result<(), HypervisorError> {
+        self.execute(qmp::query_rx_filter { name: None }).await.map(drop)
+    }
+
     /// Ends QEMU, by `quit`, else SIGTERM, else SIGKILL, waits until it has ended, and removes its files. The guest is
     /// not asked. Can be repeated, and finishes the work for a QEMU that ended by itself.
     ///

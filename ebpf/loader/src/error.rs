@@ -48,9 +48,9 @@ pub enum DatapathError {
     /// The port map's pages could not be mapped.
     #[error("the port map's pages could not be mapped")]
     Mmap(#[source] io::Error),
-    /// A hold's queues could not be given their lanes.
-    #[error("the hold's queues could not be given their lanes; is it a tap with several queues?")]
-    Lanes {
+    /// The queues of a hold or tap could not be given their lanes or flows.
+    #[error("the queues could not be given their lanes or flows; is it a tap with several queues?")]
+    Queues {
         /// The kernel's answer.
         #[source]
         source: io::Error,

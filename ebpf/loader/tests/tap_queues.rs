@@ -5,12 +5,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{os::fd::AsFd as _, time::Duration};
 
 use support::{
+    crafted::{TRANSPORT, fragments, solicitation, tcp_super_frame},
     eventually,
-    frames::{Sender, of_flow},
-    tap::Tap,
+    frames::{Sender, answer, internet_checksum, number_of, of_flow},
+    tap::{Tap, VNET_HEADER},
     topology::{CARRY_ID, Fabric, Guest, Host, PEER_INDEX, Shape, assert_exact, assert_exact_flows},
 };
 use throughline_loader::{ALL_MARKERS, Mode};
@@ -95,6 +96,100 @@ fn a_slow_guest_loses_nothing_to_whichever_of_its_small_rings() {
     let guest = Guest::run(source.tap.queues(), Duration::from_micros(50));
     eventually("the line is empty", || pump.is_line_empty());
     assert_exact(&guest.finish(), 2_000);
+}
+
+/// Segment `number` of a connection.
+fn of_connection(connection: u16, number: u64) -> Vec<u8> {
+    let (_, mut frame) = tcp_super_frame(number, 100, 1_000);
+    frame[TRANSPORT..TRANSPORT + 2].copy_from_slice(&(30_000 + connection).to_be_bytes());
+    frame
+}
+
+/// The same frame from another address.
+fn from_address(number: u16, frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[28..30].copy_from_slice(&number.to_be_bytes());
+    frame[24..26].fill(0);
+    let checksum = internet_checksum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+    frame
+}
+
+/// What waits in the rings, ring by ring.
+fn waiting(queues: &[Tap]) -> Vec<Vec<u64>> {
+    let frames = |queue: &Tap| std::iter::from_fn(|| queue.read()).map(|frame| number_of(&frame).unwrap()).collect();
+    queues.iter().map(frames).collect()
+}
+
+/// Left to itself the kernel puts a flow's next frames where the guest last answered from, and there they overtake those
+/// that still wait in another ring.
+#[test]
+fn a_flow_keeps_its_queue_whichever_its_guest_answers_from() {
+    let fabric = fabric(10_000);
+    let source = &fabric.source;
+    let sender = fabric.peer.run(|| Sender::new("old0"));
+    let queues = queues(source);
+    let send = |numbers: std::ops::Range<u64>| {
+        let passed = source.port.counters().passed + numbers.end - numbers.start;
+        numbers.for_each(|number| sender.send(&of_flow(0, number)));
+        eventually("they are in a ring", || source.port.counters().passed == passed);
+    };
+    let answer_from = |queue: &Tap| queue.write(&[0; VNET_HEADER], &answer(0));
+    for (at, queue) in queues.iter().enumerate() {
+        answer_from(queue);
+        send(0..10);
+        let mut wanted = vec![Vec::new(); QUEUES];
+        wanted[at] = (0..10).collect();
+        assert_eq!(waiting(&queues), wanted, "where the guest answered from");
+    }
+
+    source.datapath.keep_flows(source.tap.dup().as_fd()).unwrap();
+    source.port.set_mode(Mode::Hold);
+    (0..100).for_each(|number| sender.send(&of_flow(0, number)));
+    eventually("they are held", || source.port.line() == 100);
+    let pump = source.release_to_tap();
+    eventually("the line is empty", || pump.is_line_empty());
+    for (queue, from) in queues.iter().zip((100..).step_by(10)) {
+        answer_from(queue);
+        send(from..from + 10);
+    }
+    let mut rings = waiting(&queues);
+    rings.retain(|ring| !ring.is_empty());
+    assert_eq!(rings, [(0..100 + 10 * QUEUES as u64).collect::<Vec<_>>()], "all in one ring, in order");
+}
+
+/// Which ring takes a frame.
+fn ring_of(queues: &[Tap], sender: &Sender, frame: &[u8]) -> usize {
+    sender.send(frame);
+    eventually("it is in a ring", || queues.iter().any(Tap::has_frames));
+    let at = queues.iter().position(Tap::has_frames).unwrap();
+    queues[at].read().unwrap();
+    at
+}
+
+#[test]
+fn flows_share_the_queues_and_keep_to_them() {
+    let fabric = fabric(10_000);
+    let source = &fabric.source;
+    source.datapath.keep_flows(source.tap.dup().as_fd()).unwrap();
+    let (queues, sender) = (queues(source), fabric.peer.run(|| Sender::new("old0")));
+    let sender6 = fabric.peer.run(|| Sender::of_type("old0", libc::ETH_P_IPV6 as u16));
+    let mut taken = [[0; QUEUES]; 3];
+    for flow in 0..FLOWS {
+        let of_tcp = of_connection(flow, 0);
+        let ring = ring_of(&queues, &sender, &of_tcp);
+        assert_eq!(ring_of(&queues, &sender, &of_connection(flow, 1)), ring, "TCP by its connection");
+        taken[0][ring] += 1;
+        let ring = ring_of(&queues, &sender, &from_address(flow, &of_flow(0, 0)));
+        for other in [of_flow(1, 7), fragments(flow)[0].clone(), fragments(flow)[2].clone()] {
+            assert_eq!(ring_of(&queues, &sender, &from_address(flow, &other)), ring, "all else by its addresses");
+        }
+        taken[1][ring] += 1;
+        taken[2][ring_of(&queues, &sender6, &solicitation(false, flow as u8))] += 1;
+    }
+    println!("queue by queue: {taken:?}");
+    let least = u32::from(FLOWS) / QUEUES as u32 / 3;
+    assert!(taken.iter().flatten().all(|flows| *flows >= least), "of {FLOWS} flows in each queue: {taken:?}");
 }
 
 /// A guest that has not loaded its driver, or has turned queues off: QEMU takes those out of service.

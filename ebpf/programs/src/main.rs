@@ -15,6 +15,7 @@
 #![feature(asm_experimental_arch)]
 
 mod land;
+mod flow;
 mod lane;
 mod maps;
 mod port;

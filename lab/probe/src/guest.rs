@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
+
 use crate::arrivals::{Arrival, Log};
 use crate::control::{self, GuestReport, Ports, Request, Response};
 use crate::load::{bulk, sink::Loads};
@@ -32,6 +35,9 @@ pub fn run(config: &Config) -> io::Result<()> {
     let echoes = echo::socket(SocketAddrV4::new(config.address, config.ports.echo))?;
     let session = current.clone();
     thread::spawn(move || {
+        if let Err(error) = stay_on_this_processor() {
+            eprintln!("echoes may be sent from several processors, in any order: {error}");
+        }
         let ended =
             echo::respond(&echoes, |packet, at_ns| session.get().note_echo(packet.session, packet.sequence, at_ns));
         eprintln!("packets are no longer echoed: {ended:?}");
@@ -66,6 +72,14 @@ pub fn run(config: &Config) -> io::Result<()> {
                 Conversation { peer: peer.ip(), current: &current, memory: &memory, loads: &loads }.hold(connection);
         });
     }
+}
+
+/// The kernel gives each datagram of a socket that is not connected to the card's queue of the processor it is sent from, and
+/// knows no order between queues: a thread that wanders would reorder by itself what it sends.
+fn stay_on_this_processor() -> nix::Result<()> {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu()?)?;
+    sched_setaffinity(Pid::from_raw(0), &here)
 }
 
 /// The session now served; the first one is nobody's.

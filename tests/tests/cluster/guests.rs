@@ -50,15 +50,31 @@ fn three_cards_on_two_networks_move_as_one() {
     assert_eq!(lab.guest_devices("h2"), Vec::<String>::new());
 }
 
+/// Each processor has a queue of the card to itself, and the agents find the queues again.
 #[test]
-fn several_processors_move() {
-    let lab = Lab::up("vcpus");
-    lab.boot_guest_with("", &["--vcpus", "3"]);
+fn several_processors_and_queues_move() {
+    let mut lab = Lab::up("vcpus");
+    lab.boot_guest_with("", &["--vcpus", "3", "--queues", "3"]);
     let mut probe = Probe::start(&lab);
-    for to in ["h2", "h1"] {
+    // The kernel counts those in service: the guest's driver has asked for all of them.
+    assert_eq!(lab.tap_queues("h1"), [3]);
+    thread::sleep(Duration::from_secs(2));
+    probe.assert_unnoticed(&lab, "nothing happened");
+    for (from, to) in [("h1", "h2"), ("h2", "h1")] {
         lab.migrate(to);
+        assert_eq!(lab.tap_queues(to), [3]);
         probe.assert_unnoticed(&lab, &format!("a guest with three processors moved to {to}"));
+        assert_eq!(lab.guest_devices(from), Vec::<String>::new(), "left behind on {from}");
     }
+
+    let agent = lab.kill_agent("h1");
+    wait_for("the agent is gone", Duration::from_secs(15), || (!lab.is_connected("h1")).then_some(()));
+    lab.start_again(&agent);
+    probe.assert_unnoticed(&lab, "the agent of its host was another");
+    lab.migrate("h2");
+    assert_eq!(lab.tap_queues("h2"), [3]);
+    probe.assert_unnoticed(&lab, "a guest with three processors moved that its agent had not started");
+    assert_eq!(lab.guest_devices("h1"), Vec::<String>::new(), "left behind on h1");
 }
 
 /// 64 MiB, half of them rewritten every second: faster than what the wire may take in the first move, not in the second.

@@ -52,7 +52,8 @@ impl Probe {
         let taps = [0, 1].map(|host| parse::<Sightings>(&self.observers[host].ask("take")).frames);
         let broken = broken(&report);
         if !broken.is_empty() {
-            let newest = lab.throughline(&["migration", "list", "--guest", GUEST]).done()["migrations"][0].take();
+            let mut list = lab.throughline(&["migration", "list", "--guest", GUEST]).done();
+            let newest = list["migrations"].get_mut(0).map(serde_json::Value::take).unwrap_or_default();
             let traces: Vec<_> = report.to_guest.lost_numbers.iter().map(|lost| trace(*lost, &taps)).collect();
             panic!(
                 "the network noticed that {what}: {}\n{}\nthe newest migration: {newest:#}",

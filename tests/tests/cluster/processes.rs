@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::lab::{Lab, wait_for};
 
@@ -70,6 +71,17 @@ impl Lab {
         let text = String::from_utf8_lossy(&links.stdout).into_owned();
         let names = text.lines().filter_map(|line| line.split(": ").nth(1));
         names.filter(|name| name.starts_with("tlt") || name.starts_with("tlh")).map(str::to_owned).collect()
+    }
+
+    /// How many queues the taps of guests on a node have in service.
+    pub(crate) fn tap_queues(&self, node: &str) -> Vec<u64> {
+        let taps = self.guest_devices(node).into_iter().filter(|name| name.starts_with("tlt"));
+        let queues = |tap: String| {
+            let link = self.on(node, &["ip", "-json", "-details", "link", "show", &tap]).output().unwrap();
+            let link: Value = serde_json::from_slice(&link.stdout).unwrap();
+            link[0]["linkinfo"]["info_data"]["numqueues"].as_u64().unwrap_or_else(|| panic!("{tap}: {link}"))
+        };
+        taps.map(queues).collect()
     }
 
     /// Ids of the daemons of ours on a node.

@@ -105,6 +105,7 @@ impl DestinationHands {
         let vm = self.host.launch(&self.plan.guest, ports, mtus, start).await?;
         self.watch_hypervisor(&vm);
         self.vm = Some(vm.clone());
+        self.host.keep_flows(ports).await?;
         vm.listen(self.host.config.vtep).await.map_err(hypervisor_failure)
     }
 

@@ -125,6 +125,7 @@ impl SourceHands {
     }
 
     async fn prepare(&self) -> Result<(), Failure> {
+        self.host.keep_flows(&self.resident.ports).await?;
         for (port, plan) in self.resident.ports.iter().zip(&self.plan.ports) {
             let marker = Path::Local { device: port.tap.name.clone() };
             self.host.netlink.set_marker(port.vni, plan.marker_mac, &marker).await.map_err(network_failure)?;
