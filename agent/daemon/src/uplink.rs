@@ -64,8 +64,24 @@ impl MigrationNews {
 
     /// Sends that this end has undone its part.
     pub fn aborted(&self, failure: Failure, report: v1::CutoverReport) {
+        self.send(self.undone(failure, report));
+    }
+
+    /// Will say, with [`MigrationNews::repeat`], that this end has settled. Not before the move has left this host's table:
+    /// whoever hears it may begin the next.
+    pub fn will_say_settled(&self, report: v1::CutoverReport) {
+        let step = v1::Step::Settled.into();
+        *lock(&self.last) = Some(v1::MigrationUpdate { step, report: Some(report), ..self.blank() });
+    }
+
+    /// Will say, as [`MigrationNews::will_say_settled`], that this end has undone its part.
+    pub fn will_say_aborted(&self, failure: Failure, report: v1::CutoverReport) {
+        *lock(&self.last) = Some(self.undone(failure, report));
+    }
+
+    fn undone(&self, failure: Failure, report: v1::CutoverReport) -> v1::MigrationUpdate {
         let step = v1::Step::Aborted.into();
-        self.send(v1::MigrationUpdate { step, failure: Some(failure.into()), report: Some(report), ..self.blank() });
+        v1::MigrationUpdate { step, failure: Some(failure.into()), report: Some(report), ..self.blank() }
     }
 
     fn blank(&self) -> v1::MigrationUpdate {

@@ -357,8 +357,8 @@ impl DestinationHands {
             DestinationReport::Committed(generation) => self.news.committed(generation, counted),
             DestinationReport::Running => self.news.step(v1::Step::Running, counted),
             DestinationReport::GateOpen => self.news.step(v1::Step::GateOpen, counted),
-            DestinationReport::Settled => self.news.step(v1::Step::Settled, counted),
-            DestinationReport::Aborted(failure) => self.news.aborted(failure, counted),
+            DestinationReport::Settled => self.news.will_say_settled(counted),
+            DestinationReport::Aborted(failure) => self.news.will_say_aborted(failure, counted),
         }
     }
 }

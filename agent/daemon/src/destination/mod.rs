@@ -58,11 +58,12 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
             }
             let machine = Destination::new(plan.generation, plan.limits, GatePeer::all(&plan));
             let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
-            let mut hands = DestinationHands::new(host.clone(), plan, events, caller, news);
+            let mut hands = DestinationHands::new(host.clone(), plan, events, caller, news.clone());
             drive(machine, &mut hands, &mut queue, host.clock).await;
             drop(hands);
             drop(frozen);
             host.moves.leave(&id);
+            news.repeat();
             host.look_again.notify_one();
         }
         .instrument(span),

@@ -368,8 +368,8 @@ impl SourceHands {
             SourceReport::Armed => self.news.step(v1::Step::Armed, counted),
             SourceReport::Paused => self.news.step(v1::Step::Paused, counted),
             SourceReport::LineEmpty => self.news.step(v1::Step::LineEmpty, counted),
-            SourceReport::Settled => self.news.step(v1::Step::Settled, counted),
-            SourceReport::Aborted(failure) => self.news.aborted(failure, counted),
+            SourceReport::Settled => self.news.will_say_settled(counted),
+            SourceReport::Aborted(failure) => self.news.will_say_aborted(failure, counted),
         }
     }
 

@@ -106,11 +106,12 @@ fn run(
                 Part::Resumed(machine, ports) => (machine, ports),
             };
             let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
-            let mut hands = SourceHands::new(host.clone(), plan, resident, ports, events, news);
+            let mut hands = SourceHands::new(host.clone(), plan, resident, ports, events, news.clone());
             drive(machine, &mut hands, &mut queue, host.clock).await;
             drop(hands);
             drop(frozen);
             host.moves.leave(&id);
+            news.repeat();
             host.look_again.notify_one();
         }
         .instrument(span),
