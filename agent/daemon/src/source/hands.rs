@@ -41,8 +41,9 @@ const QUIET: Duration = Duration::from_millis(100);
 const RESUME_AGAIN: Duration = Duration::from_millis(50);
 /// Longer than a frame takes from the program's verdict into the ring.
 const IN_FLIGHT: Duration = Duration::from_micros(300);
-/// How long a guest may take to read what is in its tap's ring.
-const TAKE_DEADLINE: Duration = Duration::from_millis(20);
+/// How long a guest may take to read what is in its tap's ring: with nothing new coming it will have read, and made room for,
+/// all that its own ring takes.
+const TAKE_DEADLINE: Duration = Duration::from_millis(100);
 /// Pause that QEMU adds to the last memory: stopping, devices, starting.
 const FIXED_PAUSE_US: u64 = 1_000;
 
