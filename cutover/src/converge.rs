@@ -5,10 +5,10 @@
 //! `migration_update_counters`), and frames are held from shortly before that:
 //!
 //! 1. at full rate until little is left of a pass over memory, at least of the second;
-//! 2. *brake*, once the give-up is on disk: QEMU sends a page at the beginning of each slot and sleeps out the rest. That shows where the slots are, and
-//!    keeps it from going over memory a thousand times a second meanwhile (each time a chance for QEMU's TCG to miss a
-//!    write that comes just then). A guest of which much is left every time is not braked: QEMU's rate changes with every
-//!    slot, which shows them too;
+//! 2. *brake*, once the give-up is on disk: QEMU sends a page at the beginning of each slot and sleeps out the rest. That
+//!    shows where the slots are, and keeps it from going over memory a thousand times a second meanwhile (each time a
+//!    chance for QEMU's TCG to miss a write that comes just then). A guest of which much is left every time is not braked:
+//!    QEMU's rate changes with every slot, which shows them too;
 //! 3. arm, and let go.
 
 use std::{fmt, time::Duration};

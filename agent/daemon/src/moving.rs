@@ -75,15 +75,18 @@ impl Host {
         };
         let datapath = self.datapath.clone();
         let handle = off_the_loop(move || datapath.open_port(&config)).await?;
-        Ok(MovingPort {
-            port,
-            plan: plan.clone(),
-            handle,
-            lanes: Vec::new(),
-            pace: release_pace(&self.config),
-            pump: None,
-            _share: Some(share),
-        })
+        Ok(self.moving_port(port, plan, handle, Some(share)))
+    }
+
+    fn moving_port(
+        &self,
+        port: Arc<ResidentPort>,
+        plan: &PortPlan,
+        handle: PortHandle,
+        share: Option<OwnedSemaphorePermit>,
+    ) -> MovingPort {
+        let pace = release_pace(&self.config);
+        MovingPort { port, plan: plan.clone(), handle, lanes: Vec::new(), pace, pump: None, _share: share }
     }
 
     fn share_of_hold_memory(&self) -> Result<OwnedSemaphorePermit, Failure> {
@@ -106,15 +109,7 @@ impl Host {
     pub async fn adopt_port(&self, port: Arc<ResidentPort>, plan: &PortPlan) -> Result<MovingPort, Failure> {
         let (datapath, tap) = (self.datapath.clone(), port.tap.index);
         let handle = off_the_loop(move || datapath.adopt_port(tap)).await?;
-        Ok(MovingPort {
-            port,
-            plan: plan.clone(),
-            handle,
-            lanes: Vec::new(),
-            pace: release_pace(&self.config),
-            pump: None,
-            _share: None,
-        })
+        Ok(self.moving_port(port, plan, handle, None))
     }
 
     /// Lets carried frames and markers of a port land here.

@@ -25,10 +25,12 @@ const GRANULARITY: u32 = 512;
 const ANCHORS_HOLD: std::ops::RangeInclusive<(i64, i64)> = (7, 2)..=(8, 2);
 
 impl Guest {
-    /// At both ends, before memory moves; at the destination that is all, for there the bitmap comes with the guest.
-    pub(crate) async fn add_anchor_node(&self) -> Result<(), HypervisorError> {
-        if self.anchor().await?.is_some() {
-            return Ok(());
+    /// At both ends, before memory moves; at the destination that is all, for there the bitmap comes with the guest. True if
+    /// it has come already.
+    pub(crate) async fn add_anchor_node(&self) -> Result<bool, HypervisorError> {
+        let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
+        if let Some(node) = nodes.into_iter().find(|node| node.node_name.as_deref() == Some(ANCHOR)) {
+            return Ok(node.dirty_bitmaps.is_some_and(|bitmaps| !bitmaps.is_empty()));
         }
         let base = qmp::BlockdevOptionsBase {
             node_name: Some(ANCHOR.to_owned()),
@@ -41,7 +43,8 @@ impl Guest {
         };
         let size = Some(BITS * i64::from(GRANULARITY));
         let null_co = qmp::BlockdevOptionsNull { size, read_zeroes: Some(true), latency_ns: None };
-        self.execute(qmp::blockdev_add(qmp::BlockdevOptions::null_co { base, null_co })).await.map(drop)
+        self.execute(qmp::blockdev_add(qmp::BlockdevOptions::null_co { base, null_co })).await?;
+        Ok(false)
     }
 
     /// Source: from now on a migration does not end before [`Guest::let_stop`].
@@ -50,8 +53,7 @@ impl Guest {
         if !ANCHORS_HOLD.contains(&(major, minor)) {
             return Err(HypervisorError::Version { guest: self.name().clone(), major, minor });
         }
-        self.add_anchor_node().await?;
-        if self.anchor().await?.is_some_and(|node| !node.dirty_bitmaps.unwrap_or_default().is_empty()) {
+        if self.add_anchor_node().await? {
             return Ok(());
         }
         let bitmap = qmp::BlockDirtyBitmapAdd {
@@ -62,10 +64,5 @@ impl Guest {
             disabled: None,
         };
         self.execute(qmp::block_dirty_bitmap_add(bitmap)).await.map(drop)
-    }
-
-    async fn anchor(&self) -> Result<Option<qmp::BlockDeviceInfo>, HypervisorError> {
-        let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
-        Ok(nodes.into_iter().find(|node| node.node_name.as_deref() == Some(ANCHOR)))
     }
 }

@@ -115,11 +115,7 @@ fn cutover(rate: u32, length: Duration) {
     let_pass(length / 8);
     traffic.flip();
     eventually("frames come the new way", || destination.port.line() > 0);
-    eventually("the source's line is empty", || pump.is_line_empty());
-    eventually("all markers are in", || {
-        destination.datapath.markers_seen(CARRY_ID, PEER_INDEX).unwrap() == ALL_MARKERS
-    });
-    let gate = destination.release_to_tap();
+    let gate = destination.open_gate_after(&pump, CARRY_ID);
     eventually("the gate is open", || gate.is_line_empty());
     let_pass(length / 4);
     let sent = traffic.stop();

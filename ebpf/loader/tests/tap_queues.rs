@@ -12,9 +12,9 @@ use support::{
     eventually,
     frames::{Sender, answer, internet_checksum, number_of, of_flow},
     tap::{Tap, VNET_HEADER},
-    topology::{CARRY_ID, Fabric, Guest, Host, PEER_INDEX, Shape, assert_exact, assert_exact_flows},
+    topology::{CARRY_ID, Fabric, Guest, Host, Shape, assert_exact, assert_exact_flows},
 };
-use throughline_loader::{ALL_MARKERS, Mode};
+use throughline_loader::Mode;
 
 const QUEUES: usize = 3;
 /// So many that no queue has none of them.
@@ -65,11 +65,7 @@ fn a_guest_with_several_queues_moves_and_no_flow_notices() {
     std::thread::sleep(WHILE);
     traffic.flip();
     eventually("frames come the new way", || destination.port.line() > 0);
-    eventually("the source's line is empty", || pump.is_line_empty());
-    eventually("all markers are in", || {
-        destination.datapath.markers_seen(CARRY_ID, PEER_INDEX).unwrap() == ALL_MARKERS
-    });
-    let gate = destination.release_to_tap();
+    let gate = destination.open_gate_after(&pump, CARRY_ID);
     eventually("the gate is open", || gate.is_line_empty());
     std::thread::sleep(WHILE);
     let sent = traffic.stop();

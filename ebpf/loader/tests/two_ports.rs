@@ -17,9 +17,9 @@ use support::{
     eventually,
     frames::{Sender, numbered},
     second_port::{Address, FIRST, SECOND, SecondPort},
-    topology::{Fabric, Host, PEER_INDEX, Shape, assert_exact},
+    topology::{Fabric, Host, Shape, assert_exact},
 };
-use throughline_loader::{ALL_MARKERS, Mode};
+use throughline_loader::Mode;
 
 const WHILE: Duration = Duration::from_millis(60);
 
@@ -102,14 +102,7 @@ fn two_ports_move_at_the_same_time() {
     let pumps = [first_pump, second_pump];
     std::thread::sleep(WHILE / 6);
     traffic.flips[1].store(true, SeqCst);
-    let gates = [0, 1].map(|at| {
-        let carry_id = [FIRST, SECOND][at].carry_id;
-        eventually("the source's line is empty", || pumps[at].is_line_empty());
-        eventually("all markers are in", || {
-            destinations[at].datapath.markers_seen(carry_id, PEER_INDEX).unwrap() == ALL_MARKERS
-        });
-        destinations[at].release_to_tap()
-    });
+    let gates = [0, 1].map(|at| destinations[at].open_gate_after(&pumps[at], [FIRST, SECOND][at].carry_id));
     for gate in &gates {
         eventually("the gate is open", || gate.is_line_empty());
     }

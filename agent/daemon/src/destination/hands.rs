@@ -12,10 +12,7 @@ use throughline_cutover::{
 use throughline_hypervisor::{FdRole, Guest, GuestEventKind, MigrationStatus};
 use throughline_loader::{Mode, are_all_in};
 use throughline_wire::v1::{self, from_destination::Message};
-use tokio::{
-    sync::mpsc,
-    task::{AbortHandle, JoinSet},
-};
+use tokio::{sync::mpsc, task::JoinSet};
 use tracing::{info, warn};
 
 use crate::{
@@ -49,7 +46,6 @@ pub(super) struct DestinationHands {
     news: MigrationNews,
     vm: Option<Guest>,
     /// Ends with the QEMU it watches.
-    watcher: Option<AbortHandle>,
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     waits: JoinSet<()>,
@@ -71,7 +67,6 @@ impl DestinationHands {
             to_source: None,
             news,
             vm: None,
-            watcher: None,
             ports: Arc::default(),
             report: Arc::default(),
             waits: JoinSet::new(),
@@ -112,7 +107,7 @@ impl DestinationHands {
     fn watch_hypervisor(&mut self, vm: &Guest) {
         let mut from_qemu = vm.events();
         let (events, report) = (self.events.clone(), self.report.clone());
-        let watcher = self.waits.spawn(async move {
+        self.waits.spawn(async move {
             while let Some(event) = next(&mut from_qemu).await {
                 let meaning = match event.kind {
                     GuestEventKind::Migration(MigrationStatus::Completed) => {
@@ -132,7 +127,6 @@ impl DestinationHands {
                 let _ = events.send(meaning);
             }
         });
-        self.watcher = Some(watcher);
     }
 
     fn record_commit(&mut self) {

@@ -22,7 +22,8 @@ use std::{
 
 use throughline_abi::{MARKERS, MarkerPayload, marker_frame};
 use throughline_loader::{
-    AttachVia, Datapath, Direction, Exit, Mode, Options, PortConfig, PortHandle, PortState, Pump, PumpOptions,
+    ALL_MARKERS, AttachVia, Datapath, Direction, Exit, Mode, Options, PortConfig, PortHandle, PortState, Pump,
+    PumpOptions,
 };
 
 use super::{
@@ -124,6 +125,13 @@ impl Host {
     /// As [`PortHandle::close`], from inside the host's namespace.
     pub(crate) fn close(&self) -> PortState {
         self.netns.run(|| self.port.close().unwrap())
+    }
+
+    /// At the destination: opens the gate when the source's line is empty and all of the peer's markers are in.
+    pub(crate) fn open_gate_after(&self, source: &Pump, carry_id: u32) -> Pump {
+        eventually("the source's line is empty", || source.is_line_empty());
+        eventually("all markers are in", || self.datapath.markers_seen(carry_id, PEER_INDEX).unwrap() == ALL_MARKERS);
+        self.release_to_tap()
     }
 
     /// Into its own tap.
