@@ -13,7 +13,7 @@ use throughline_wire::v1::{self, from_source};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
-    time::MissedTickBehavior,
+    time::{Instant, MissedTickBehavior},
 };
 use tracing::{info, warn};
 
@@ -41,9 +41,14 @@ const QUIET: Duration = Duration::from_millis(100);
 const RESUME_AGAIN: Duration = Duration::from_millis(50);
 /// Longer than a frame takes from the program's verdict into the ring.
 const IN_FLIGHT: Duration = Duration::from_micros(300);
-/// How long a guest may take to read what is in its tap's ring: with nothing new coming it will have read, and made room for,
-/// all that its own ring takes.
-const TAKE_DEADLINE: Duration = Duration::from_millis(100);
+/// How long a guest may take to read what is in its tap's ring: a full one, 20,000 frames a second. Nothing new comes
+/// meanwhile, so one that reads at all gets there, and nobody waits for one that does not.
+const TAKE_DEADLINE: Duration = Duration::from_millis(1600);
+/// A guest that takes longer than this is behind: its own ring is full, and QEMU has the last frame in hand until there is room.
+/// The slot is missed anyway.
+const IN_STEP: Duration = Duration::from_millis(10);
+/// How long such a guest may take to make room.
+const IN_HAND: Duration = Duration::from_millis(10);
 /// Pause that QEMU adds to the last memory: stopping, devices, starting.
 const FIXED_PAUSE_US: u64 = 1_000;
 
@@ -176,9 +181,12 @@ impl SourceHands {
         lock(&self.report).armed_at_ns = real_ns();
         // A frame that `steer` let pass just before may still be on its way into the ring, on another processor.
         tokio::time::sleep(IN_FLIGHT).await;
+        let began = Instant::now();
         let taken = until(|| !lock(&self.ports).iter().any(MovingPort::tap_is_waiting));
         if tokio::time::timeout(TAKE_DEADLINE, taken).await.is_err() {
             warn!("the guest does not take its frames; what is in its tap's ring goes to the front of the line");
+        } else if began.elapsed() > IN_STEP {
+            tokio::time::sleep(IN_HAND).await;
         }
     }
 
