@@ -30,8 +30,8 @@ use crate::peer::Retransmission;
 /// After the last packet was sent: by then all should have arrived.
 const DRAIN: Duration = Duration::from_millis(1500);
 
-/// How often the guest is asked again for those that have not; only what has not arrived by then is lost. An emulated guest
-/// that is behind has tens of thousands of packets before it.
+/// How often the guest is asked again for those that have not, as long as each time there are fewer: an emulated guest that
+/// is behind has tens of thousands of packets before it, and has not lost them.
 const LATE: u32 = 4;
 
 /// Which load, and how much.
@@ -123,20 +123,25 @@ impl Load {
         })
     }
 
-    /// Asks the guest what arrived of `sent`, and again while something is missing.
+    /// Asks the guest what arrived of `sent`, and again while something is missing and more arrives.
     fn ask_guest(&mut self, sent: Vec<u64>) -> io::Result<sink::Counts> {
         let all: u64 = sent.iter().sum();
         let request = Request::LoadEnd { load: self.id, sent };
-        let mut asked = 0;
-        loop {
-            thread::sleep(DRAIN);
-            let Response::Load(guest) = self.control.ask(&request)? else {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the guest's answer was another one's"));
-            };
-            if guest.arrived == all || asked == LATE {
+        let mut arrived = None;
+        for _ in 0..LATE {
+            let guest = self.ask_after_a_while(&request)?;
+            if guest.arrived == all || arrived.replace(guest.arrived) == Some(guest.arrived) {
                 return Ok(guest);
             }
-            asked += 1;
+        }
+        self.ask_after_a_while(&request)
+    }
+
+    fn ask_after_a_while(&mut self, request: &Request) -> io::Result<sink::Counts> {
+        thread::sleep(DRAIN);
+        match self.control.ask(request)? {
+            Response::Load(guest) => Ok(guest),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the guest's answer was another one's")),
         }
     }
 }

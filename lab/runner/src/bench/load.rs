@@ -37,9 +37,15 @@ const BULK: Flood = Flood { peer: 0, pps: 0, flows: 1, bulk: true };
 const BESIDE: u32 = 200;
 
 /// Under which all ways are compared.
-pub(super) const COMPARED: [Load; 4] = [
+pub(super) const COMPARED: [Load; 5] = [
     Load { name: "paced", title: "2,000 packets/s each way, echoed", paced: 2000, floods: &[] },
     Load { name: "fast", title: "20,000 packets/s to the guest", paced: BESIDE, floods: &[udp(0, 20_000, 1)] },
+    Load {
+        name: "most",
+        title: "60,000 packets/s to the guest, more than it takes",
+        paced: BESIDE,
+        floods: &[udp(0, 60_000, 1)],
+    },
     Load { name: "bulk", title: "TCP bulk, each way", paced: BESIDE, floods: &[BULK] },
     Load {
         name: "flows",
@@ -71,7 +77,7 @@ mod tests {
 
     #[test]
     fn loads_are_what_their_titles_say() {
-        let flows = COMPARED[3].floods;
+        let flows = COMPARED[4].floods;
         assert_eq!(flows.iter().map(|flood| flood.flows).sum::<u32>(), 64);
         assert_eq!(flows.iter().map(|flood| flood.pps).sum::<u32>(), 6000);
         assert!(COMPARED.iter().chain(&HEAVY).flat_map(|load| load.floods).all(|flood| flood.peer < 3));

@@ -27,8 +27,12 @@ const WARM_UP: Duration = Duration::from_millis(1000);
 /// After a move: late retransmissions (a timeout takes TCP at least 200 ms) still belong to it.
 const AFTERMATH: Duration = Duration::from_millis(700);
 
-/// After a window's last packet was sent: what has not arrived by then is lost.
+/// After a window's last packet was sent: by then all should have arrived. What has not is waited for as long again, and
+/// again while there is less and less of it: a guest that is behind has not lost it.
 const DRAIN: Duration = Duration::from_millis(1500);
+
+/// How often it is waited for.
+const LATE: u32 = 4;
 
 /// How long a window without a move is.
 const STILL: Duration = Duration::from_secs(2);
@@ -126,7 +130,7 @@ impl<'a> Traffic<'a> {
         floods.iter_mut().try_for_each(|flood| flood.tell("finish"))?;
         signals::sleep(DRAIN)?;
         let reports: Vec<load::Report> = floods.iter_mut().map(|flood| flood.answer(ANSWER)).collect::<Result<_>>()?;
-        let report: Report = self.paced.ask(&format!("report {from} {to}"), ANSWER)?;
+        let report = self.report(from, to)?;
         let window = Window::of(moved, &report, &reports);
         // The stream's faults are counted from its start on.
         let before = std::mem::replace(&mut self.faults, Faults::of(&report));
@@ -135,6 +139,24 @@ impl<'a> Traffic<'a> {
             damaged: window.damaged.saturating_sub(before.damaged),
             ..window
         })
+    }
+
+    /// What the paced probes saw between two marks.
+    fn report(&mut self, from: usize, to: usize) -> Result<Report> {
+        let question = format!("report {from} {to}");
+        let missing = |report: &Report| report.to_guest.lost + report.echoes.lost + report.from_guest.lost;
+        let mut report: Report = self.paced.ask(&question, ANSWER)?;
+        for _ in 0..LATE {
+            if missing(&report) == 0 {
+                break;
+            }
+            signals::sleep(DRAIN)?;
+            let before = missing(&std::mem::replace(&mut report, self.paced.ask(&question, ANSWER)?));
+            if missing(&report) == before {
+                break;
+            }
+        }
+        Ok(report)
     }
 }
 
