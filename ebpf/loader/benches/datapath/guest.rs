@@ -28,6 +28,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::support::{
     netns::{Netns, ip, run},
+    queues::run_on,
     tap::Tap,
     topology::{Fabric, Host},
 };
@@ -170,10 +171,13 @@ impl Stream {
         let mut writer = sender.try_clone().unwrap();
         let threads = vec![
             std::thread::spawn(move || {
+                run_on(1);
                 let buffer = vec![0; 512 * 1024];
                 while writer.write_all(&buffer).is_ok() {}
             }),
             std::thread::spawn(move || {
+                // Where the frames are received: see `rps_cpus`.
+                run_on(0);
                 // Thrown away in the kernel: the path is measured, not the reader.
                 loop {
                     // SAFETY: with MSG_TRUNC TCP writes nothing to the buffer, which may be null.
