@@ -73,6 +73,9 @@ pub struct Endpoint {
     pub port: Port,
     /// Prefix length of its IPv4 addresses.
     pub prefix_len: u8,
+    /// Generation of its binding. Those on record from before it was counted have the first.
+    #[serde(default = "Generation::first")]
+    pub generation: Generation,
 }
 
 /// Who owns a port.
