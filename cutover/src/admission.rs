@@ -18,7 +18,8 @@ pub use migrate::{MigrationRequest, Verdict, cancel, migrate, resolve};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Boot, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Network, NetworkName, Port, PortId, Queues,
+    Boot, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Mandate, Network, NetworkName,
+    OwnedGuest, Port, PortId, Queues,
 };
 
 /// A network card as asked for: number and, if the caller left it open, MAC address are still to be allotted.
@@ -101,6 +102,17 @@ pub struct Enrolment {
     pub agent_version: String,
     /// Runs no guests.
     pub peer_only: bool,
+}
+
+/// How an agent begins its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting {
+    /// What it says of its host.
+    pub enrolment: Enrolment,
+    /// The highest mandate it has obeyed; `None`: it belongs to no fabric yet.
+    pub obeyed: Option<Mandate>,
+    /// Every guest the host owns.
+    pub guests: Vec<OwnedGuest>,
 }
 
 /// A host, as far as policy asks.

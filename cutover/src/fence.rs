@@ -52,6 +52,15 @@ impl Mandate {
     }
 }
 
+/// What an operator vouches for when a destination is gone for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// It does not run the guest and never will.
+    GuestStays,
+    /// It runs the guest.
+    GuestLeft,
+}
+
 /// What a host does with a mandate it may obey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Obedience {
