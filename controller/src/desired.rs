@@ -59,11 +59,7 @@ pub(crate) fn desired(record: &Record, unknown: &[Binding], host: &HostName) -> 
     Desired {
         networks: networks.collect(),
         guests: guests
-            .map(|guest| DesiredGuest {
-                spec: guest.spec.clone(),
-                generation: guest.generation,
-                boot: !guest.started,
-            })
+            .map(|guest| DesiredGuest { spec: guest.spec.clone(), generation: guest.generation, boot: !guest.started })
             .collect(),
         endpoints: record.endpoints().values().filter(|endpoint| endpoint.host == *host).cloned().collect(),
         removals: record.removals(host).cloned().collect(),

@@ -115,7 +115,8 @@ impl Links {
 
     /// Tells everybody who has been greeted of a new mandate.
     pub(crate) fn welcome_all(&mut self, mandate: &Mandate) {
-        for (host, session) in self.by_host.iter().map(|(host, link)| (host.clone(), link.session)).collect::<Vec<_>>() {
+        for (host, session) in self.by_host.iter().map(|(host, link)| (host.clone(), link.session)).collect::<Vec<_>>()
+        {
             if self.by_host.get(&host).is_some_and(|link| link.early.is_none()) {
                 self.welcome(&host, session, mandate);
             }

@@ -7,8 +7,8 @@ mod removal;
 use std::{collections::BTreeMap, fmt::Display, net::Ipv4Addr};
 
 pub(crate) use migration::{Happening, MigrationRecord, Snapshot};
-pub(crate) use removal::{Report, What};
 use removal::Removal;
+pub(crate) use removal::{Report, What};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use throughline_cutover::{

@@ -2,11 +2,11 @@
 
 use std::{future::Future, path::PathBuf, time::Duration};
 
+use throughline_cutover::{Mandate, Term};
 use throughline_wire::{
     DESCRIPTORS,
     v1::{agent_link_server::AgentLinkServer, fabric_server::FabricServer},
 };
-use throughline_cutover::{Mandate, Term};
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},

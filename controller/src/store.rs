@@ -30,15 +30,8 @@ pub(crate) enum Table {
 
 impl Table {
     /// Every table.
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Meta,
-        Self::Networks,
-        Self::Hosts,
-        Self::Guests,
-        Self::Endpoints,
-        Self::Migrations,
-        Self::Removals,
-    ];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Meta, Self::Networks, Self::Hosts, Self::Guests, Self::Endpoints, Self::Migrations, Self::Removals];
 
     /// Its name on disk.
     pub(crate) const fn name(self) -> &'static str {

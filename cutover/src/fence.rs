@@ -174,7 +174,8 @@ pub fn end(guest: &GuestName, held: Generation, ordered: Generation) -> Result<(
 
 /// An instruction on a guest that a newer generation has overtaken.
 pub fn stale_generation(guest: &GuestName, ordered: Generation, beat: Generation) -> Failure {
-    let message = format!("guest {guest} is at generation {beat}; an order for generation {ordered} is older and was refused");
+    let message =
+        format!("guest {guest} is at generation {beat}; an order for generation {ordered} is older and was refused");
     Failure::new("STALE_GENERATION", message)
 }
 
@@ -313,16 +314,25 @@ mod tests {
         let recorded = |is_here, generation, arriving: Option<u64>| {
             Some(Recorded { is_here, generation: Generation(generation), arriving: arriving.map(Generation) })
         };
-        let ownership = |held, recorded, ended: Option<u64>| ownership(Generation(held), recorded, ended.map(Generation));
+        let ownership =
+            |held, recorded, ended: Option<u64>| ownership(Generation(held), recorded, ended.map(Generation));
         assert_eq!(ownership(1, None, None), Ownership::Unknown);
         assert_eq!(ownership(1, recorded(true, 1, None), None), Ownership::AsRecorded);
         assert_eq!(ownership(1, recorded(true, 3, None), None), Ownership::AsRecorded, "it is told to raise it");
         assert_eq!(ownership(2, recorded(false, 1, None), None), Ownership::TakeOver);
         assert_eq!(ownership(2, recorded(true, 1, None), None), Ownership::TakeOver, "there and back again");
-        assert_eq!(ownership(2, recorded(false, 1, Some(2)), None), Ownership::AsRecorded, "its coordinator will hear of it");
+        assert_eq!(
+            ownership(2, recorded(false, 1, Some(2)), None),
+            Ownership::AsRecorded,
+            "its coordinator will hear of it"
+        );
         assert_eq!(ownership(1, recorded(false, 2, None), None), Ownership::End(Generation(1)));
         assert_eq!(ownership(2, recorded(false, 2, None), None), Ownership::End(Generation(2)));
-        assert_eq!(ownership(2, recorded(true, 3, None), Some(2)), Ownership::End(Generation(2)), "its name was used again");
+        assert_eq!(
+            ownership(2, recorded(true, 3, None), Some(2)),
+            Ownership::End(Generation(2)),
+            "its name was used again"
+        );
         assert_eq!(ownership(3, None, Some(2)), Ownership::Unknown, "newer than what was deleted");
     }
 }

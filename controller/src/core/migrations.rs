@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use throughline_cutover::{
-    Binding, CoordinatorEffect, CoordinatorEvent, Failure, Generation, GuestName, HostName, Limits, News, RebindId, Role,
-    Step,
+    Binding, CoordinatorEffect, CoordinatorEvent, Failure, Generation, GuestName, HostName, Limits, News, RebindId,
+    Role, Step,
     admission::{self, Denial, MigrationRequest, Verdict},
     fence::Word,
 };

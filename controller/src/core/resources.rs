@@ -95,7 +95,8 @@ impl Core {
 
     /// Hosts after a name, and whether there are more.
     pub(crate) fn hosts(&self, after: Option<&HostName>, size: usize) -> (Vec<HostView>, bool) {
-        let names: BTreeSet<_> = keys_after(self.record.hosts(), after).chain(keys_after(&self.strangers, after)).collect();
+        let names: BTreeSet<_> =
+            keys_after(self.record.hosts(), after).chain(keys_after(&self.strangers, after)).collect();
         page_of(names.into_iter().filter_map(|name| self.find_host(name)), size)
     }
 
@@ -144,7 +145,8 @@ impl Core {
         host: Option<&HostName>,
         size: usize,
     ) -> (Vec<GuestView>, bool) {
-        let names: BTreeSet<_> = keys_after(self.record.guests(), after).chain(keys_after(&self.unknown, after)).collect();
+        let names: BTreeSet<_> =
+            keys_after(self.record.guests(), after).chain(keys_after(&self.unknown, after)).collect();
         let all = names.into_iter().filter_map(|name| self.guest_view(name));
         page_of(all.filter(|it| host.is_none_or(|host| it.host == *host)), size)
     }

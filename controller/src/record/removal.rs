@@ -100,12 +100,12 @@ impl Record {
 
     /// A network is there again.
     pub(crate) fn revive_network(&mut self, vni: Vni) {
-        self.settle_removals(|it| it.what == What::Network { vni }, |removal| removal.hosts.clear());
+        self.settle_removals(|it| it.what == What::Network { vni }, None);
     }
 
     /// A host is no more.
     pub(crate) fn forget_removals_of(&mut self, host: &HostName) {
-        self.settle_removals(|it| it.hosts.contains(host), |removal| drop(removal.hosts.remove(host)));
+        self.settle_removals(|it| it.hosts.contains(host), Some(host));
     }
 
     /// Takes note of what is gone from a host by its own word.
@@ -121,7 +121,7 @@ impl Record {
                     What::Endpoint { .. } | What::Network { .. } => heard && report.all_done,
                 }
         };
-        self.settle_removals(gone, |removal| drop(removal.hosts.remove(host)));
+        self.settle_removals(gone, Some(host));
     }
 
     fn order(&mut self, what: What, hosts: BTreeSet<HostName>) {
@@ -132,11 +132,12 @@ impl Record {
         }
     }
 
-    fn settle_removals(&mut self, which: impl Fn(&Removal) -> bool, change: impl Fn(&mut Removal)) {
+    /// Nothing of these is left to do at one host, or at any.
+    fn settle_removals(&mut self, which: impl Fn(&Removal) -> bool, host: Option<&HostName>) {
         let keys: Vec<_> = self.removals.iter().filter(|(_, it)| which(it)).map(|(key, _)| key.clone()).collect();
         for key in keys {
             let Some(removal) = self.removals.get_mut(&key) else { continue };
-            change(removal);
+            removal.hosts.retain(|it| host.is_some_and(|host| host != it));
             if removal.hosts.is_empty() {
                 self.removals.remove(&key);
                 self.remove(Table::Removals, &key);

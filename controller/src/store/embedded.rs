@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
-use redb::{Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError,
+};
 use serde_json::Value;
 
 use super::{Change, Store, StoreError, Table};
@@ -64,9 +66,7 @@ impl EmbeddedStore {
         let Some(value) = meta.get(FORMAT_KEY).map_err(failed)? else { return Ok(None) };
         match serde_json::from_slice(value.value()) {
             Ok(found) => Ok(Some(found)),
-            Err(source) => {
-                Err(StoreError::Value { table: Table::Meta.name(), key: FORMAT_KEY.to_owned(), source })
-            }
+            Err(source) => Err(StoreError::Value { table: Table::Meta.name(), key: FORMAT_KEY.to_owned(), source }),
         }
     }
 
@@ -77,7 +77,6 @@ impl EmbeddedStore {
         }
         transaction.commit().map_err(failed)
     }
-
 }
 
 impl Store for EmbeddedStore {

@@ -87,9 +87,13 @@ pub enum Denial {
     RequestIdReused { migration: String },
     #[error("all port numbers have been used; this fabric cannot make another port")]
     PortsExhausted,
-    #[error("migration {migration} is not being undone, so there is nothing to resolve; cancel it first if it has not committed")]
+    #[error(
+        "migration {migration} is not being undone, so there is nothing to resolve; cancel it first if it has not committed"
+    )]
     NotUnresolved { migration: String },
-    #[error("the agent of {host}, the destination of migration {migration}, is connected and decides itself; wait for its word")]
+    #[error(
+        "the agent of {host}, the destination of migration {migration}, is connected and decides itself; wait for its word"
+    )]
     DestinationConnected { migration: String, host: HostName },
     #[error("this controller has stood down and commands nobody: {0}")]
     StoodDown(Failure),

@@ -36,7 +36,8 @@ impl Coordinator {
             return Vec::new();
         }
         if self.resolved == Some(true) {
-            let words = format!("{} committed all the same; the guest stays, its copy ends", self.end_name(Role::Destination));
+            let words =
+                format!("{} committed all the same; the guest stays, its copy ends", self.end_name(Role::Destination));
             return vec![self.event(words), CoordinatorEffect::Settle { role: Role::Destination }];
         }
         if generation != self.plan.generation.next() {

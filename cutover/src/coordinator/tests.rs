@@ -204,7 +204,8 @@ fn a_commit_that_comes_after_an_operators_word_changes_nothing() {
     let mut play = unresolved();
     play.at(2000, CoordinatorEvent::Resolve { guest_stays: true });
     play.at(2100, CoordinatorEvent::HostBack(host("h2"))).news(2101, Role::Destination, Step::Committed);
-    let owns = |it: &CoordinatorEffect| matches!(it, CoordinatorEffect::RecordOwner { .. } | CoordinatorEffect::Rebind { .. });
+    let owns =
+        |it: &CoordinatorEffect| matches!(it, CoordinatorEffect::RecordOwner { .. } | CoordinatorEffect::Rebind { .. });
     assert!(!last(&play).iter().any(owns), "{:?}", last(&play));
     assert!(last(&play).contains(&CoordinatorEffect::Settle { role: Role::Destination }));
 }

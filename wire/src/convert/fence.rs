@@ -8,11 +8,7 @@ use crate::v1;
 impl TryFrom<v1::Mandate> for Mandate {
     type Error = InvalidField;
     fn try_from(mandate: v1::Mandate) -> Result<Self, InvalidField> {
-        Ok(Self {
-            fabric: parse("fabric_id", &mandate.fabric_id)?,
-            term: Term(mandate.term),
-            life: mandate.life,
-        })
+        Ok(Self { fabric: parse("fabric_id", &mandate.fabric_id)?, term: Term(mandate.term), life: mandate.life })
     }
 }
 
@@ -29,7 +25,11 @@ impl TryFrom<v1::OwnedGuest> for OwnedGuest {
         let spec: throughline_cutover::GuestSpec =
             required("spec", guest.spec)?.try_into().map_err(|e: InvalidField| e.within("spec"))?;
         if guest.vnis.len() != spec.ports.len() {
-            let words = format!("has {} entries; give one for each of the guest's {} ports", guest.vnis.len(), spec.ports.len());
+            let words = format!(
+                "has {} entries; give one for each of the guest's {} ports",
+                guest.vnis.len(),
+                spec.ports.len()
+            );
             return Err(InvalidField::new("vnis", Problem::Other(words)));
         }
         let vnis = guest.vnis.into_iter().enumerate().map(|(at, vni)| number(&format!("vnis[{at}]"), vni));
@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn an_owned_guest_has_a_vni_a_port() {
-        let port = v1::Port { id: 7, network: "blue".into(), mac: "02:00:00:00:00:07".into(), ips: vec!["10.7.0.10".into()] };
+        let port =
+            v1::Port { id: 7, network: "blue".into(), mac: "02:00:00:00:00:07".into(), ips: vec!["10.7.0.10".into()] };
         let boot = v1::Boot { kernel: "/k".into(), ..Default::default() };
         let (name, ports) = ("web-1".into(), vec![port]);
         let spec = v1::GuestSpec { name, vcpus: 1, queues: 1, memory_kib: 262_136, boot: Some(boot), ports };
