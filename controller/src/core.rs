@@ -6,17 +6,20 @@
 //! destination has recorded its commit by itself, and its gate waits for the peers.
 
 mod agents;
+mod command;
 mod migrations;
 mod resources;
 mod view;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     time::{Duration, SystemTime},
 };
 
 pub(crate) use agents::{ObservedGuest, Uplink};
+pub(crate) use command::Standing;
+use command::{Stranger, UnknownGuest};
 pub(crate) use migrations::Chapter;
 use throughline_cutover::{GuestName, HostName};
 use tokio::{sync::watch, time::Instant};
@@ -37,6 +40,13 @@ pub(crate) struct Core {
     record: Record,
     links: Links,
     observed: BTreeMap<GuestName, Observation>,
+    /// Guests that hosts have and the record does not know.
+    unknown: BTreeMap<GuestName, UnknownGuest>,
+    /// Hosts that belong to another fabric.
+    strangers: BTreeMap<HostName, Stranger>,
+    /// Hosts commanded in this life.
+    commanded: BTreeSet<HostName>,
+    standing: watch::Sender<Standing>,
     /// Live migrations, with the number of the last thing that happened to each.
     live: BTreeMap<String, watch::Sender<u64>>,
     /// May hosts nobody announced join?
@@ -53,11 +63,21 @@ pub(crate) struct Core {
 
 impl Core {
     /// A mind with what the record holds. Live migrations go on when their agents report.
-    pub(crate) fn new(record: Record, writer: Writer, open: bool, heartbeat: Duration) -> Self {
+    pub(crate) fn new(
+        record: Record,
+        writer: Writer,
+        standing: watch::Sender<Standing>,
+        open: bool,
+        heartbeat: Duration,
+    ) -> Self {
         let mut core = Self {
             record,
             links: Links::new(heartbeat),
             observed: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            commanded: BTreeSet::new(),
+            standing,
             live: BTreeMap::new(),
             open,
             clock: Clock::start(),
@@ -84,6 +104,9 @@ impl Core {
 
     /// Time has passed: looks after silent agents and overdue migrations.
     pub(crate) fn tick(&mut self) {
+        if self.has_stood_down() {
+            return;
+        }
         let now = self.clock.now();
         let due = |id: &&String| {
             let migration = self.record.migrations().get(*id);
@@ -97,6 +120,9 @@ impl Core {
 
     /// When to tick next.
     pub(crate) fn next_tick(&self) -> Option<Instant> {
+        if self.has_stood_down() {
+            return None;
+        }
         let migrations = self.live.keys().filter_map(|id| self.record.migrations().get(id));
         let deadline = migrations.filter_map(|it| it.coordinator.next_deadline()).min();
         [deadline.map(|at| self.clock.instant(at)), self.links.next_check()].into_iter().flatten().min()
@@ -147,8 +173,9 @@ impl Core {
 
     fn send_desired_states(&mut self) {
         let revision = self.record.revision();
+        let unknown = self.unknown_bindings();
         for host in self.links.hosts() {
-            let state = desired(&self.record, &host);
+            let state = desired(&self.record, &unknown, &host);
             self.links.send_desired(&host, revision, state);
         }
     }

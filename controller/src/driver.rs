@@ -51,6 +51,25 @@ impl Handle {
         answered.await.map_err(|_| stopping())?.map_err(Into::into)
     }
 
+    /// As [`Handle::call`], for a job that changes something: only while this controller commands.
+    ///
+    /// # Errors
+    /// The job's own, `STALE_TERM` once this controller has stood down, or [`Refusal::Unavailable`] when it is stopping.
+    pub(crate) async fn command<T, E>(
+        &self,
+        job: impl FnOnce(&mut Core) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        E: Into<Refusal> + Send + 'static,
+    {
+        let job = move |core: &mut Core| {
+            core.commands()?;
+            job(core).map_err(Into::into)
+        };
+        self.call::<T, Refusal>(job).await
+    }
+
     /// Hands in a job whose end nobody waits for.
     ///
     /// # Errors

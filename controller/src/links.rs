@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use throughline_cutover::{Binding, CarryId, Failure, HostName, MacAddr, MigrationPlan, RebindId};
+use throughline_cutover::{Binding, CarryId, Failure, HostName, MacAddr, Mandate, MigrationPlan, RebindId};
 use throughline_wire::Refusal;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -19,8 +19,8 @@ pub(crate) const QUEUE: usize = 256;
 /// A message down to an agent.
 #[derive(Debug, Clone)]
 pub(crate) enum Downlink {
-    /// Greeting.
-    Welcome { heartbeat: Duration },
+    /// Greeting, and by what right the rest is ordered.
+    Welcome { heartbeat: Duration, mandate: Mandate },
     /// All that should be there.
     Desired { revision: u64, desired: Desired },
     /// To a destination.
@@ -33,6 +33,8 @@ pub(crate) enum Downlink {
     Rebind(Box<Rebind>),
     /// To both ends.
     Settle { migration: String },
+    /// To a source.
+    Resolve { migration: String, guest_stays: bool },
 }
 
 /// A port has moved.
@@ -60,6 +62,8 @@ struct Link {
     session: u64,
     line: Line,
     heard: Instant,
+    /// What waits for the greeting, which comes first; `None`: it has been greeted.
+    early: Option<Vec<Downlink>>,
     /// The desired state it has; `None`: none, or it is to have it once more.
     has: Option<Desired>,
     /// Its queue was full: it is to be cut off.
@@ -94,10 +98,36 @@ impl Links {
             let words = format!("another stream of host {host} took over; run one agent a host");
             let _ = older.line.messages.try_send(Err(Refusal::Unavailable(Failure::new("TAKEN_OVER", words))));
         }
-        let heartbeat = self.heartbeat;
-        self.by_host.insert(host.clone(), Link { session, line, heard: Instant::now(), has: None, stuck: false });
-        self.send(&host, Downlink::Welcome { heartbeat });
+        let early = Some(Vec::new());
+        self.by_host.insert(host, Link { session, line, heard: Instant::now(), early, has: None, stuck: false });
         session
+    }
+
+    /// Greets an agent, once its mandate is durable. What was to be sent before follows.
+    pub(crate) fn welcome(&mut self, host: &HostName, session: u64, mandate: &Mandate) {
+        if !self.is_current(host, session) {
+            return;
+        }
+        let early = self.by_host.get_mut(host).and_then(|link| link.early.take());
+        self.send(host, Downlink::Welcome { heartbeat: self.heartbeat, mandate: mandate.clone() });
+        early.into_iter().flatten().for_each(|message| self.send(host, message));
+    }
+
+    /// Tells everybody who has been greeted of a new mandate.
+    pub(crate) fn welcome_all(&mut self, mandate: &Mandate) {
+        for (host, session) in self.by_host.iter().map(|(host, link)| (host.clone(), link.session)).collect::<Vec<_>>()
+        {
+            if self.by_host.get(&host).is_some_and(|link| link.early.is_none()) {
+                self.welcome(&host, session, mandate);
+            }
+        }
+    }
+
+    /// Ends every stream.
+    pub(crate) fn end_all(&mut self, why: &Refusal) {
+        for (_, link) in std::mem::take(&mut self.by_host) {
+            let _ = link.line.messages.try_send(Err(why.clone()));
+        }
     }
 
     /// Ends a stream, if it is still the host's; `true`: the host is now gone.
@@ -133,7 +163,9 @@ impl Links {
     /// Sends if the host is there and keeps up. One that does not is cut off: see [`Links::silent`].
     pub(crate) fn send(&mut self, host: &HostName, message: Downlink) {
         let Some(link) = self.by_host.get_mut(host) else { return };
-        if !link.stuck && link.line.messages.try_send(Ok(message)).is_err() {
+        if let Some(early) = &mut link.early {
+            early.push(message);
+        } else if !link.stuck && link.line.messages.try_send(Ok(message)).is_err() {
             tracing::warn!(%host, "the agent does not read its stream; ending it");
             link.stuck = true;
         }

@@ -1,15 +1,19 @@
 //! The record: who is there, what was asked for, who owns what. In memory, with each change noted for the store.
 
+mod command;
 mod migration;
+mod removal;
 
 use std::{collections::BTreeMap, fmt::Display, net::Ipv4Addr};
 
 pub(crate) use migration::{Happening, MigrationRecord, Snapshot};
+use removal::Removal;
+pub(crate) use removal::{Report, What};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use throughline_cutover::{
-    Binding, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Network, NetworkName, Port,
-    PortId,
+    Binding, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Mandate, Network,
+    NetworkName, Port, PortId,
     admission::{Denial, Enrolment, Kind, NewPort, UsedPort},
 };
 
@@ -46,6 +50,14 @@ pub(crate) struct GuestRecord {
     pub(crate) generation: Generation,
     /// Migration that moves it now.
     pub(crate) migration: Option<String>,
+    /// Its host has been seen to have it: it is not to be started a second time. So are those on record from before that
+    /// was noted.
+    #[serde(default = "seen")]
+    pub(crate) started: bool,
+}
+
+fn seen() -> bool {
+    true
 }
 
 /// Numbers that only grow.
@@ -57,17 +69,22 @@ struct Counters {
     ports: u64,
     /// Migrations ever admitted.
     migrations: u64,
+    /// The highest generation ever given to a port or heard of.
+    #[serde(default)]
+    generation: u64,
 }
 
 /// All that the controller knows for good.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Record {
+    mandate: Mandate,
     counters: Counters,
     networks: BTreeMap<NetworkName, Network>,
     hosts: BTreeMap<HostName, HostRecord>,
     guests: BTreeMap<GuestName, GuestRecord>,
     endpoints: BTreeMap<InterfaceName, Endpoint>,
     migrations: BTreeMap<String, MigrationRecord>,
+    removals: BTreeMap<String, Removal>,
     changes: Vec<Change>,
 }
 
@@ -77,17 +94,37 @@ impl Record {
     /// # Errors
     /// [`StoreError`] when it cannot be read.
     pub(crate) fn load(store: &impl Store) -> Result<Self, StoreError> {
-        let meta = store.load(Table::Meta)?.into_iter().find(|(key, _)| key == COUNTERS);
-        let counters = meta.map(|(key, value)| read(Table::Meta, key, value).map(|(_, counters)| counters));
-        Ok(Self {
-            counters: counters.transpose()?.unwrap_or_default(),
+        let mut record = Self {
+            mandate: command::load(store)?,
+            counters: one(store, COUNTERS)?.unwrap_or_default(),
             networks: keyed(load(store, Table::Networks)?, |it: &Network| it.name.clone()),
             hosts: keyed(load(store, Table::Hosts)?, |it: &HostRecord| it.name.clone()),
             guests: keyed(load(store, Table::Guests)?, |it: &GuestRecord| it.spec.name.clone()),
             endpoints: keyed(load(store, Table::Endpoints)?, |it: &Endpoint| it.name.clone()),
             migrations: keyed(load(store, Table::Migrations)?, |it: &MigrationRecord| it.id().to_owned()),
+            removals: load(store, Table::Removals)?.into_iter().map(|it: Removal| (it.key(), it)).collect(),
             changes: Vec::new(),
-        })
+        };
+        let guests = record.guests.values().map(|guest| guest.generation);
+        let newest = guests.chain(record.endpoints.values().map(|it| it.generation)).max();
+        newest.into_iter().for_each(|newest| record.saw_generation(newest));
+        Ok(record)
+    }
+
+    /// A generation that is in use, however it came to be: what is new gets a higher one.
+    pub(crate) fn saw_generation(&mut self, generation: Generation) {
+        self.counters.generation = self.counters.generation.max(generation.0);
+    }
+
+    /// A port that exists, whoever made it: its number is not given again.
+    pub(crate) fn saw_port(&mut self, port: PortId) {
+        self.counters.ports = self.counters.ports.max(port.get().into());
+    }
+
+    /// A generation above every one the fabric has seen, for an owner whose ports' addresses somebody may have had before.
+    pub(crate) fn new_generation(&mut self) -> Generation {
+        self.counters.generation += 1;
+        Generation(self.counters.generation)
     }
 
     /// Changes since the last call, the grown revision among them; empty: nothing changed.
@@ -158,6 +195,7 @@ impl Record {
 
     /// Adds or replaces a guest.
     pub(crate) fn put_guest(&mut self, guest: GuestRecord) {
+        self.saw_generation(guest.generation);
         self.put(Table::Guests, &guest.spec.name, &guest);
         self.guests.insert(guest.spec.name.clone(), guest);
     }
@@ -239,7 +277,7 @@ impl Record {
             .guests
             .values()
             .flat_map(|guest| guest.spec.ports.iter().map(move |port| (port, &guest.host, guest.generation)));
-        let endpoints = self.endpoints.values().map(|it| (&it.port, &it.host, Generation::FIRST));
+        let endpoints = self.endpoints.values().map(|it| (&it.port, &it.host, it.generation));
         let here = guests.chain(endpoints).filter(|(port, ..)| port.network == network.name);
         here.map(|(port, host, generation)| Binding {
             vni: network.vni,
@@ -299,6 +337,12 @@ fn read<T: DeserializeOwned>(table: Table, key: String, value: Value) -> Result<
         Ok(value) => Ok((key, value)),
         Err(source) => Err(StoreError::Value { table: table.name(), key, source }),
     }
+}
+
+/// One value of the meta table.
+fn one<T: DeserializeOwned>(store: &impl Store, name: &str) -> Result<Option<T>, StoreError> {
+    let found = store.load(Table::Meta)?.into_iter().find(|(key, _)| key == name);
+    found.map(|(key, value)| read(Table::Meta, key, value).map(|(_, value)| value)).transpose()
 }
 
 fn load<T: DeserializeOwned>(store: &impl Store, table: Table) -> Result<Vec<T>, StoreError> {

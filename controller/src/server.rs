@@ -2,24 +2,32 @@
 
 use std::{future::Future, path::PathBuf, time::Duration};
 
+use throughline_cutover::{Mandate, Term};
 use throughline_wire::{
     DESCRIPTORS,
     v1::{agent_link_server::AgentLinkServer, fabric_server::FabricServer},
 };
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time,
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
 use crate::{
-    core::Core,
+    core::{Core, Standing},
     driver::{self, Handle},
     record::Record,
     rpc::{AgentLinkService, FabricService},
-    store::{EmbeddedStore, StoreError, Writer},
+    store::{EmbeddedStore, Store as _, StoreError, Writer},
 };
 
 /// Largest message taken, bytes.
 const LARGEST_MESSAGE: usize = 1 << 20;
+/// Largest message taken from an agent, bytes: it begins by naming its guests, at most some 6 KiB each.
+const LARGEST_GREETING: usize = 16 << 20;
 /// Calls under way on one connection.
 const STREAMS: u32 = 256;
 /// For a call that is not a stream.
@@ -73,16 +81,24 @@ pub async fn serve(
     config: Config,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let Running { driver, stop, task } = start(&config)?;
+    let Running { driver, stop, task, mut standing } = start(&config)?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FabricServer<FabricService>>().await;
     health.set_serving::<AgentLinkServer<AgentLinkService>>().await;
+    let reporter = health.clone();
+    tokio::spawn(async move {
+        // Ends with the driver, who has the other end.
+        if standing.wait_for(|standing| *standing != Standing::Commands).await.is_ok() {
+            reporter.set_not_serving::<FabricServer<FabricService>>().await;
+            reporter.set_not_serving::<AgentLinkServer<AgentLinkService>>().await;
+        }
+    });
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let fabric = FabricServer::new(FabricService::new(driver.clone())).max_decoding_message_size(LARGEST_MESSAGE);
-    let agents = AgentLinkServer::new(AgentLinkService::new(driver)).max_decoding_message_size(LARGEST_MESSAGE);
+    let agents = AgentLinkServer::new(AgentLinkService::new(driver)).max_decoding_message_size(LARGEST_GREETING);
     let router = Server::builder()
         .max_concurrent_streams(STREAMS)
         .timeout(CALL_TIMEOUT)
@@ -113,17 +129,24 @@ struct Running {
     driver: Handle,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), StoreError>>,
+    standing: watch::Receiver<Standing>,
 }
 
-/// Opens the record and starts the driver on it.
+/// Opens the record, takes command in a new term, and starts the driver on it.
 fn start(config: &Config) -> Result<Running, StoreError> {
-    let store = EmbeddedStore::open(&config.state_dir)?;
-    let record = Record::load(&store)?;
+    let mut store = EmbeddedStore::open(&config.state_dir)?;
+    let mut record = Record::load(&store)?;
+    record.take_command(Term(0));
+    store.commit(&record.take_changes())?;
+    let Mandate { fabric, term, .. } = record.mandate();
+    tracing::info!(%fabric, %term, "takes command");
     let (writer, durable) = Writer::start(store);
-    let core = Core::new(record, writer, config.open_enrolment, config.heartbeat);
+    let (standing, told) = watch::channel(Standing::Commands);
+    let core = Core::new(record, writer, standing, config.open_enrolment, config.heartbeat);
     let (driver, jobs) = Handle::new();
     let (stop, stopped) = oneshot::channel();
-    Ok(Running { driver, stop, task: tokio::spawn(driver::run(core, jobs, durable, stopped)) })
+    let task = tokio::spawn(driver::run(core, jobs, durable, stopped));
+    Ok(Running { driver, stop, task, standing: told })
 }
 
 /// Waits for the shutdown, or for the driver or the server to fail. Ends the driver, and with it every stream.

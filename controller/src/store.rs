@@ -24,12 +24,14 @@ pub(crate) enum Table {
     Endpoints,
     /// Migrations by id.
     Migrations,
+    /// What hosts are still to be rid of.
+    Removals,
 }
 
 impl Table {
     /// Every table.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Meta, Self::Networks, Self::Hosts, Self::Guests, Self::Endpoints, Self::Migrations];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Meta, Self::Networks, Self::Hosts, Self::Guests, Self::Endpoints, Self::Migrations, Self::Removals];
 
     /// Its name on disk.
     pub(crate) const fn name(self) -> &'static str {
@@ -40,6 +42,7 @@ impl Table {
             Self::Guests => "guests",
             Self::Endpoints => "endpoints",
             Self::Migrations => "migrations",
+            Self::Removals => "removals",
         }
     }
 }
@@ -100,12 +103,20 @@ pub enum StoreError {
         /// Why.
         source: serde_json::Error,
     },
-    /// Written by a newer version.
-    #[error("the record has schema {found}, this controller knows up to {known}; use the newer controller")]
-    Schema {
+    /// Written by another version.
+    #[error(
+        "the record {path} has format {found}, this controller reads {oldest} to {known}; nothing was changed; start the \
+         controller that wrote it, or give another --state-dir",
+        path = path.display()
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
         /// As found.
         found: u64,
-        /// As known.
+        /// The oldest that is still read.
+        oldest: u64,
+        /// The newest that is known.
         known: u64,
     },
     /// The thread that writes is gone.

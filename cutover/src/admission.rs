@@ -13,12 +13,13 @@ use std::net::Ipv4Addr;
 pub use create::{create_endpoint, create_guest, create_host, create_network, enrol};
 pub use delete::{delete_endpoint, delete_guest, delete_host, delete_network};
 pub use denial::{Denial, Kind};
-pub use migrate::{MigrationRequest, Verdict, cancel, migrate};
+pub use migrate::{MigrationRequest, Verdict, cancel, migrate, resolve};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Boot, Endpoint, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Network, NetworkName, Port, PortId, Queues,
+    Boot, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Mandate, Network, NetworkName,
+    OwnedGuest, Port, PortId, Queues,
 };
 
 /// A network card as asked for: number and, if the caller left it open, MAC address are still to be allotted.
@@ -78,9 +79,9 @@ pub struct NewEndpoint {
 }
 
 impl NewEndpoint {
-    /// The endpoint with its port as allotted.
-    pub fn allot(self, port: Port) -> Endpoint {
-        Endpoint { name: self.name, host: self.host, port, prefix_len: self.prefix_len }
+    /// The endpoint with its port and generation as allotted.
+    pub fn allot(self, port: Port, generation: Generation) -> Endpoint {
+        Endpoint { name: self.name, host: self.host, port, prefix_len: self.prefix_len, generation }
     }
 }
 
@@ -101,6 +102,17 @@ pub struct Enrolment {
     pub agent_version: String,
     /// Runs no guests.
     pub peer_only: bool,
+}
+
+/// How an agent begins its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting {
+    /// What it says of its host.
+    pub enrolment: Enrolment,
+    /// The highest mandate it has obeyed; `None`: it belongs to no fabric yet.
+    pub obeyed: Option<Mandate>,
+    /// Every guest the host owns.
+    pub guests: Vec<OwnedGuest>,
 }
 
 /// A host, as far as policy asks.

@@ -82,6 +82,9 @@ pub struct Coordinator {
     source_report: CutoverReport,
     destination_report: CutoverReport,
     settled_at: Option<Duration>,
+    /// What an operator said became of the guest: it stays.
+    #[serde(default)]
+    resolved: Option<bool>,
 }
 
 impl Coordinator {
@@ -105,6 +108,7 @@ impl Coordinator {
             source_report: CutoverReport::default(),
             destination_report: CutoverReport::default(),
             settled_at: None,
+            resolved: None,
         }
     }
 
@@ -116,6 +120,11 @@ impl Coordinator {
     /// Where the migration is.
     pub fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// It is being undone, and no end has said so far that it undid its part, nor an operator what became of it.
+    pub fn is_unresolved(&self) -> bool {
+        self.stage == Stage::Aborting && !self.answered.contains(&Role::Destination) && self.resolved.is_none()
     }
 
     /// Latest progress of memory.
@@ -150,6 +159,7 @@ impl Coordinator {
                 Stage::Expecting | Stage::Started => self.abort(failure, now),
                 Stage::Aborting | Stage::Telling | Stage::Settling | Stage::Ended => Vec::new(),
             },
+            CoordinatorEvent::Resolve { guest_stays } => self.resolve(guest_stays, now),
             CoordinatorEvent::Restarted => self.restarted(now),
             CoordinatorEvent::Tick => self.tick(now),
         }
@@ -195,7 +205,9 @@ impl Coordinator {
             }
             (Role::Destination, Step::Running) => {
                 let mut effects = self.committed(self.plan.generation.next(), now);
-                effects.push(CoordinatorEffect::GuestRuns);
+                if self.resolved != Some(true) {
+                    effects.push(CoordinatorEffect::GuestRuns);
+                }
                 effects.extend(self.note(Step::Running, "the guest runs at the destination"));
                 effects
             }
@@ -255,6 +267,10 @@ impl Coordinator {
         match (self.phase, news.step) {
             (_, Step::Settled | Step::Aborted) => Vec::new(),
             (Phase::Done, _) => vec![CoordinatorEffect::Settle { role }],
+            // It had committed all the same. It ends its part, and then, by the record's order, the guest.
+            (Phase::Aborted, _) if self.resolved == Some(true) && role == Role::Destination => {
+                vec![CoordinatorEffect::Settle { role }]
+            }
             (_, _) => vec![CoordinatorEffect::Abort { role, failure: self.reason_or_unknown() }],
         }
     }

@@ -5,6 +5,7 @@ pub mod admission;
 mod converge;
 mod coordinator;
 mod destination;
+pub mod fence;
 mod machine;
 mod model;
 mod names;
@@ -18,11 +19,12 @@ pub use coordinator::{
 pub use destination::{
     Destination, DestinationEffect, DestinationEvent, DestinationPhase, DestinationReport, GatePeer, MARKER_DEADLINE,
 };
+pub use fence::{Mandate, Term};
 pub use machine::Machine;
 pub use model::{
-    Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, Port, PortPlan,
-    Progress,
+    Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, OwnedGuest, Port,
+    PortPlan, Progress,
 };
-pub use names::{GuestName, HostName, InterfaceName, InvalidName, NetworkName};
+pub use names::{FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName};
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, Mtu, PortId, Queues, Vni};
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

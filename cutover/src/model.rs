@@ -62,6 +62,17 @@ pub struct GuestSpec {
     pub ports: Vec<Port>,
 }
 
+/// A guest a host owns, by its journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedGuest {
+    /// What to run.
+    pub spec: GuestSpec,
+    /// Generation of the ownership.
+    pub generation: Generation,
+    /// VNI of each port's network, in the ports' order.
+    pub vnis: Vec<Vni>,
+}
+
 /// A port that is not a guest's and stays on its host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
@@ -73,6 +84,9 @@ pub struct Endpoint {
     pub port: Port,
     /// Prefix length of its IPv4 addresses.
     pub prefix_len: u8,
+    /// Generation of its binding. Those on record from before it was counted have the first.
+    #[serde(default = "Generation::first")]
+    pub generation: Generation,
 }
 
 /// Who owns a port.

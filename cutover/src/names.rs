@@ -102,6 +102,10 @@ name!(
     HostName, 63
 );
 name!(
+    /// What tells one fabric from another; a UUID.
+    FabricId, 63
+);
+name!(
     /// Name of a guest.
     GuestName, 63
 );

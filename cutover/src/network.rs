@@ -192,8 +192,12 @@ impl Default for Queues {
 pub struct Generation(pub u64);
 
 impl Generation {
-    /// The first owner's.
+    /// The first that is ever given out in a fabric.
     pub const FIRST: Self = Self(1);
+
+    pub(crate) const fn first() -> Self {
+        Self::FIRST
+    }
 
     /// The next owner's.
     #[must_use]

@@ -92,6 +92,11 @@ pub enum SourceEvent {
     Quiet,
     /// An operator or the controller wants it undone.
     Abort(Failure),
+    /// An operator's word, in place of that of a destination that is gone for good.
+    Resolved {
+        /// It goes on here; otherwise it runs over there.
+        guest_stays: bool,
+    },
     /// All undo effects are done.
     Undone,
     /// The guest's remains are gone.
@@ -425,6 +430,11 @@ impl Machine for Source {
                 self.committed(generation)
             }
             (At::Unresolved, On::PeerDeclined(failure)) => self.undo(failure),
+            (At::Unresolved, On::Resolved { guest_stays: true }) => self.undo(Failure::new(
+                "RESOLVED_BY_OPERATOR",
+                "the destination was gone; by an operator's word the guest runs on at the source",
+            )),
+            (At::Unresolved, On::Resolved { guest_stays: false }) => self.committed(self.generation.next()),
             (At::Unresolved, On::Begin) => self.unresolved(now),
             (At::Unresolved, On::Tick) if self.due(now) => self.unresolved(now),
             (At::Carrying, On::LineEmpty) => self.line_is_empty(),

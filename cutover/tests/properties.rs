@@ -32,6 +32,8 @@ fn source_event() -> impl Strategy<Value = S> {
         Just(S::SettleOrdered),
         Just(S::Quiet),
         Just(S::Abort(failure())),
+        Just(S::Resolved { guest_stays: true }),
+        Just(S::Resolved { guest_stays: false }),
         Just(S::Undone),
         Just(S::Removed),
         Just(S::Tick),
@@ -86,8 +88,10 @@ proptest! {
         let (mut recorded, mut armed, mut let_go, mut stopped) = (false, false, false, false);
         for (event, later) in events {
             now += Duration::from_millis(later);
-            let declined = matches!(event, S::PeerDeclined(_));
-            let committed = matches!(event, S::PeerCommitted { generation } if generation == GENERATION.next());
+            // An operator's word counts as the destination's.
+            let declined = matches!(event, S::PeerDeclined(_) | S::Resolved { guest_stays: true });
+            let committed = matches!(event, S::PeerCommitted { generation } if generation == GENERATION.next())
+                || event == S::Resolved { guest_stays: false };
             recorded |= event == S::GiveUpRecorded;
             armed |= event == S::Armed;
             stopped |= event == S::Stopped;

@@ -104,7 +104,7 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::UnknownGuest { .. }
         | Denial::UnknownEndpoint { .. }
         | Denial::UnknownMigration => Code::NotFound,
-        Denial::HostNotEnrolled { .. } => Code::PermissionDenied,
+        Denial::HostNotEnrolled { .. } | Denial::OtherFabric(_) => Code::PermissionDenied,
         Denial::NotEnoughMemory { .. } | Denial::NoDestination { .. } | Denial::PortsExhausted => {
             Code::ResourceExhausted
         }
@@ -116,7 +116,10 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::NetworkInUse { .. }
         | Denial::HostInUse { .. }
         | Denial::HostConnected { .. }
-        | Denial::TooLate { .. } => Code::FailedPrecondition,
+        | Denial::TooLate { .. }
+        | Denial::NotUnresolved { .. }
+        | Denial::DestinationConnected { .. }
+        | Denial::StoodDown(_) => Code::FailedPrecondition,
     }
 }
 

@@ -81,6 +81,12 @@ impl Bindings {
         }
     }
 
+    /// What was applied at a newer generation, if anything was.
+    pub fn newer_than(&self, vni: Vni, mac: MacAddr, generation: Generation) -> Option<BindingWanted> {
+        let inner = self.lock();
+        inner.applied.get(&(vni, mac)).filter(|(applied, _)| *applied > generation).map(|(_, wanted)| wanted.clone())
+    }
+
     /// Every port known on a network, and where it is.
     pub fn ports_on(&self, vni: Vni) -> Vec<(MacAddr, Path)> {
         let inner = self.lock();
@@ -150,6 +156,8 @@ mod tests {
         assert!(refusal.message.contains("generation 2"), "{refusal}");
         assert_eq!(bindings.newest(vni(), at(2), Generation(1)), at(1));
         assert_eq!(bindings.newest(vni(), at(3), Generation(3)), at(3));
+        assert_eq!(bindings.newer_than(vni(), at(3).mac, Generation(2)), Some(at(3)));
+        assert_eq!(bindings.newer_than(vni(), at(3).mac, Generation(3)), None);
     }
 
     #[test]

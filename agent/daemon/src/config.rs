@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, net::SocketAddr, path::PathBuf};
 
 use clap::Parser;
-use throughline_cutover::HostName;
+use throughline_cutover::{FabricId, HostName};
 use throughline_hypervisor::AcceleratorChoice;
 
 /// The agent of one host: runs its guests, keeps its networks, moves both.
@@ -28,6 +28,10 @@ pub struct Config {
     /// A folder on a mounted BPF file system, this agent's own: what is pinned there outlives the agent.
     #[arg(long, default_value = "/sys/fs/bpf/throughline")]
     pub bpffs: PathBuf,
+    /// Give this host to another fabric: the id is in that controller's log and in its refusal. Nothing here ends by it; the
+    /// new controller finds the guests that run here as ones it does not know. No effect on a host that is of that fabric.
+    #[arg(long, value_name = "FABRIC")]
+    pub join: Option<FabricId>,
     /// Runs no guests, only reaches them.
     #[arg(long)]
     pub peer_only: bool,

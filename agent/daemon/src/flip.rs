@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use throughline_cutover::{Binding, CarryId, Failure, Generation, MacAddr, UNCOUNTED_MARKER, Vni};
+use throughline_cutover::{Binding, CarryId, Failure, Generation, MacAddr, UNCOUNTED_MARKER, Vni, fence};
 use throughline_netlink::{BindingWanted, MarkerOrder, Path};
 use throughline_wire::v1;
 use tracing::info;
@@ -92,6 +92,11 @@ async fn try_rebind(host: &Host, rebind: v1::Rebind) -> Result<(), Failure> {
         carry_id: CarryId::try_from(rebind.carry_id).map_err(|error| parsed("carry_id", &error))?,
         marker_index: (rebind.marker_index != UNCOUNTED_MARKER).then_some(rebind.marker_index),
     };
+    if let Some(resident) = host.resident_on(order.vni, Some(order.binding.mac)).await
+        && resident.generation() > order.generation
+    {
+        return Err(fence::stale_generation(&resident.spec.name, order.generation, resident.generation()));
+    }
     host.gates.sender_moves(order.vni, order.binding.mac);
     flip(host, &order).await?;
     info!(mac = %order.binding.mac, %vtep, generation = %order.generation, "rebound");

@@ -1,19 +1,16 @@
 //! What every part of the agent shares: the outside systems, the guests that live here, the moves under way.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use throughline_cutover::{GuestName, HostName};
+use throughline_cutover::{GuestName, HostName, MacAddr, Vni};
 use throughline_hypervisor::Accelerator;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
 use tokio::sync::{Mutex, Notify, Semaphore};
 
 use crate::{
-    bindings::Bindings, clock::Monotonic, config::Config, flows, gates::Gates, journal::Journal, lock::lock,
-    moves::Moves, resident::Resident, uplink::Uplink, watch::next,
+    bindings::Bindings, clock::Monotonic, config::Config, flows, gates::Gates, journal::Journal, moves::Moves,
+    resident::Resident, uplink::Uplink, watch::next,
 };
 
 /// One host's agent.
@@ -44,7 +41,6 @@ pub struct Host {
     /// Rung when the observed state should be looked at again.
     pub look_again: Notify,
     residents: Mutex<BTreeMap<GuestName, Arc<Resident>>>,
-    unconfirmed: std::sync::Mutex<BTreeSet<GuestName>>,
 }
 
 /// The outside systems an agent is made of.
@@ -79,7 +75,6 @@ impl Host {
             gates: Gates::default(),
             look_again: Notify::new(),
             residents: Mutex::default(),
-            unconfirmed: std::sync::Mutex::default(),
         }
     }
 
@@ -115,24 +110,12 @@ impl Host {
         self.look_again.notify_one();
     }
 
-    /// A guest came here by a commit of which the controller may not have heard: its word that nobody wants it here counts
-    /// only once it has wanted it.
-    pub fn keep_until_wanted(&self, name: GuestName) {
-        self.unconfirmed().insert(name);
-    }
-
-    /// The controller wants the guest here.
-    pub fn is_wanted(&self, name: &GuestName) {
-        self.unconfirmed().remove(name);
-    }
-
-    /// True for a guest that is not to be ended on the word of a controller that may not know of it.
-    pub fn is_unconfirmed(&self, name: &GuestName) -> bool {
-        self.unconfirmed().contains(name)
-    }
-
-    fn unconfirmed(&self) -> std::sync::MutexGuard<'_, BTreeSet<GuestName>> {
-        lock(&self.unconfirmed)
+    /// A guest of this host on that network: the one with that MAC address, or any.
+    pub async fn resident_on(&self, vni: Vni, mac: Option<MacAddr>) -> Option<Arc<Resident>> {
+        let has = |resident: &Resident| {
+            resident.ports.iter().any(|it| it.vni == vni && mac.is_none_or(|mac| it.port.mac == mac))
+        };
+        self.residents.lock().await.values().find(|resident| has(resident)).cloned()
     }
 
     /// A guest no longer lives here.

@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod destination;
 pub mod driver;
+pub mod fencing;
 pub mod flip;
 pub mod flows;
 pub mod gates;

@@ -12,7 +12,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 use tracing::{info, warn};
 
-use crate::{destination, flip, host::Host, memory, moves::Move, reconcile::Desired, source, uplink::UplinkQueue};
+use crate::{
+    destination, fencing, flip, host::Host, journal::JournalError, memory, moves::Move, reconcile::Desired, source,
+    uplink::UplinkQueue,
+};
 
 /// First wait before another try, doubled up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -29,8 +32,6 @@ pub async fn run(host: Arc<Host>, mut news: UplinkQueue, desired: watch::Sender<
             Ok((up, down)) => {
                 info!(controller = host.config.controller, "attached");
                 wait = FIRST_WAIT;
-                host.look_again.notify_one();
-                host.moves.repeat_news();
                 let ended = serve(&host, &mut news, &desired, up, down).await;
                 warn!(%ended, "the stream to the controller ended; guests run on, moves go on");
             }
@@ -55,14 +56,15 @@ async fn attach(host: &Host) -> Result<(Up, Streaming<ControllerMessage>), tonic
         .keep_alive_while_idle(true);
     let channel = endpoint.connect().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
     let (up, queue) = mpsc::unbounded_channel();
-    let _ = up.send(AgentMessage { message: Some(Message::Hello(hello(host))) });
+    let hello = hello(host).map_err(|error| tonic::Status::internal(error.to_string()))?;
+    let _ = up.send(AgentMessage { message: Some(Message::Hello(hello)) });
     let mut client = AgentLinkClient::new(channel);
     let down = client.attach(UnboundedReceiverStream::new(queue)).await?.into_inner();
     Ok((up, down))
 }
 
-fn hello(host: &Host) -> v1::Hello {
-    v1::Hello {
+fn hello(host: &Host) -> Result<v1::Hello, JournalError> {
+    Ok(v1::Hello {
         host: host.name().to_string(),
         vtep: host.config.vtep.to_string(),
         peer_endpoint: host.config.peer_listen.to_string(),
@@ -70,10 +72,13 @@ fn hello(host: &Host) -> v1::Hello {
         accelerator: host.accelerator.to_string(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         peer_only: host.config.peer_only,
-    }
+        obeyed: host.journal.mandate()?.map(Into::into),
+        guests: host.journal.guests()?.into_iter().map(Into::into).collect(),
+    })
 }
 
-/// Serves one stream until it ends; returns why it did.
+/// Serves one stream until it ends; returns why it did. Nothing is said or done on it before the controller has said by what
+/// right it commands.
 async fn serve(
     host: &Arc<Host>,
     news: &mut UplinkQueue,
@@ -81,6 +86,7 @@ async fn serve(
     up: Up,
     mut down: Streaming<ControllerMessage>,
 ) -> String {
+    let mut greeted = false;
     let mut sequence = 0;
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     loop {
@@ -89,12 +95,21 @@ async fn serve(
                 Ok(Some(ControllerMessage { message: Some(Order::Welcome(welcome)) })) => {
                     let every = u64::from(welcome.heartbeat_ms).clamp(100, 60_000);
                     heartbeat = tokio::time::interval(Duration::from_millis(every));
+                    if let Err(failure) = fencing::heed(host, welcome.mandate).await {
+                        return fencing::refuse(failure, &up, down).await;
+                    }
+                    if !std::mem::replace(&mut greeted, true) {
+                        // What an earlier stream ordered counts no more.
+                        desired.send_replace(None);
+                        host.moves.repeat_news();
+                    }
                 }
-                Ok(Some(order)) => obey(host, desired, order, &up),
+                Ok(Some(order)) if greeted => obey(host, desired, order, &up),
+                Ok(Some(_)) => return "an order came before the right to give it".to_owned(),
                 Ok(None) => return "closed by the controller".to_owned(),
                 Err(status) => return status.to_string(),
             },
-            Some(message) = news.recv() => {
+            Some(message) = news.recv(), if greeted => {
                 if up.send(AgentMessage { message: Some(message) }).is_err() {
                     return "no longer read by the controller".to_owned();
                 }
@@ -129,6 +144,10 @@ fn obey(host: &Arc<Host>, desired: &watch::Sender<Option<Desired>>, order: Contr
             None => memory::answer_abort(host, &abort.migration_id),
         },
         Some(Order::Settle(settle)) => settle_one(host, &settle.migration_id),
+        Some(Order::Resolve(resolve)) => match host.moves.get(&resolve.migration_id) {
+            Some(one) => one.resolve(resolve.guest_stays),
+            None => memory::answer_abort(host, &resolve.migration_id),
+        },
         Some(Order::Rebind(rebind)) => {
             let (host, up) = (host.clone(), up.clone());
             tokio::spawn(async move {

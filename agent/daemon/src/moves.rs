@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use throughline_cutover::{DestinationEvent, Failure, GuestName, MigrationPlan, SourceEvent};
+use throughline_cutover::{DestinationEvent, Failure, GuestName, MigrationPlan, SourceEvent, fence};
 use throughline_wire::v1::FromDestination;
 use tokio::sync::mpsc;
 
@@ -61,6 +61,13 @@ impl Move {
         match self {
             Self::Source { events, .. } => drop(events.send(SourceEvent::Abort(failure))),
             Self::Destination { events, .. } => drop(events.send(DestinationEvent::Abort(failure))),
+        }
+    }
+
+    /// An operator's word, for a source that waits for its destination's.
+    pub fn resolve(&self, guest_stays: bool) {
+        if let Self::Source { events, .. } = self {
+            let _ = events.send(SourceEvent::Resolved { guest_stays });
         }
     }
 
@@ -136,7 +143,7 @@ impl Host {
     /// Binds this host to take part in a move, durably: once for each migration.
     ///
     /// # Errors
-    /// `ALREADY_DECIDED`, or the journal's failure; nothing was promised then.
+    /// `ALREADY_DECIDED`, `STALE_GENERATION` when this host knows the guest at a newer one, or the journal's failure; nothing was promised then.
     pub async fn take_part(self: &Arc<Self>, plan: &Arc<MigrationPlan>, promise: Promise) -> Result<(), Failure> {
         let (host, plan) = (self.clone(), plan.clone());
         // The disk may take its time, and others wait for this thread.
@@ -145,6 +152,11 @@ impl Host {
             if host.journal.find_move(&plan.id).map_err(journal)?.is_some() {
                 let message = "this host has taken part in this migration before; begin a new one";
                 return Err(Failure::new("ALREADY_DECIDED", message));
+            }
+            if let Some(newest) = host.journal.newest(&plan.guest.name).map_err(journal)?
+                && newest > plan.generation
+            {
+                return Err(fence::stale_generation(&plan.guest.name, plan.generation, newest));
             }
             host.journal.promise(&plan.id, Some(&plan), promise).map_err(journal)
         });

@@ -90,10 +90,9 @@ async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(),
 /// A destination that had committed: the guest runs, whatever still waits at the gate goes in.
 async fn open_gate(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
     let Some(resident) = host.resident(&plan.guest.name).await else { return Ok(()) };
-    if resident.generation != plan.generation.next() {
+    if resident.generation() != plan.generation.next() {
         return Ok(());
     }
-    host.keep_until_wanted(plan.guest.name.clone());
     if !is_moving(host, &resident)? {
         return Ok(());
     }
@@ -101,7 +100,7 @@ async fn open_gate(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure
         resident.vm.cont().await.map_err(hypervisor_failure)?;
     }
     let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Destination);
-    news.committed(resident.generation, v1::CutoverReport::default());
+    news.committed(resident.generation(), v1::CutoverReport::default());
     release_and_close(host, &resident, plan).await?;
     news.step(v1::Step::GateOpen, v1::CutoverReport::default());
     news.step(v1::Step::Settled, v1::CutoverReport::default());
@@ -111,7 +110,7 @@ async fn open_gate(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure
 /// A source that had given nothing up: the guest is its own.
 async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Failure> {
     let resident = host.resident(&plan.guest.name).await;
-    if let Some(resident) = resident.filter(|resident| resident.generation == plan.generation) {
+    if let Some(resident) = resident.filter(|resident| resident.generation() == plan.generation) {
         if let Err(error) = resident.vm.cancel_migration().await {
             info!(%error, "no migration of QEMU's to cancel");
         }

@@ -1,13 +1,21 @@
 //! A guest that lives on this host: its QEMU, its ports, and the devices they are made of.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use throughline_cutover::{Boot, Failure, Generation, GuestName, GuestSpec, Mtu, Port, PortId, Queues, Vni};
+use throughline_cutover::{
+    Boot, Failure, Generation, GuestName, GuestSpec, Mtu, OwnedGuest, Port, PortId, Queues, Vni,
+};
 use throughline_hypervisor::{FdRole, Guest, HypervisorError, Launch, NicFds, RunDir};
 use throughline_netlink::{BindingWanted, Path, TapConfig, names};
 use tracing::info;
 
-use crate::{host::Host, journal::OwnedGuest};
+use crate::host::Host;
 
 /// Frames a tap or hold keeps: 32,768 pointers, 256 KiB; the frames themselves are bounded by the hold's line limit.
 pub const RING: u32 = 32_768;
@@ -66,12 +74,35 @@ impl ResidentPort {
 pub struct Resident {
     /// As it was asked for.
     pub spec: GuestSpec,
-    /// Generation at which this host holds it.
-    pub generation: Generation,
+    /// Generation at which this host holds it; grows when the record affirms it at a higher one.
+    held_at: AtomicU64,
     /// Its QEMU.
     pub vm: Guest,
     /// Its ports, in slot order.
     pub ports: Vec<Arc<ResidentPort>>,
+}
+
+impl Resident {
+    /// A guest held at `generation`.
+    pub fn new(spec: GuestSpec, generation: Generation, vm: Guest, ports: Vec<Arc<ResidentPort>>) -> Self {
+        Self { spec, held_at: AtomicU64::new(generation.0), vm, ports }
+    }
+
+    /// Generation at which this host holds it.
+    pub fn generation(&self) -> Generation {
+        Generation(self.held_at.load(Ordering::Acquire))
+    }
+
+    /// As the journal has it, at another generation.
+    pub fn owned_at(&self, generation: Generation) -> OwnedGuest {
+        let vnis = self.ports.iter().map(|port| port.vni).collect();
+        OwnedGuest { spec: self.spec.clone(), generation, vnis }
+    }
+
+    /// It is held at a higher generation, which is in the journal.
+    pub fn raise(&self, generation: Generation) {
+        self.held_at.fetch_max(generation.0, Ordering::AcqRel);
+    }
 }
 
 /// How a guest begins here.
@@ -189,7 +220,7 @@ impl Host {
             self.netlink.set_binding(port.vni, &port.binding_here()).await.map_err(network_failure)?;
         }
         info!(guest = %spec.name, %generation, "started");
-        Ok(Arc::new(Resident { spec: spec.clone(), generation, vm, ports }))
+        Ok(Arc::new(Resident::new(spec.clone(), generation, vm, ports)))
     }
 
     /// Takes a guest back that ran on while the agent did not: its QEMU, and from it the taps and holds.
@@ -210,7 +241,7 @@ impl Host {
             ports.push(Arc::new(ResidentPort { port: port.clone(), vni: *vni, tap, hold }));
         }
         info!(guest = %spec.name, %generation, "adopted");
-        Ok(Some(Resident { spec: spec.clone(), generation: *generation, vm, ports }))
+        Ok(Some(Resident::new(spec.clone(), *generation, vm, ports)))
     }
 
     /// The lanes of a gate that an earlier agent made, from QEMU; none if there was no gate.

@@ -10,7 +10,7 @@ use throughline_wire::v1::peer_server::PeerServer;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     config::Config,
@@ -68,6 +68,11 @@ async fn open_systems(config: &Config) -> anyhow::Result<Systems> {
     std::fs::create_dir_all(state_dir)
         .with_context(|| format!("--state-dir {} cannot be made", state_dir.display()))?;
     let journal = Journal::open(&state_dir.join("journal.redb"))?;
+    if let Some(fabric) = &config.join
+        && journal.join(fabric)?
+    {
+        warn!(%fabric, "this host belongs to another fabric from now on, by its operator's word");
+    }
     let accelerator = probe_accelerator(config.accel).await?;
     let netlink = Netlink::open().context("the kernel's network configuration cannot be reached; run as root")?;
     let bpffs = config.bpffs.clone();

@@ -2,12 +2,15 @@
 
 use throughline_cutover::{
     CoordinatorEvent, Failure, Generation, GuestName, HostName, News, RebindId, Role,
-    admission::{self, Denial, Enrolment},
+    admission::{self, Denial, Greeting},
 };
 use throughline_wire::Refusal;
 
 use super::{Core, GuestState, Observation};
-use crate::{links::Line, record::HostRecord};
+use crate::{
+    links::Line,
+    record::{HostRecord, Report},
+};
 
 /// A message up from an agent, after its greeting.
 #[derive(Debug, Clone)]
@@ -16,6 +19,8 @@ pub(crate) enum Uplink {
     Heartbeat,
     /// What is there.
     Observed {
+        /// The desired state it answers.
+        revision: u64,
         /// Guests there.
         guests: Vec<ObservedGuest>,
         /// What could not be reconciled, for people.
@@ -28,6 +33,8 @@ pub(crate) enum Uplink {
         /// Applied, or why not.
         outcome: Result<(), Failure>,
     },
+    /// It does not obey.
+    Refused(Failure),
     /// One end's report of a migration.
     News {
         /// Which.
@@ -54,13 +61,19 @@ impl Core {
     /// An agent connects. Returns its stream's number.
     ///
     /// # Errors
-    /// See [`admission::enrol`].
-    pub(crate) fn attach(&mut self, enrolment: Enrolment, line: Line) -> Result<u64, Denial> {
+    /// `STALE_TERM`, `OTHER_FABRIC`, and see [`admission::enrol`].
+    pub(crate) fn attach(&mut self, greeting: Greeting, line: Line) -> Result<u64, Denial> {
+        self.commands()?;
+        let Greeting { enrolment, obeyed, guests } = greeting;
         admission::enrol(self, &enrolment, self.open)?;
+        self.claim(&enrolment, obeyed.as_ref())?;
         let host = enrolment.host.clone();
         tracing::info!(%host, vtep = %enrolment.vtep, version = enrolment.agent_version, "agent connected");
         self.record.put_host(HostRecord { name: host.clone(), enrolment: Some(enrolment) });
+        self.learn(&host, guests);
         let session = self.links.attach(host.clone(), line);
+        let (mandate, welcomed) = (self.record.mandate().clone(), host.clone());
+        self.when_durable(move |core| core.links.welcome(&welcomed, session, &mandate));
         self.tell_migrations(|| CoordinatorEvent::HostBack(host.clone()));
         self.want_desired_states();
         Ok(session)
@@ -81,7 +94,8 @@ impl Core {
         }
         match message {
             Uplink::Heartbeat => {}
-            Uplink::Observed { guests, problems } => self.observe(host, guests, &problems),
+            Uplink::Observed { revision, guests, problems } => self.observe(host, revision, guests, &problems),
+            Uplink::Refused(failure) => self.refused(host, session, failure),
             Uplink::RebindAck { id, outcome } => {
                 let RebindId { migration, port } = id;
                 let host = host.clone();
@@ -92,15 +106,22 @@ impl Core {
     }
 
     /// Only the owner's word on a guest counts, and only at the generation it owns it at.
-    fn observe(&mut self, host: &HostName, guests: Vec<ObservedGuest>, problems: &[String]) {
+    fn observe(&mut self, host: &HostName, revision: u64, guests: Vec<ObservedGuest>, problems: &[String]) {
         for problem in problems {
             tracing::warn!(%host, problem, "agent could not reconcile");
         }
+        let held: Vec<_> = guests.iter().map(|guest| (guest.name.clone(), guest.generation)).collect();
+        self.record.confirm_removals(host, Report { guests: &held, revision, all_done: problems.is_empty() });
         for guest in guests {
-            let recorded = self.record.guests().get(&guest.name);
-            if recorded.is_some_and(|it| it.host == *host && it.generation == guest.generation) {
-                let ObservedGuest { name, state, detail, .. } = guest;
+            let ObservedGuest { name, generation, state, detail } = guest;
+            let recorded = self.record.guests().get(&name);
+            if recorded.is_some_and(|it| it.host == *host && it.generation == generation) {
+                if matches!(state, GuestState::Running | GuestState::Paused) {
+                    self.started(host, &name);
+                }
                 self.observed.insert(name, Observation { state, detail });
+            } else if let Some(unknown) = self.unknown.get_mut(&name).filter(|it| it.host == *host) {
+                unknown.observation.state = state;
             }
         }
     }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use throughline_cutover::{
-    Binding, CoordinatorEffect, CoordinatorEvent, Failure, GuestName, HostName, Limits, News, RebindId, Role, Step,
+    Binding, CoordinatorEffect, CoordinatorEvent, Failure, Generation, GuestName, HostName, Limits, News, RebindId,
+    Role, Step,
     admission::{self, Denial, MigrationRequest, Verdict},
+    fence::Word,
 };
 use tokio::sync::watch;
 
@@ -100,6 +102,19 @@ impl Core {
         self.migration(id)
     }
 
+    /// Ends a migration by an operator's word, its destination being gone for good.
+    ///
+    /// # Errors
+    /// `UNKNOWN_MIGRATION`, and see [`admission::resolve`].
+    pub(crate) fn resolve(&mut self, id: &str, word: Word) -> Result<MigrationRecord, Denial> {
+        let coordinator = self.migration(id)?.coordinator;
+        let destination = coordinator.host_of(Role::Destination);
+        admission::resolve(id, coordinator.is_unresolved(), destination, self.links.is_connected(destination))?;
+        tracing::warn!(migration = id, ?word, "an operator says what became of the guest");
+        self.step_migration(id, CoordinatorEvent::Resolve { guest_stays: word == Word::GuestStays });
+        self.migration(id)
+    }
+
     /// What happened to a migration after `sequence`.
     ///
     /// # Errors
@@ -161,8 +176,16 @@ impl Core {
             CoordinatorEffect::Rebind { host, port, marker_index } => self.rebind(id, &host, port, marker_index),
             CoordinatorEffect::RecordOwner { generation } => {
                 let (guest, host) = (migration.plan().guest.name.clone(), migration.plan().destination.host.clone());
-                self.record.change_guest(&guest, |guest| (guest.host, guest.generation) = (host, generation));
-                self.saw(guest, GuestState::Paused);
+                self.record_owner(guest, host, generation);
+            }
+            CoordinatorEffect::Resolve { guest_stays } => {
+                self.order(id, Role::Source, |it| Downlink::Resolve { migration: it.id().to_owned(), guest_stays });
+            }
+            CoordinatorEffect::FenceDestination { generation, ended } => {
+                let (guest, host) = (migration.plan().guest.name.clone(), migration.plan().destination.host.clone());
+                let source = migration.plan().source.host.clone();
+                self.record.end_guest(host, guest.clone(), ended);
+                self.record_owner(guest, source, generation);
             }
             CoordinatorEffect::GuestRuns => {
                 let guest = migration.plan().guest.name.clone();
@@ -191,10 +214,29 @@ impl Core {
         }
     }
 
+    /// The record follows a commit, unless it knows a later one: then the migration is one of an old copy of the record.
+    fn record_owner(&mut self, guest: GuestName, host: HostName, generation: Generation) {
+        if self.generation_of(&guest).is_none_or(|recorded| recorded >= generation) {
+            tracing::warn!(%guest, %generation, recorded = ?self.generation_of(&guest), "an older commit; the record stands");
+            return;
+        }
+        self.record.change_guest(&guest, |guest| {
+            (guest.host, guest.generation, guest.started) = (host, generation, true);
+        });
+        self.saw(guest, GuestState::Paused);
+    }
+
+    fn generation_of(&self, guest: &GuestName) -> Option<Generation> {
+        self.record.guests().get(guest).map(|guest| guest.generation)
+    }
+
     /// At once: the destination's gate waits for the peers.
     fn rebind(&mut self, id: &str, host: &HostName, port: usize, marker_index: u32) {
         let Some(migration) = self.record.migrations().get(id) else { return };
         let plan = migration.plan();
+        if self.generation_of(&plan.guest.name) != Some(plan.generation.next()) {
+            return;
+        }
         let Some(moved) = plan.ports.get(port) else { return };
         let rebind = Rebind {
             id: RebindId { migration: id.to_owned(), port },

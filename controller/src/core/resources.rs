@@ -1,10 +1,13 @@
 //! Networks, hosts, guests and endpoints: admitted, recorded, listed.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use throughline_cutover::{
-    Endpoint, Generation, GuestName, HostName, InterfaceName, Network, NetworkName,
-    admission::{self, Denial, NewEndpoint, NewGuest},
+    Endpoint, GuestName, HostName, InterfaceName, Network, NetworkName,
+    admission::{self, Denial, Kind, NewEndpoint, NewGuest},
 };
 
 use super::{Core, GuestView, HostView, Observation};
@@ -12,12 +15,16 @@ use crate::record::{GuestRecord, HostRecord};
 
 /// What comes after a key, at most `size`; and whether there is more.
 fn page<'a, K: Ord, V>(all: &'a BTreeMap<K, V>, after: Option<&K>, size: usize) -> (Vec<&'a V>, bool) {
-    page_of(entries_after(all, after), size)
+    page_of(entries_after(all, after).map(|(_, value)| value), size)
 }
 
-fn entries_after<'a, K: Ord, V>(all: &'a BTreeMap<K, V>, after: Option<&K>) -> impl Iterator<Item = &'a V> {
+fn entries_after<'a, K: Ord, V>(all: &'a BTreeMap<K, V>, after: Option<&K>) -> impl Iterator<Item = (&'a K, &'a V)> {
     let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-    all.range((from, Bound::Unbounded)).map(|(_, value)| value)
+    all.range((from, Bound::Unbounded))
+}
+
+fn keys_after<'a, K: Ord, V: 'a>(all: &'a BTreeMap<K, V>, after: Option<&K>) -> impl Iterator<Item = &'a K> {
+    entries_after(all, after).map(|(key, _)| key)
 }
 
 /// The first `size`, and whether there are more.
@@ -34,6 +41,7 @@ impl Core {
     /// See [`admission::create_network`].
     pub(crate) fn create_network(&mut self, network: Network) -> Result<Network, Denial> {
         admission::create_network(self, &network)?;
+        self.record.revive_network(network.vni);
         self.record.put_network(network.clone());
         Ok(network)
     }
@@ -59,7 +67,9 @@ impl Core {
     /// See [`admission::delete_network`].
     pub(crate) fn delete_network(&mut self, name: &NetworkName) -> Result<(), Denial> {
         admission::delete_network(self, name)?;
+        let vni = self.network(name)?.vni;
         self.record.remove_network(name);
+        self.record.end_network(vni);
         Ok(())
     }
 
@@ -80,13 +90,14 @@ impl Core {
     /// `UNKNOWN_HOST`.
     pub(crate) fn host(&self, name: &HostName) -> Result<HostView, Denial> {
         let unknown = || Denial::UnknownHost { field: "name".to_owned(), name: name.clone() };
-        self.record.hosts().get(name).map(|host| self.host_view(host)).ok_or_else(unknown)
+        self.find_host(name).ok_or_else(unknown)
     }
 
     /// Hosts after a name, and whether there are more.
     pub(crate) fn hosts(&self, after: Option<&HostName>, size: usize) -> (Vec<HostView>, bool) {
-        let (page, more) = page(self.record.hosts(), after, size);
-        (page.into_iter().map(|host| self.host_view(host)).collect(), more)
+        let names: BTreeSet<_> =
+            keys_after(self.record.hosts(), after).chain(keys_after(&self.strangers, after)).collect();
+        page_of(names.into_iter().filter_map(|name| self.find_host(name)), size)
     }
 
     /// Forgets a host.
@@ -96,6 +107,7 @@ impl Core {
     pub(crate) fn delete_host(&mut self, name: &HostName) -> Result<(), Denial> {
         admission::delete_host(self, name)?;
         self.record.remove_host(name);
+        self.record.forget_removals_of(name);
         Ok(())
     }
 
@@ -104,11 +116,16 @@ impl Core {
     /// # Errors
     /// See [`admission::create_guest`], and `PORTS_EXHAUSTED`.
     pub(crate) fn create_guest(&mut self, mut guest: NewGuest, host: HostName) -> Result<GuestView, Denial> {
+        if self.unknown.contains_key(&guest.name) {
+            let (field, kind, name) = ("spec.name".to_owned(), Kind::Guest, guest.name.to_string());
+            return Err(Denial::NameInUse { field, kind, name });
+        }
         admission::create_guest(self, &guest, &host)?;
         let ports = self.record.allot(std::mem::take(&mut guest.ports))?;
         let spec = guest.allot(ports);
         let name = spec.name.clone();
-        self.record.put_guest(GuestRecord { spec, host, generation: Generation::FIRST, migration: None });
+        let generation = self.record.new_generation();
+        self.record.put_guest(GuestRecord { spec, host, generation, migration: None, started: false });
         self.observed.insert(name.clone(), Observation::default());
         self.guest(&name)
     }
@@ -128,16 +145,24 @@ impl Core {
         host: Option<&HostName>,
         size: usize,
     ) -> (Vec<GuestView>, bool) {
-        let here = entries_after(self.record.guests(), after).filter(|it| host.is_none_or(|host| it.host == *host));
-        page_of(here.filter_map(|guest| self.guest_view(&guest.spec.name)), size)
+        let names: BTreeSet<_> =
+            keys_after(self.record.guests(), after).chain(keys_after(&self.unknown, after)).collect();
+        let all = names.into_iter().filter_map(|name| self.guest_view(name));
+        page_of(all.filter(|it| host.is_none_or(|host| it.host == *host)), size)
     }
 
-    /// Forgets a guest; its host's agent stops it.
+    /// Forgets a guest, one the record does not know included; its host's agent stops it.
     ///
     /// # Errors
     /// See [`admission::delete_guest`].
     pub(crate) fn delete_guest(&mut self, name: &GuestName) -> Result<(), Denial> {
+        if !self.record.guests().contains_key(name) && self.end_unknown(name).is_some() {
+            return Ok(());
+        }
         admission::delete_guest(self, name)?;
+        if let Some(GuestRecord { host, generation, .. }) = self.record.guests().get(name).cloned() {
+            self.record.end_guest(host, name.clone(), generation);
+        }
         self.record.remove_guest(name);
         self.observed.remove(name);
         Ok(())
@@ -150,7 +175,7 @@ impl Core {
     pub(crate) fn create_endpoint(&mut self, endpoint: NewEndpoint) -> Result<Endpoint, Denial> {
         admission::create_endpoint(self, &endpoint)?;
         let mut ports = self.record.allot(vec![endpoint.port.clone()])?;
-        let endpoint = endpoint.allot(ports.remove(0));
+        let endpoint = endpoint.allot(ports.remove(0), self.record.new_generation());
         self.record.put_endpoint(endpoint.clone());
         Ok(endpoint)
     }
@@ -176,7 +201,9 @@ impl Core {
     /// See [`admission::delete_endpoint`].
     pub(crate) fn delete_endpoint(&mut self, name: &InterfaceName) -> Result<(), Denial> {
         admission::delete_endpoint(self, name)?;
+        let Endpoint { host, port, .. } = self.endpoint(name)?;
         self.record.remove_endpoint(name);
+        self.record.end_endpoint(host, port.id);
         Ok(())
     }
 }

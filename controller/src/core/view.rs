@@ -1,8 +1,8 @@
 //! What callers and policy may see.
 
 use throughline_cutover::{
-    Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, Network, NetworkName,
-    admission::{GuestFacts, HostFacts, UsedPort, View},
+    Endpoint, Failure, Generation, GuestName, GuestSpec, HostName, InterfaceName, Network, NetworkName,
+    admission::{GuestFacts, HostFacts, Kind, UsedPort, View},
 };
 
 use super::Core;
@@ -42,6 +42,8 @@ pub(crate) struct HostView {
     pub(crate) connected: bool,
     /// Memory promised to guests, KiB.
     pub(crate) memory_used_kib: u64,
+    /// Why it does not obey.
+    pub(crate) refusal: Option<Failure>,
 }
 
 /// A guest as callers see it.
@@ -57,24 +59,47 @@ pub(crate) struct GuestView {
     pub(crate) observation: Observation,
     /// Migration that moves it now.
     pub(crate) migration: Option<String>,
+    /// Its host has it, the record does not know it.
+    pub(crate) unknown: bool,
 }
 
 impl Core {
+    /// A host on record, or one of another fabric that has shown up.
+    pub(super) fn find_host(&self, name: &HostName) -> Option<HostView> {
+        if let Some(record) = self.record.hosts().get(name) {
+            return Some(self.host_view(record));
+        }
+        let enrolment = Some(self.strangers.get(name)?.enrolment.clone());
+        Some(self.host_view(&HostRecord { name: name.clone(), enrolment }))
+    }
+
     pub(super) fn host_view(&self, record: &HostRecord) -> HostView {
         HostView {
             record: record.clone(),
             connected: self.links.is_connected(&record.name),
             memory_used_kib: self.memory_used_kib(&record.name),
+            refusal: self.refusal(&record.name),
         }
     }
 
     pub(super) fn guest_view(&self, name: &GuestName) -> Option<GuestView> {
-        self.record.guests().get(name).map(|guest| GuestView {
+        let recorded = self.record.guests().get(name).map(|guest| GuestView {
             spec: guest.spec.clone(),
             host: guest.host.clone(),
             generation: guest.generation,
             observation: self.observed.get(name).cloned().unwrap_or_default(),
             migration: guest.migration.clone(),
+            unknown: false,
+        });
+        recorded.or_else(|| {
+            self.unknown.get(name).map(|it| GuestView {
+                spec: it.owned.spec.clone(),
+                host: it.host.clone(),
+                generation: it.owned.generation,
+                observation: it.observation.clone(),
+                migration: None,
+                unknown: true,
+            })
         })
     }
 
@@ -87,7 +112,8 @@ impl Core {
             let owner = self.record.guests().get(&plan.guest.name).map(|guest| &guest.host);
             plan.destination.host == *host && owner != Some(host)
         });
-        owned + coming.map(|plan| plan.guest.memory_kib).sum::<u64>()
+        let unknown = self.unknown.values().filter(|it| it.host == *host).map(|it| it.owned.spec.memory_kib);
+        owned + unknown.sum::<u64>() + coming.map(|plan| plan.guest.memory_kib).sum::<u64>()
     }
 
     fn host_facts(&self, host: &HostRecord) -> HostFacts {
@@ -113,7 +139,11 @@ impl View for Core {
     }
 
     fn ports(&self) -> impl Iterator<Item = UsedPort<'_>> {
-        self.record.ports()
+        let unknown = self.unknown.values().flat_map(|it| {
+            let owner = it.owned.spec.name.as_str();
+            it.owned.spec.ports.iter().map(move |port| UsedPort { kind: Kind::Guest, owner, port })
+        });
+        self.record.ports().chain(unknown)
     }
 
     fn network(&self, name: &NetworkName) -> Option<&Network> {
@@ -139,12 +169,14 @@ impl View for Core {
 
     fn host_needed_for(&self, name: &HostName) -> Option<String> {
         let guest = self.record.guests().values().find(|guest| guest.host == *name);
+        let unknown = self.unknown.values().find(|it| it.host == *name);
         let endpoint = self.record.endpoints().values().find(|endpoint| endpoint.host == *name);
         let live = self.live.keys().filter_map(|id| self.record.migrations().get(id));
         let migration =
             live.map(|it| it.plan()).find(|plan| plan.source.host == *name || plan.destination.host == *name);
         guest
             .map(|guest| format!("guest {}", guest.spec.name))
+            .or_else(|| unknown.map(|it| format!("guest {}, which the record does not know", it.owned.spec.name)))
             .or_else(|| endpoint.map(|endpoint| format!("endpoint {}", endpoint.name)))
             .or_else(|| migration.map(|plan| format!("migration {}", plan.id)))
     }

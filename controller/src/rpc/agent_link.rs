@@ -3,7 +3,7 @@
 use std::{pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt as _};
-use throughline_cutover::{Failure, HostName, admission::Enrolment};
+use throughline_cutover::{Failure, HostName, admission::Greeting};
 use throughline_wire::{
     InvalidField, Problem, Refusal, nested,
     v1::{AgentMessage, ControllerMessage, agent_link_server::AgentLink, agent_message::Message},
@@ -42,11 +42,11 @@ impl AgentLink for AgentLinkService {
 
     async fn attach(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::AttachStream>, Status> {
         let mut from_agent = request.into_inner();
-        let enrolment = hello(&mut from_agent).await?;
-        let host = enrolment.host.clone();
+        let greeting = hello(&mut from_agent).await?;
+        let host = greeting.enrolment.host.clone();
         let (messages, queue) = mpsc::channel(QUEUE);
         let (open, closed) = oneshot::channel();
-        let session = self.driver.call(move |core| core.attach(enrolment, Line { messages, open })).await?;
+        let session = self.driver.call(move |core| core.attach(greeting, Line { messages, open })).await?;
         tokio::spawn(listen(from_agent, self.driver.clone(), host, session, closed));
         let to_agent = ReceiverStream::new(queue).map(|message| message.map(Into::into).map_err(Into::into));
         Ok(Response::new(Box::pin(to_agent)))
@@ -54,7 +54,7 @@ impl AgentLink for AgentLinkService {
 }
 
 /// The greeting, which must come first and soon.
-async fn hello(from_agent: &mut Streaming<AgentMessage>) -> Result<Enrolment, Status> {
+async fn hello(from_agent: &mut Streaming<AgentMessage>) -> Result<Greeting, Status> {
     let late = || Refusal::Unavailable(Failure::new("HELLO_LATE", "no hello within 5 s; send it first"));
     let first = time::timeout(HELLO_DEADLINE, from_agent.message()).await.map_err(|_| late())??;
     match first.and_then(|first| first.message) {

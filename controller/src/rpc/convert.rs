@@ -5,9 +5,9 @@ use throughline_wire::{InvalidField, Problem, nested, parsed, v1};
 
 use crate::{
     core::{GuestState, GuestView, HostView, ObservedGuest, Uplink},
-    desired::{Desired, DesiredNetwork},
+    desired::{Desired, DesiredGuest, DesiredNetwork},
     links::{Downlink, Rebind},
-    record::{Happening, MigrationRecord, Snapshot},
+    record::{Happening, MigrationRecord, Snapshot, What},
 };
 
 impl From<HostView> for v1::Host {
@@ -16,6 +16,7 @@ impl From<HostView> for v1::Host {
             name: view.record.name.into(),
             connected: view.connected,
             memory_used_kib: view.memory_used_kib,
+            refusal: view.refusal.map(Into::into),
             ..Self::default()
         };
         if let Some(enrolment) = view.record.enrolment {
@@ -63,6 +64,7 @@ impl From<GuestView> for v1::Guest {
             state: v1::GuestState::from(view.observation.state).into(),
             detail: view.observation.detail,
             migration_id: view.migration.unwrap_or_default(),
+            unknown: view.unknown,
         }
     }
 }
@@ -107,9 +109,9 @@ impl From<Downlink> for v1::ControllerMessage {
     fn from(message: Downlink) -> Self {
         use v1::controller_message::Message;
         let message = match message {
-            Downlink::Welcome { heartbeat } => {
+            Downlink::Welcome { heartbeat, mandate } => {
                 let heartbeat_ms = u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX);
-                Message::Welcome(v1::Welcome { heartbeat_ms })
+                Message::Welcome(v1::Welcome { heartbeat_ms, mandate: Some(mandate.into()) })
             }
             Downlink::Desired { revision, desired } => Message::Desired(desired_state(revision, desired)),
             Downlink::Expect(plan) => Message::Expect(v1::ExpectMigration { plan: Some((*plan).into()) }),
@@ -119,6 +121,9 @@ impl From<Downlink> for v1::ControllerMessage {
             }
             Downlink::Rebind(it) => Message::Rebind((*it).into()),
             Downlink::Settle { migration } => Message::Settle(v1::SettleMigration { migration_id: migration }),
+            Downlink::Resolve { migration, guest_stays } => {
+                Message::Resolve(v1::ResolveMigration { migration_id: migration, guest_stays })
+            }
         };
         Self { message: Some(message) }
     }
@@ -139,15 +144,29 @@ impl From<Rebind> for v1::Rebind {
 }
 
 fn desired_state(revision: u64, desired: Desired) -> v1::DesiredState {
-    let guest = |(spec, generation): (_, Generation)| v1::DesiredGuest {
+    let guest = |DesiredGuest { spec, generation, boot }| v1::DesiredGuest {
         spec: Some(v1::GuestSpec::from(spec)),
         generation: generation.0,
+        boot,
     };
+    let (mut end_guests, mut remove_endpoints, mut remove_networks) = (Vec::new(), Vec::new(), Vec::new());
+    for removal in desired.removals {
+        match removal {
+            What::Guest { name, generation } => {
+                end_guests.push(v1::EndGuest { name: name.into(), generation: generation.0 });
+            }
+            What::Endpoint { port } => remove_endpoints.push(port.get()),
+            What::Network { vni } => remove_networks.push(vni.get()),
+        }
+    }
     v1::DesiredState {
         revision,
         networks: desired.networks.into_iter().map(Into::into).collect(),
         guests: desired.guests.into_iter().map(guest).collect(),
         endpoints: desired.endpoints.into_iter().map(Into::into).collect(),
+        end_guests,
+        remove_endpoints,
+        remove_networks,
     }
 }
 
@@ -185,13 +204,15 @@ impl TryFrom<v1::AgentMessage> for Uplink {
                 let guests = guests.map(|(at, guest)| {
                     ObservedGuest::try_from(guest).map_err(|e| e.within(format_args!("observed.guests[{at}]")))
                 });
-                Ok(Self::Observed { guests: guests.collect::<Result<_, _>>()?, problems: it.problems })
+                let (revision, problems) = (it.revision, it.problems);
+                Ok(Self::Observed { revision, guests: guests.collect::<Result<_, _>>()?, problems })
             }
             Some(Message::RebindAck(ack)) => {
                 let invalid = |e| InvalidField::new("rebind_ack.rebind_id", Problem::Other(format!("{e}")));
                 let id = ack.rebind_id.parse().map_err(|e: InvalidRebindId| invalid(e))?;
                 Ok(Self::RebindAck { id, outcome: outcome(ack.applied, ack.failure) })
             }
+            Some(Message::Refused(failure)) => Ok(Self::Refused(failure.into())),
             Some(Message::Migration(update)) => {
                 let migration = update.migration_id.clone();
                 Ok(Self::News { migration, news: Box::new(nested("migration", Some(update))?) })

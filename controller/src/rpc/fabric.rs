@@ -6,6 +6,7 @@ use futures::{Stream, TryStreamExt as _, stream};
 use throughline_cutover::{
     GuestName, HostName, InterfaceName, Limits, Network, NetworkName,
     admission::{MigrationRequest, NewEndpoint, NewGuest},
+    fence::Word,
 };
 use throughline_wire::{InvalidField, Refusal, nested, parsed, v1};
 use tokio::sync::watch;
@@ -66,7 +67,7 @@ fn after<T: std::str::FromStr>(page: &Page) -> Result<Option<T>, Refusal> {
 impl v1::fabric_server::Fabric for FabricService {
     async fn create_network(&self, request: Request<v1::CreateNetworkRequest>) -> Answer<v1::Network> {
         let network: Network = nested("network", request.into_inner().network).map_err(Refusal::from)?;
-        let network = self.driver.call(move |core| core.create_network(network)).await?;
+        let network = self.driver.command(move |core| core.create_network(network)).await?;
         Ok(Response::new(network.into()))
     }
 
@@ -88,13 +89,13 @@ impl v1::fabric_server::Fabric for FabricService {
 
     async fn delete_network(&self, request: Request<v1::DeleteNetworkRequest>) -> Answer<v1::DeleteNetworkResponse> {
         let name: NetworkName = name("name", &request.into_inner().name)?;
-        self.driver.call(move |core| core.delete_network(&name)).await?;
+        self.driver.command(move |core| core.delete_network(&name)).await?;
         Ok(Response::new(v1::DeleteNetworkResponse {}))
     }
 
     async fn create_host(&self, request: Request<v1::CreateHostRequest>) -> Answer<v1::Host> {
         let name: HostName = name("name", &request.into_inner().name)?;
-        let host = self.driver.call(move |core| core.create_host(name)).await?;
+        let host = self.driver.command(move |core| core.create_host(name)).await?;
         Ok(Response::new(host.into()))
     }
 
@@ -116,7 +117,7 @@ impl v1::fabric_server::Fabric for FabricService {
 
     async fn delete_host(&self, request: Request<v1::DeleteHostRequest>) -> Answer<v1::DeleteHostResponse> {
         let name: HostName = name("name", &request.into_inner().name)?;
-        self.driver.call(move |core| core.delete_host(&name)).await?;
+        self.driver.command(move |core| core.delete_host(&name)).await?;
         Ok(Response::new(v1::DeleteHostResponse {}))
     }
 
@@ -124,7 +125,7 @@ impl v1::fabric_server::Fabric for FabricService {
         let request = request.into_inner();
         let guest: NewGuest = nested("spec", request.spec).map_err(Refusal::from)?;
         let host: HostName = name("host", &request.host)?;
-        let guest = self.driver.call(move |core| core.create_guest(guest, host)).await?;
+        let guest = self.driver.command(move |core| core.create_guest(guest, host)).await?;
         Ok(Response::new(guest.into()))
     }
 
@@ -147,13 +148,13 @@ impl v1::fabric_server::Fabric for FabricService {
 
     async fn delete_guest(&self, request: Request<v1::DeleteGuestRequest>) -> Answer<v1::DeleteGuestResponse> {
         let name: GuestName = name("name", &request.into_inner().name)?;
-        self.driver.call(move |core| core.delete_guest(&name)).await?;
+        self.driver.command(move |core| core.delete_guest(&name)).await?;
         Ok(Response::new(v1::DeleteGuestResponse {}))
     }
 
     async fn create_endpoint(&self, request: Request<v1::CreateEndpointRequest>) -> Answer<v1::Endpoint> {
         let endpoint: NewEndpoint = nested("endpoint", request.into_inner().endpoint).map_err(Refusal::from)?;
-        let endpoint = self.driver.call(move |core| core.create_endpoint(endpoint)).await?;
+        let endpoint = self.driver.command(move |core| core.create_endpoint(endpoint)).await?;
         Ok(Response::new(endpoint.into()))
     }
 
@@ -175,7 +176,7 @@ impl v1::fabric_server::Fabric for FabricService {
 
     async fn delete_endpoint(&self, request: Request<v1::DeleteEndpointRequest>) -> Answer<v1::DeleteEndpointResponse> {
         let name: InterfaceName = name("name", &request.into_inner().name)?;
-        self.driver.call(move |core| core.delete_endpoint(&name)).await?;
+        self.driver.command(move |core| core.delete_endpoint(&name)).await?;
         Ok(Response::new(v1::DeleteEndpointResponse {}))
     }
 
@@ -184,7 +185,7 @@ impl v1::fabric_server::Fabric for FabricService {
         let limits = Limits::try_from(request.limits.take().unwrap_or_default());
         let limits = limits.map_err(|e: InvalidField| Refusal::from(e.within("limits")))?;
         let request = MigrationRequest::try_from(request).map_err(Refusal::from)?;
-        let migration = self.driver.call(move |core| core.migrate(request, limits)).await?;
+        let migration = self.driver.command(move |core| core.migrate(request, limits)).await?;
         Ok(Response::new((&migration).into()))
     }
 
@@ -219,7 +220,14 @@ impl v1::fabric_server::Fabric for FabricService {
 
     async fn cancel_migration(&self, request: Request<v1::CancelMigrationRequest>) -> Answer<v1::Migration> {
         let id = request.into_inner().id;
-        let migration = self.driver.call(move |core| core.cancel(&id)).await?;
+        let migration = self.driver.command(move |core| core.cancel(&id)).await?;
+        Ok(Response::new((&migration).into()))
+    }
+
+    async fn resolve_migration(&self, request: Request<v1::ResolveMigrationRequest>) -> Answer<v1::Migration> {
+        let request = request.into_inner();
+        let word = Word::try_from(request.word()).map_err(Refusal::from)?;
+        let migration = self.driver.command(move |core| core.resolve(&request.id, word)).await?;
         Ok(Response::new((&migration).into()))
     }
 }

@@ -2,14 +2,19 @@
 
 use std::{fs, path::Path};
 
-use redb::{Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError,
+};
 use serde_json::Value;
 
 use super::{Change, Store, StoreError, Table};
 
-/// Version of what the tables hold. A change that old values cannot be read with makes it one more.
-const SCHEMA: u64 = 1;
-const SCHEMA_KEY: &str = "schema";
+/// Format of what the tables hold. A change that an older controller must not work with makes it one more.
+///
+/// 1: the first. 2: a mandate, and removals by name; what 1 holds reads as it is.
+const FORMAT: u64 = 2;
+const OLDEST: u64 = 1;
+const FORMAT_KEY: &str = "schema";
 const FILE: &str = "record.redb";
 
 const fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {
@@ -30,19 +35,39 @@ impl EmbeddedStore {
     /// Opens, or creates, the record in a directory.
     ///
     /// # Errors
-    /// [`StoreError::Directory`], [`StoreError::InUse`], [`StoreError::Schema`], or the database's own.
+    /// [`StoreError::Directory`], [`StoreError::InUse`], [`StoreError::Format`], or the database's own.
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
         let unusable = |source| StoreError::Directory { path: directory.to_owned(), source };
         fs::create_dir_all(directory).map_err(unusable)?;
-        let database = match Database::create(directory.join(FILE)) {
+        let path = directory.join(FILE);
+        let database = match Database::create(&path) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::InUse { path: directory.to_owned() }),
             Err(error) => return Err(failed(error)),
         };
         let mut store = Self { database };
+        if let Some(found) = store.format()?.filter(|found| !(OLDEST..=FORMAT).contains(found)) {
+            return Err(StoreError::Format { path, found, oldest: OLDEST, known: FORMAT });
+        }
         store.create_tables()?;
-        store.check_schema()?;
+        let value = Some(Value::from(FORMAT));
+        store.commit(&[Change { table: Table::Meta, key: FORMAT_KEY.to_owned(), value }])?;
         Ok(store)
+    }
+
+    /// The format on disk; `None`: nothing was ever written.
+    fn format(&self) -> Result<Option<u64>, StoreError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let meta = match transaction.open_table(definition(Table::Meta)) {
+            Ok(meta) => meta,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let Some(value) = meta.get(FORMAT_KEY).map_err(failed)? else { return Ok(None) };
+        match serde_json::from_slice(value.value()) {
+            Ok(found) => Ok(Some(found)),
+            Err(source) => Err(StoreError::Value { table: Table::Meta.name(), key: FORMAT_KEY.to_owned(), source }),
+        }
     }
 
     fn create_tables(&self) -> Result<(), StoreError> {
@@ -51,19 +76,6 @@ impl EmbeddedStore {
             transaction.open_table(definition(table)).map_err(failed)?;
         }
         transaction.commit().map_err(failed)
-    }
-
-    fn check_schema(&mut self) -> Result<(), StoreError> {
-        let meta = self.load(Table::Meta)?;
-        let found = meta.iter().find(|(key, _)| key == SCHEMA_KEY).and_then(|(_, value)| value.as_u64());
-        match found {
-            Some(found) if found > SCHEMA => Err(StoreError::Schema { found, known: SCHEMA }),
-            Some(_) => Ok(()),
-            None => {
-                let value = Some(Value::from(SCHEMA));
-                self.commit(&[Change { table: Table::Meta, key: SCHEMA_KEY.to_owned(), value }])
-            }
-        }
     }
 }
 
@@ -135,17 +147,39 @@ mod tests {
         assert!(matches!(EmbeddedStore::open(&directory.0), Err(StoreError::InUse { .. })));
         drop(store);
         let rows = EmbeddedStore::open(&directory.0).unwrap().load(Table::Meta).unwrap();
-        assert_eq!(rows, [("b".to_owned(), 2.into()), (SCHEMA_KEY.to_owned(), SCHEMA.into())]);
+        assert_eq!(rows, [("b".to_owned(), 2.into()), (FORMAT_KEY.to_owned(), FORMAT.into())]);
+    }
+
+    /// A record as another version wrote it.
+    fn of_format(directory: &Directory, format: u64) {
+        let mut store = EmbeddedStore::open(&directory.0).unwrap();
+        store.commit(&[put(FORMAT_KEY, format), put("a", 1)]).unwrap();
     }
 
     #[test]
-    fn a_newer_record_is_left_alone() {
-        let directory = Directory::new("newer");
-        let mut store = EmbeddedStore::open(&directory.0).unwrap();
-        store.commit(&[put(SCHEMA_KEY, SCHEMA + 1)]).unwrap();
-        drop(store);
-        let refused = EmbeddedStore::open(&directory.0);
-        assert!(matches!(refused, Err(StoreError::Schema { found: 2, known: 1 })), "{refused:?}");
+    fn a_record_of_another_format_is_left_alone() {
+        for format in [OLDEST - 1, FORMAT + 1] {
+            let directory = Directory::new(&format!("format-{format}"));
+            of_format(&directory, format);
+            let file = directory.0.join(FILE);
+            let refused = EmbeddedStore::open(&directory.0).unwrap_err();
+            let StoreError::Format { path, found, .. } = &refused else { panic!("{refused:?}") };
+            assert_eq!((path, *found), (&file, format));
+            for part in [file.display().to_string(), format!("format {format}"), format!("{OLDEST} to {FORMAT}")] {
+                assert!(refused.to_string().contains(&part), "{refused}");
+            }
+            assert!(EmbeddedStore::open(&directory.0).is_err(), "it was not changed");
+        }
+    }
+
+    #[test]
+    fn an_older_record_is_taken_over() {
+        let directory = Directory::new("older");
+        of_format(&directory, OLDEST);
+        let store = EmbeddedStore::open(&directory.0).unwrap();
+        let rows = store.load(Table::Meta).unwrap();
+        assert_eq!(rows, [("a".to_owned(), 1.into()), (FORMAT_KEY.to_owned(), FORMAT.into())]);
+        assert_eq!(store.load(Table::Removals).unwrap(), []);
     }
 
     #[test]

@@ -19,7 +19,7 @@ async fn everything(fabric: &mut Fabric) -> String {
 
 fn endpoint(name: &str, host: &str, ip: &str) -> v1::CreateEndpointRequest {
     let port = v1::Port { id: 0, network: "blue".into(), mac: String::new(), ips: vec![ip.into()] };
-    let endpoint = v1::Endpoint { name: name.into(), host: host.into(), port: Some(port), prefix_len: 0 };
+    let endpoint = v1::Endpoint { name: name.into(), host: host.into(), port: Some(port), ..Default::default() };
     v1::CreateEndpointRequest { endpoint: Some(endpoint) }
 }
 

@@ -108,7 +108,7 @@ pub(crate) fn hello(name: &str, n: u8) -> v1::Hello {
         memory_kib: 1 << 20,
         accelerator: "tcg".into(),
         agent_version: "0.1.0".into(),
-        peer_only: false,
+        ..Default::default()
     }
 }
 
@@ -156,6 +156,8 @@ pub(crate) struct Agent {
     up: mpsc::Sender<AgentMessage>,
     down: Streaming<v1::ControllerMessage>,
     heart: JoinHandle<()>,
+    /// By what right it is commanded.
+    pub(crate) mandate: v1::Mandate,
 }
 
 impl Drop for Agent {
@@ -180,10 +182,17 @@ impl Agent {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
-        let mut agent = Self { up, down, heart };
-        let welcome = agent.next().await;
-        assert!(matches!(welcome, Down::Welcome(_)), "{welcome:?}");
+        let mut agent = Self { up, down, heart, mandate: v1::Mandate::default() };
+        agent.mandate = agent.welcome().await;
         Ok(agent)
+    }
+
+    /// The next message, which greets.
+    pub(crate) async fn welcome(&mut self) -> v1::Mandate {
+        match self.next().await {
+            Down::Welcome(welcome) => welcome.mandate.expect("a controller says by what right it commands"),
+            other => panic!("a greeting was due: {other:?}"),
+        }
     }
 
     /// Goes silent, its stream still open.

@@ -75,7 +75,7 @@ pub(crate) struct Create {
 
 impl From<Create> for Endpoint {
     fn from(Create { name, host, network, mac, ips, prefix_len }: Create) -> Self {
-        Self { name, host, port: Some(Port { id: 0, network, mac, ips }), prefix_len }
+        Self { name, host, port: Some(Port { id: 0, network, mac, ips }), prefix_len, generation: 0 }
     }
 }
 

@@ -88,7 +88,10 @@ impl Command {
 }
 
 fn connected(host: &Host) -> String {
-    if host.connected { "yes" } else { "no" }.to_owned()
+    match &host.refusal {
+        Some(refusal) => format!("refused ({})", refusal.reason),
+        None => if host.connected { "yes" } else { "no" }.to_owned(),
+    }
 }
 
 /// Memory promised and memory there, or that there is none for guests.
@@ -118,6 +121,7 @@ impl Show<6> for Host {
         vec![
             ("name", self.name.clone()),
             ("connected", connected(self)),
+            ("refusal", self.refusal.as_ref().map(|refusal| refusal.message.clone()).unwrap_or_default()),
             ("vtep", self.vtep.clone()),
             ("peer endpoint", self.peer_endpoint.clone()),
             ("memory used", memory(self)),

@@ -1,8 +1,9 @@
 //! `throughline migration`.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use throughline_wire::v1::{
     CancelMigrationRequest, GetMigrationRequest, ListMigrationsRequest, ListMigrationsResponse, Migration,
+    ResolveMigrationRequest, Word,
 };
 
 use crate::{
@@ -60,6 +61,53 @@ EXAMPLES:
         /// Its id
         id: String,
     },
+    /// End a migration that waits for a destination that is gone for good
+    #[command(after_help = RESOLVING)]
+    Resolve(Resolve),
+}
+
+const RESOLVING: &str = "\
+A source that has told its destination to take the guest waits for the destination's word, however
+long that takes: nobody else knows which of the two is to run it. If the destination's host is gone
+for good, this is the word in its place. Cancel the migration first. Refused while the destination's
+agent is connected, for then it answers itself.
+
+WITH --guest-stays YOU VOUCH THAT THE DESTINATION DOES NOT RUN THE GUEST: its host is switched off, or
+its QEMU of this guest has ended. The guest goes on at the source, which may have been standing
+since. The record takes a generation above any the destination can have come to: should its agent ever
+return with the guest, that copy is ended. If it runs after all, it runs twice until then.
+
+WITH --guest-left YOU VOUCH THAT THE GUEST RUNS AT THE DESTINATION, only its agent cannot be reached. The
+source ends what it has of the guest. If it does not run there, it is lost.
+
+EXAMPLES:
+  throughline migration resolve 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11 --guest-stays
+  throughline migration resolve 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11 --guest-left";
+
+/// Arguments of `migration resolve`.
+#[derive(Debug, Args)]
+pub(crate) struct Resolve {
+    /// Its id
+    id: String,
+    #[command(flatten)]
+    word: Vouched,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Vouched {
+    /// The destination does not run the guest and never will: it goes on at the source
+    #[arg(long)]
+    guest_stays: bool,
+    /// The guest runs at the destination: the source ends what it has of it
+    #[arg(long)]
+    guest_left: bool,
+}
+
+impl From<Vouched> for Word {
+    fn from(word: Vouched) -> Self {
+        if word.guest_stays { Self::GuestStays } else { Self::GuestLeft }
+    }
 }
 
 impl Command {
@@ -81,6 +129,12 @@ impl Command {
                 let mut fabric = session.connect().await?;
                 let request = CancelMigrationRequest { id };
                 session.output.one(&session.answer(&what, fabric.cancel_migration(request)).await?)
+            }
+            Self::Resolve(Resolve { id, word }) => {
+                let what = format!("resolve migration {id}");
+                let mut fabric = session.connect().await?;
+                let request = ResolveMigrationRequest { id, word: Word::from(word).into() };
+                session.output.one(&session.answer(&what, fabric.resolve_migration(request)).await?)
             }
         }
     }

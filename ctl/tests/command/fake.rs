@@ -183,4 +183,5 @@ fabric! {
     get_migration(GetMigrationRequest) -> Migration;
     list_migrations(ListMigrationsRequest) -> ListMigrationsResponse;
     cancel_migration(CancelMigrationRequest) -> Migration;
+    resolve_migration(ResolveMigrationRequest) -> Migration;
 }

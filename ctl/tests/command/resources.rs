@@ -59,13 +59,39 @@ fn lists_are_tables() {
         "accelerator": "tcg", "agent_version": "0.1.0",
     });
     let h2 = json!({ "name": "gateway", "peer_only": true });
-    fabric.says("list_hosts", json!({ "hosts": [h1, h2] }));
+    let other = json!({ "reason": "OTHER_FABRIC", "message": "of fabric x" });
+    let h3 = json!({ "name": "h3", "peer_only": true, "refusal": other });
+    fabric.says("list_hosts", json!({ "hosts": [h1, h2, h3] })).says("get_host", h3);
     let expected = "\
-NAME     CONNECTED  VTEP       MEMORY USED       ACCELERATOR  AGENT
-h1       yes        192.0.2.1  256 MiB of 1 GiB  tcg          0.1.0
-gateway  no         -          runs no guests    -            -
+NAME     CONNECTED               VTEP       MEMORY USED       ACCELERATOR  AGENT
+h1       yes                     192.0.2.1  256 MiB of 1 GiB  tcg          0.1.0
+gateway  no                      -          runs no guests    -            -
+h3       refused (OTHER_FABRIC)  -          runs no guests    -            -
 ";
     assert_eq!(run(fabric.address, "host list").with(0).stdout, expected);
+    assert!(run(fabric.address, "host get h3").with(0).stdout.contains("of fabric x\n"));
+}
+
+#[test]
+fn a_guest_the_record_does_not_know_is_shown_as_such() {
+    let fabric = Controller::start();
+    let mut unknown = guest("RUNNING", "the record does not know it");
+    unknown["unknown"] = json!(true);
+    fabric.says("list_guests", json!({ "guests": [unknown] }));
+    assert!(run(fabric.address, "guest list").with(0).stdout.contains("running, unknown"));
+}
+
+#[test]
+fn a_destination_that_is_gone_is_spoken_for() {
+    let fabric = Controller::start();
+    for (flag, word) in [("--guest-stays", "GUEST_STAYS"), ("--guest-left", "GUEST_LEFT")] {
+        fabric.says("resolve_migration", json!({ "id": "m1" }));
+        run(fabric.address, &format!("migration resolve m1 {flag}")).with(0);
+        assert_eq!(fabric.asked("resolve_migration").pop(), Some(json!({ "id": "m1", "word": word })));
+    }
+    for wrong in ["", " --guest-stays --guest-left"] {
+        run(fabric.address, &format!("migration resolve m1{wrong}")).with(2);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use crate::{GuestName, HostName, InterfaceName, MacAddr, NetworkName, Vni};
+use crate::{Failure, GuestName, HostName, InterfaceName, MacAddr, NetworkName, Vni};
 
 /// A kind of thing that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +87,18 @@ pub enum Denial {
     RequestIdReused { migration: String },
     #[error("all port numbers have been used; this fabric cannot make another port")]
     PortsExhausted,
+    #[error(
+        "migration {migration} is not being undone, so there is nothing to resolve; cancel it first if it has not committed"
+    )]
+    NotUnresolved { migration: String },
+    #[error(
+        "the agent of {host}, the destination of migration {migration}, is connected and decides itself; wait for its word"
+    )]
+    DestinationConnected { migration: String, host: HostName },
+    #[error("this controller has stood down and commands nobody: {0}")]
+    StoodDown(Failure),
+    #[error("{0}")]
+    OtherFabric(Failure),
 }
 
 impl Denial {
@@ -117,6 +129,10 @@ impl Denial {
             Self::NoDestination { .. } => "NO_DESTINATION",
             Self::RequestIdReused { .. } => "REQUEST_ID_REUSED",
             Self::PortsExhausted => "PORTS_EXHAUSTED",
+            Self::NotUnresolved { .. } => "NOT_UNRESOLVED",
+            Self::DestinationConnected { .. } => "DESTINATION_CONNECTED",
+            Self::StoodDown(_) => "STALE_TERM",
+            Self::OtherFabric(_) => "OTHER_FABRIC",
         }
     }
 
@@ -137,7 +153,11 @@ impl Denial {
             Self::HostNotEnrolled { .. } => "hello.host",
             Self::UnknownEndpoint { .. } | Self::NetworkInUse { .. } => "name",
             Self::HostInUse { .. } | Self::HostConnected { .. } => "name",
-            Self::UnknownMigration | Self::TooLate { .. } => "id",
+            Self::UnknownMigration
+            | Self::TooLate { .. }
+            | Self::NotUnresolved { .. }
+            | Self::DestinationConnected { .. } => "id",
+            Self::StoodDown(_) | Self::OtherFabric(_) => "hello.obeyed",
             Self::SameHost { .. } | Self::NoDestination { .. } => "destination_host",
             Self::AlreadyMigrating { .. } | Self::GuestNotRunning { .. } => "guest",
             Self::RequestIdReused { .. } => "request_id",

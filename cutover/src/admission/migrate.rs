@@ -82,6 +82,26 @@ pub fn cancel(migration: &str, phase: Phase) -> Result<(), Denial> {
     if phase < Phase::Committed { Ok(()) } else { Err(Denial::TooLate { migration: migration.to_owned() }) }
 }
 
+/// Whether an operator's word may end a migration. `undoing`: it is being undone and neither end has said so far what became
+/// of it. `destination_connected`: the destination's agent can be asked.
+///
+/// # Errors
+/// `NOT_UNRESOLVED`, `DESTINATION_CONNECTED`.
+pub fn resolve(
+    migration: &str,
+    undoing: bool,
+    destination: &HostName,
+    destination_connected: bool,
+) -> Result<(), Denial> {
+    if !undoing {
+        return Err(Denial::NotUnresolved { migration: migration.to_owned() });
+    }
+    if destination_connected {
+        return Err(Denial::DestinationConnected { migration: migration.to_owned(), host: destination.clone() });
+    }
+    Ok(())
+}
+
 fn named(view: &impl View, name: &GuestName, guest: &GuestFacts, host: &HostName) -> Result<HostName, Denial> {
     const FIELD: &str = "destination_host";
     let facts = known_host(view, FIELD, host)?;

@@ -35,6 +35,11 @@ impl Coordinator {
         if matches!(self.stage, Stage::Telling | Stage::Settling | Stage::Ended) {
             return Vec::new();
         }
+        if self.resolved == Some(true) {
+            let words =
+                format!("{} committed all the same; the guest stays, its copy ends", self.end_name(Role::Destination));
+            return vec![self.event(words), CoordinatorEffect::Settle { role: Role::Destination }];
+        }
         if generation != self.plan.generation.next() {
             let (end, ours) = (self.end_name(Role::Destination), self.plan.generation.next());
             return vec![self.event(format!("{end} committed generation {generation}, not {ours}; ignored"))];
@@ -185,7 +190,12 @@ impl Coordinator {
         if role == Role::Destination && source_may_carry {
             return Vec::new();
         }
-        vec![CoordinatorEffect::Settle { role }]
+        let mut effects = Vec::new();
+        if let (Role::Source, Some(guest_stays)) = (role, self.resolved) {
+            effects.push(CoordinatorEffect::Resolve { guest_stays });
+        }
+        effects.push(CoordinatorEffect::Settle { role });
+        effects
     }
 
     /// An end says nothing of the move is left there.

@@ -60,10 +60,38 @@ impl Coordinator {
         effects
     }
 
-    /// `Abort` to an end that has not answered it.
+    /// An operator's word ends what the destination cannot. What is recorded fences the destination, should it return: the
+    /// guest stays at a generation above the one that it can have committed.
+    pub(super) fn resolve(&mut self, guest_stays: bool, now: Duration) -> Vec<CoordinatorEffect> {
+        if !self.is_unresolved() {
+            return Vec::new();
+        }
+        self.resolved = Some(guest_stays);
+        let committed = self.plan.generation.next();
+        let (source, destination) = (self.end_name(Role::Source), self.end_name(Role::Destination));
+        if !guest_stays {
+            let mut effects = vec![self.event(format!("by an operator's word the guest runs at {destination}"))];
+            effects.push(CoordinatorEffect::Resolve { guest_stays });
+            effects.extend(self.committed(committed, now));
+            return effects;
+        }
+        self.answered.insert(Role::Destination);
+        let mut effects = vec![
+            CoordinatorEffect::FenceDestination { generation: committed.next(), ended: committed },
+            self.event(format!("by an operator's word the guest stays at {source}")),
+        ];
+        effects.extend(self.abort_again(Role::Source));
+        effects.extend(self.end_abort(now));
+        effects
+    }
+
+    /// `Abort` to an end that has not answered it, or the operator's word if there is one.
     pub(super) fn abort_again(&self, role: Role) -> Vec<CoordinatorEffect> {
         if self.answered.contains(&role) || !self.connected(self.host_of(role)) {
             return Vec::new();
+        }
+        if let (Role::Source, Some(guest_stays)) = (role, self.resolved) {
+            return vec![CoordinatorEffect::Resolve { guest_stays }];
         }
         vec![CoordinatorEffect::Abort { role, failure: self.reason_or_unknown() }]
     }
@@ -179,6 +207,10 @@ impl Coordinator {
     /// Over when one end's word has decided it and the other has answered, is gone, or has had its time.
     fn end_abort(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
         let late = now >= self.since + ABORT_PATIENCE;
+        // The source waits for the operator's word as it would for the destination's: it is not left alone before it has it.
+        if self.resolved.is_some() && !self.answered.contains(&Role::Source) {
+            return Vec::new();
+        }
         let ready = |role: Role| self.answered.contains(&role) || late || !self.connected(self.host_of(role));
         if self.answered.is_empty() || !ready(Role::Source) || !ready(Role::Destination) {
             return Vec::new();

@@ -32,6 +32,11 @@ pub enum CoordinatorEvent {
     HostBack(HostName),
     /// Somebody wants it undone.
     Cancel(Failure),
+    /// An operator's word, in place of that of a destination that is gone for good.
+    Resolve {
+        /// The guest goes on at the source; otherwise it runs at the destination.
+        guest_stays: bool,
+    },
     /// The controller itself was away: nobody is connected, and no time has been lost by anyone.
     Restarted,
     /// Time has passed.
@@ -56,6 +61,18 @@ pub enum CoordinatorEffect {
     RecordOwner {
         /// At this generation.
         generation: Generation,
+    },
+    /// Tell the source an operator's word.
+    Resolve {
+        /// The guest goes on there; otherwise it runs at the destination.
+        guest_stays: bool,
+    },
+    /// Record, durably, that the source owns the guest, and that the destination is to end it if it ever has it.
+    FenceDestination {
+        /// The source's new generation.
+        generation: Generation,
+        /// The highest that the destination can have come to.
+        ended: Generation,
     },
     /// Tell a peer that a port has moved. Nothing may delay it: the gate waits.
     Rebind {

@@ -168,6 +168,68 @@ fn both_ends_silent_is_undecided_until_one_speaks() {
     insta::assert_json_snapshot!(play.lines);
 }
 
+/// Told, then both ends cut off from each other and the destination from everybody.
+fn unresolved() -> Play {
+    let mut play = Play::new();
+    play.until_paused().at(1000, CoordinatorEvent::HostLost(host("h2")));
+    play.at(1100, CoordinatorEvent::Cancel(Failure::new("CANCELLED", "cancelled")));
+    assert!(play.machine.is_unresolved());
+    play
+}
+
+fn last(play: &Play) -> &[CoordinatorEffect] {
+    &play.lines.last().unwrap().effects
+}
+
+#[test]
+fn an_operators_word_that_the_guest_stays_fences_the_destination() {
+    let mut play = unresolved();
+    play.at(2000, CoordinatorEvent::Resolve { guest_stays: true });
+    let fence = CoordinatorEffect::FenceDestination { generation: Generation(6), ended: Generation(5) };
+    assert_eq!(last(&play)[0], fence, "above the one it can have committed");
+    assert!(last(&play).contains(&CoordinatorEffect::Resolve { guest_stays: true }));
+    assert!(!play.machine.is_unresolved(), "said once");
+    play.at(60_000, CoordinatorEvent::Tick);
+    assert_eq!(play.machine.phase(), Phase::Paused, "it does not end before the source has heard");
+    assert!(last(&play).contains(&CoordinatorEffect::Resolve { guest_stays: true }), "who is told again");
+
+    play.news(61_000, Role::Source, Step::Aborted);
+    assert_eq!(play.machine.phase(), Phase::Aborted);
+    play.at(70_000, CoordinatorEvent::HostBack(host("h2"))).news(70_001, Role::Destination, Step::Committed);
+    assert_eq!(last(&play), [CoordinatorEffect::Settle { role: Role::Destination }], "it ends its part, then its copy");
+}
+
+#[test]
+fn a_commit_that_comes_after_an_operators_word_changes_nothing() {
+    let mut play = unresolved();
+    play.at(2000, CoordinatorEvent::Resolve { guest_stays: true });
+    play.at(2100, CoordinatorEvent::HostBack(host("h2"))).news(2101, Role::Destination, Step::Committed);
+    let owns =
+        |it: &CoordinatorEffect| matches!(it, CoordinatorEffect::RecordOwner { .. } | CoordinatorEffect::Rebind { .. });
+    assert!(!last(&play).iter().any(owns), "{:?}", last(&play));
+    assert!(last(&play).contains(&CoordinatorEffect::Settle { role: Role::Destination }));
+}
+
+#[test]
+fn an_operators_word_that_the_guest_left_is_a_commit() {
+    let mut play = unresolved();
+    play.at(2000, CoordinatorEvent::Resolve { guest_stays: false });
+    assert!(last(&play).contains(&CoordinatorEffect::Resolve { guest_stays: false }));
+    assert!(last(&play).contains(&CoordinatorEffect::RecordOwner { generation: Generation(5) }));
+    play.ack(2100, "h3").ack(2101, "h4").ack(2102, "h1");
+    let told = last(&play).iter().filter(|it| matches!(it, CoordinatorEffect::Resolve { guest_stays: false })).count();
+    assert_eq!(told, 1, "again with the order to settle, should the first word have been lost: {:?}", last(&play));
+}
+
+#[test]
+fn only_what_is_being_undone_is_resolved_by_word() {
+    let mut play = Play::new();
+    play.until_paused();
+    assert!(!play.machine.is_unresolved());
+    play.at(1000, CoordinatorEvent::Resolve { guest_stays: true });
+    assert_eq!(last(&play), []);
+}
+
 #[test]
 fn missing_peer() {
     let mut play = Play::new();
@@ -258,6 +320,7 @@ fn any_event() -> impl Strategy<Value = CoordinatorEvent> {
         1 => any_host.clone().prop_map(CoordinatorEvent::HostLost),
         1 => any_host.prop_map(CoordinatorEvent::HostBack),
         1 => Just(CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request"))),
+        1 => any::<bool>().prop_map(|guest_stays| CoordinatorEvent::Resolve { guest_stays }),
         1 => Just(CoordinatorEvent::Restarted),
         3 => Just(CoordinatorEvent::Tick),
     ]
@@ -269,6 +332,8 @@ struct Invariants {
     expects: u32,
     starts: u32,
     owners: u32,
+    /// Owners there can be no more: an operator said that the guest stays.
+    fenced: u32,
     ends: u32,
     phase: Option<Phase>,
 }
@@ -281,12 +346,22 @@ impl Invariants {
                 CoordinatorEffect::Start => self.starts += 1,
                 CoordinatorEffect::RecordOwner { generation } => {
                     assert_eq!(*generation, Generation(5));
+                    assert_eq!(self.fenced, 0, "an operator's word is not taken back");
                     self.owners += 1;
                 }
                 CoordinatorEffect::Rebind { host, .. } => {
                     assert_eq!(self.owners, 1, "nobody hears of a move that has not committed");
                     assert_ne!(host.as_str(), "h2", "the destination flips by itself");
                 }
+                CoordinatorEffect::FenceDestination { generation, ended } => {
+                    assert!(generation > ended);
+                    assert_eq!(self.owners, 0);
+                    self.fenced += 1;
+                }
+                CoordinatorEffect::Resolve { guest_stays } => {
+                    assert_eq!((self.fenced, *guest_stays), (u32::from(*guest_stays), self.fenced == 1));
+                }
+                CoordinatorEffect::Settle { role: Role::Destination } => assert_eq!(self.owners + self.fenced, 1),
                 CoordinatorEffect::Settle { .. } | CoordinatorEffect::Done => assert_eq!(self.owners, 1),
                 CoordinatorEffect::Abort { .. } | CoordinatorEffect::Aborted { .. } => assert_eq!(self.owners, 0),
                 CoordinatorEffect::GuestRuns => assert_eq!(self.owners, 1),

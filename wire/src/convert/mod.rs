@@ -1,5 +1,6 @@
 //! Messages to domain types and back. What comes from outside is checked here, field by field, and nowhere else.
 
+mod fence;
 mod field;
 mod news;
 mod plan;

@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use throughline_cutover::admission::{Enrolment, MigrationRequest, NewEndpoint, NewGuest, NewPort};
+use throughline_cutover::{
+    Mandate, OwnedGuest,
+    admission::{Enrolment, Greeting, MigrationRequest, NewEndpoint, NewGuest, NewPort},
+};
 
 use super::{
     field::{InvalidField, Problem, parse, required, within},
@@ -57,6 +60,18 @@ impl TryFrom<v1::Hello> for Enrolment {
             agent_version: hello.agent_version,
             peer_only: hello.peer_only,
         })
+    }
+}
+
+impl TryFrom<v1::Hello> for Greeting {
+    type Error = InvalidField;
+    fn try_from(mut hello: v1::Hello) -> Result<Self, InvalidField> {
+        let obeyed = hello.obeyed.take().map(Mandate::try_from).transpose().map_err(|e| e.within("obeyed"))?;
+        let guests = std::mem::take(&mut hello.guests).into_iter().enumerate();
+        let guests = guests.map(|(at, guest)| {
+            OwnedGuest::try_from(guest).map_err(|e: InvalidField| e.within(format_args!("guests[{at}]")))
+        });
+        Ok(Self { obeyed, guests: guests.collect::<Result<_, _>>()?, enrolment: hello.try_into()? })
     }
 }
 

@@ -182,8 +182,9 @@ impl From<GuestSpec> for v1::GuestSpec {
 impl TryFrom<v1::Endpoint> for Endpoint {
     type Error = InvalidField;
     fn try_from(endpoint: v1::Endpoint) -> Result<Self, InvalidField> {
+        let generation = Generation(endpoint.generation);
         let (name, host, port, prefix_len) = endpoint_parts(endpoint)?;
-        Ok(Self { name, host, port, prefix_len })
+        Ok(Self { name, host, port, prefix_len, generation })
     }
 }
 
@@ -205,6 +206,7 @@ impl From<Endpoint> for v1::Endpoint {
             host: endpoint.host.into(),
             port: Some(endpoint.port.into()),
             prefix_len: endpoint.prefix_len.into(),
+            generation: endpoint.generation.0,
         }
     }
 }

@@ -286,7 +286,7 @@ impl DestinationHands {
     async fn settle_in(&self, generation: Generation) {
         let Some(vm) = self.vm.clone() else { return };
         let ports = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
-        let resident = Resident { spec: self.plan.guest.clone(), generation, vm, ports };
+        let resident = Resident::new(self.plan.guest.clone(), generation, vm, ports);
         self.host.settle_in(Arc::new(resident)).await;
         info!(guest = %self.plan.guest.name, %generation, "committed");
     }

@@ -15,6 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use throughline_cutover::Generation;
 
+use super::JournalError;
 use crate::lock::lock;
 
 /// Moves that may commit before the store has followed: the datapath moves no more ports at one time.
@@ -22,6 +23,8 @@ const PAGES: u64 = 64;
 /// What a disk writes whole or not at all, as a rule; the checksum is for the exception.
 const PAGE: usize = 4096;
 const MAGIC: [u8; 4] = *b"TLc1";
+/// What a page of any format begins with; the digit that follows is the format.
+const FAMILY: [u8; 3] = *b"TLc";
 /// Magic, length, checksum.
 const HEADER: usize = 12;
 
@@ -43,7 +46,7 @@ pub(super) struct Commits {
 
 impl Commits {
     /// Opens or makes the file. What reads in it may be outstanding: the store knows.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let size = PAGES * PAGE as u64;
         if file.metadata()?.len() != size {
@@ -57,6 +60,10 @@ impl Commits {
         for number in 0..PAGES {
             let mut page = [0; PAGE];
             file.read_exact_at(&mut page, number * PAGE as u64)?;
+            if page[..3] == FAMILY && page[3] != MAGIC[3] && page[3].is_ascii_digit() {
+                let [found, known] = [page[3], MAGIC[3]].map(|digit| u64::from(digit - b'0'));
+                return Err(JournalError::Format { path: path.to_owned(), found, oldest: known, known });
+            }
             outstanding.extend(decode(&page).map(|commit| (number, commit)));
         }
         Ok(Self { file, outstanding: Mutex::new(outstanding) })

@@ -1,17 +1,19 @@
 //! What this agent must not forget: which guests it owns, what it promised in a migration. On disk before it is acted on.
 
 mod commits;
+mod format;
+mod memory;
 
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use throughline_cutover::{Generation, GuestName, GuestSpec, MigrationPlan, Vni};
+use throughline_cutover::{GuestName, MigrationPlan, OwnedGuest};
 
 use commits::{Commit, Commits};
 
@@ -20,23 +22,10 @@ const MOVES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("moves");
 /// Ended moves kept, so that a source that asks late gets the answer it would have got in time.
 const ENDED_KEPT: usize = 1024;
 
-/// A guest this host owns.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OwnedGuest {
-    /// What to run.
-    pub spec: GuestSpec,
-    /// Generation of the ownership.
-    pub generation: Generation,
-    /// VNI of each port's network, in the ports' order: needed before the controller can be asked.
-    pub vnis: Vec<Vni>,
-}
-
-impl OwnedGuest {
-    /// What a migration's destination owns.
-    fn of(plan: &MigrationPlan) -> Self {
-        let vnis = plan.ports.iter().map(|port| port.vni).collect();
-        Self { spec: plan.guest.clone(), generation: plan.generation.next(), vnis }
-    }
+/// What a migration's destination owns.
+fn owned_by_destination(plan: &MigrationPlan) -> OwnedGuest {
+    let vnis = plan.ports.iter().map(|port| port.vni).collect();
+    OwnedGuest { spec: plan.guest.clone(), generation: plan.generation.next(), vnis }
 }
 
 /// How far this host has bound itself in a migration.
@@ -97,6 +86,22 @@ pub enum JournalError {
     /// A value that does not read.
     #[error("the agent's journal holds a value this version cannot read ({0}); was it written by a newer agent?")]
     Value(#[from] serde_json::Error),
+    /// Written by another version.
+    #[error(
+        "{path} has format {found}, this agent reads {oldest} to {known}; nothing was changed, guests run on; start the agent \
+         that wrote it",
+        path = path.display()
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// As found.
+        found: u64,
+        /// The oldest that is still read.
+        oldest: u64,
+        /// The newest that is known.
+        known: u64,
+    },
 }
 
 macro_rules! from_redb {
@@ -118,15 +123,18 @@ impl Journal {
     /// into the store.
     ///
     /// # Errors
-    /// When it cannot be opened, is locked by another agent, or is damaged.
+    /// When it cannot be opened, is locked by another agent, is damaged, or was written by another version: see
+    /// [`JournalError::Format`].
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         let database = Database::create(path)?;
+        format::check(&database, path)?;
         let commits = Commits::open(&path.with_extension("commits"))?;
         let journal = Self { database: Arc::new(database), commits: Arc::new(commits) };
         journal.write(|write| {
             write.open_table(GUESTS)?;
             write.open_table(MOVES)?;
-            Ok(())
+            write.open_table(memory::GONE)?;
+            format::put(write)
         })?;
         Ok(journal)
     }
@@ -182,7 +190,7 @@ impl Journal {
         self.write(|write| own(write, guest))
     }
 
-    /// This host no longer owns the guest.
+    /// This host does not own the guest after all: it never ran.
     ///
     /// # Errors
     /// When it could not be made durable.
@@ -203,7 +211,10 @@ impl Journal {
             let record = MoveRecord { plan: plan.cloned(), promise, at_ms: now_ms() };
             put_move(write, id, &record)?;
             match (promise, plan) {
-                (Promise::Left, Some(plan)) => disown(write, &plan.guest.name),
+                (Promise::Left, Some(plan)) => {
+                    disown(write, &plan.guest.name)?;
+                    memory::note_gone(write, &plan.guest.name, plan.generation.next())
+                }
                 _ => Ok(()),
             }
         })
@@ -226,11 +237,12 @@ impl Journal {
         self.write(|_| Ok(()))
     }
 
-    /// Forgets all but the newest ended moves.
+    /// Forgets all but the newest ended moves, and of guests that are gone all but the newest.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub fn clear_out(&self) -> Result<(), JournalError> {
+        self.forget_oldest_gone()?;
         let mut ended: Vec<_> = self.moves()?.into_iter().filter(|(_, record)| record.promise.ended()).collect();
         if ended.len() <= ENDED_KEPT {
             return Ok(());
@@ -272,7 +284,7 @@ fn follow(write: &WriteTransaction, commit: &Commit) -> Result<(), JournalError>
     if plan.generation.next() != commit.generation {
         return Ok(());
     }
-    own(write, &OwnedGuest::of(&plan))?;
+    own(write, &owned_by_destination(&plan))?;
     put_move(write, &commit.id, &MoveRecord { plan: Some(plan), promise: Promise::Committed, at_ms })
 }
 

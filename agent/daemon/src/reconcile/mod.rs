@@ -5,12 +5,19 @@ mod observe;
 
 use std::{collections::HashMap, sync::Arc};
 
-use throughline_cutover::{Failure, Generation, GuestName, GuestSpec, NetworkName};
+use throughline_cutover::{
+    Failure, Generation, GuestName, GuestSpec, NetworkName, OwnedGuest,
+    fence::{self, Have},
+};
 use throughline_wire::v1;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::{host::Host, journal::OwnedGuest, resident::Resident};
+use crate::{
+    host::Host,
+    journal::JournalError,
+    resident::{Resident, hypervisor_failure},
+};
 
 /// What the controller wants of this host, and when this host heard it.
 #[derive(Debug, Clone)]
@@ -56,7 +63,7 @@ async fn once(host: &Arc<Host>, desired: &Desired, failed: &mut Failed) -> Vec<S
     if changed || started || ended {
         known.ensure(host, &mut problems).await;
     }
-    known.remove_others(host, &mut problems).await;
+    networks::remove_named(host, &desired.state, &mut problems).await;
     problems
 }
 
@@ -75,25 +82,65 @@ async fn start_guests(host: &Arc<Host>, desired: &Desired, failed: &mut Failed, 
                 continue;
             }
         };
-        let generation = Generation(wanted.generation);
-        let here = host.resident(&spec.name).await.is_some() || host.moves.concerns(&spec.name);
-        let given_up = failed.0.get(&spec.name).is_some_and(|(at, _)| *at == generation);
         // A guest this host gave away must not be booted here on the word of an old state: it runs elsewhere.
-        if here || given_up || desired.moves_ended < host.moves.ended() {
+        if host.moves.concerns(&spec.name) || desired.moves_ended < host.moves.ended() {
             continue;
         }
-        match boot(host, &spec, generation).await {
-            Ok(resident) => {
-                host.settle_in(resident).await;
-                started = true;
-            }
-            Err(failure) => {
-                problems.push(format!("guest {}: {failure}", spec.name));
-                failed.0.insert(spec.name.clone(), (generation, failure));
-            }
+        let order = Order { generation: Generation(wanted.generation), boot: wanted.boot };
+        match have_guest(host, &spec, order, failed).await {
+            Ok(booted) => started |= booted,
+            Err(failure) => problems.push(format!("guest {}: {failure}", spec.name)),
         }
     }
     started
+}
+
+/// How a guest should be here.
+#[derive(Debug, Clone, Copy)]
+struct Order {
+    generation: Generation,
+    boot: bool,
+}
+
+/// Makes one guest be here as ordered, or notes why it is not. True if it was started.
+async fn have_guest(host: &Arc<Host>, spec: &GuestSpec, order: Order, failed: &mut Failed) -> Result<bool, Failure> {
+    let name = &spec.name;
+    let resident = host.resident(name).await;
+    let held = resident.as_ref().map(|resident| resident.generation());
+    let gone = host.journal.gone(name).map_err(journal_failure)?;
+    match (resident, fence::have(name, held, gone, order.generation, order.boot)) {
+        (Some(resident), Have::Raise) => raise(host, &resident, order.generation)?,
+        (Some(_), Have::Refuse(failure)) => return Err(failure),
+        (Some(_), Have::Kept | Have::Boot) => {}
+        (None, _) if failed.0.get(name).is_some_and(|(at, _)| *at == order.generation) => return Ok(false),
+        (None, verdict) => {
+            let booted = match verdict {
+                Have::Boot => boot(host, spec, order.generation).await,
+                Have::Refuse(failure) => Err(failure),
+                Have::Kept | Have::Raise => return Ok(false),
+            };
+            host.settle_in(booted.inspect_err(|failure| {
+                failed.0.insert(name.clone(), (order.generation, failure.clone()));
+            })?)
+            .await;
+            return Ok(true);
+        }
+    }
+    failed.0.remove(name);
+    Ok(false)
+}
+
+/// The record affirms at a higher generation that the guest is this host's.
+fn raise(host: &Host, resident: &Resident, generation: Generation) -> Result<(), Failure> {
+    host.journal.own(&resident.owned_at(generation)).map_err(journal_failure)?;
+    info!(guest = %resident.spec.name, held = %resident.generation(), %generation, "held at a higher generation from now on");
+    resident.raise(generation);
+    Ok(())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as map_err's function")]
+fn journal_failure(error: JournalError) -> Failure {
+    Failure::new("JOURNAL", error.to_string())
 }
 
 async fn boot(host: &Host, spec: &GuestSpec, generation: Generation) -> Result<Arc<Resident>, Failure> {
@@ -112,7 +159,7 @@ async fn boot(host: &Host, spec: &GuestSpec, generation: Generation) -> Result<A
         return Err(Failure::new("GUEST_LOST", message));
     }
     let owned = OwnedGuest { spec: spec.clone(), generation, vnis };
-    host.journal.own(&owned).map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    host.journal.own(&owned).map_err(journal_failure)?;
     let booted = host.boot(spec, generation, &segments).await;
     if booted.is_err()
         && let Err(error) = host.journal.disown(&spec.name)
@@ -122,55 +169,44 @@ async fn boot(host: &Host, spec: &GuestSpec, generation: Generation) -> Result<A
     booted
 }
 
-/// Ends guests that are no longer wanted here. Only a state that was sent after the last move ended may say so.
+/// Ends guests that are named to end, at the generation named or below. Only a state that was sent after the last move
+/// ended may say so. A guest that is not named runs on: the controller may not know of it.
 async fn end_guests(host: &Host, desired: &Desired, failed: &mut Failed, problems: &mut Vec<String>) -> bool {
     let wanted = |name: &GuestName| {
         desired.state.guests.iter().filter_map(|guest| guest.spec.as_ref()).any(|spec| spec.name == name.as_str())
     };
     failed.0.retain(|name, _| wanted(name));
     let mut ended = false;
-    forget_lost(host, desired, &wanted, problems).await;
-    for resident in host.residents().await {
-        let name = &resident.spec.name;
-        if wanted(name) {
-            host.is_wanted(name);
+    for order in &desired.state.end_guests {
+        let Ok(name) = order.name.parse::<GuestName>() else {
+            problems.push(format!("a guest to end: {:?} is not a name", order.name));
+            continue;
+        };
+        if host.moves.concerns(&name) || desired.moves_ended < host.moves.ended() {
             continue;
         }
-        if host.moves.concerns(name) || desired.moves_ended < host.moves.ended() {
-            continue;
-        }
-        if host.is_unconfirmed(name) {
-            problems
-                .push(format!("guest {name} was committed here and the controller does not want it here; it runs on"));
-            continue;
-        }
-        match resident.vm.quit().await {
-            Ok(_) => {
-                info!(guest = %name, "ended");
-                host.move_out(name).await;
-                ended = true;
-                if let Err(error) = host.journal.disown(name) {
-                    problems.push(format!("guest {name}: {error}"));
-                }
-            }
-            Err(error) => problems.push(format!("guest {name} does not end: {error}")),
+        match end_guest(host, &name, Generation(order.generation)).await {
+            Ok(was_here) => ended |= was_here,
+            Err(failure) => problems.push(format!("guest {name} does not end: {failure}")),
         }
     }
     ended
 }
 
-/// Guests that are on record here but could not be taken back, and that nobody wants any more.
-async fn forget_lost(host: &Host, desired: &Desired, wanted: &impl Fn(&GuestName) -> bool, problems: &mut Vec<String>) {
-    if desired.moves_ended < host.moves.ended() {
-        return;
-    }
-    for owned in host.journal.guests().unwrap_or_default() {
-        let name = &owned.spec.name;
-        if wanted(name) || host.moves.concerns(name) || host.resident(name).await.is_some() {
-            continue;
+/// Ends one guest. False: it was not running here.
+async fn end_guest(host: &Host, name: &GuestName, ordered: Generation) -> Result<bool, Failure> {
+    let Some(resident) = host.resident(name).await else {
+        // On record here, but it could not be taken back.
+        let owned = host.journal.guests().map_err(journal_failure)?.into_iter().find(|owned| owned.spec.name == *name);
+        if owned.is_some_and(|owned| owned.generation <= ordered) {
+            host.journal.ended(name, ordered).map_err(journal_failure)?;
         }
-        if let Err(error) = host.journal.disown(name) {
-            problems.push(format!("guest {name}: {error}"));
-        }
-    }
+        return Ok(false);
+    };
+    fence::end(name, resident.generation(), ordered)?;
+    resident.vm.quit().await.map_err(hypervisor_failure)?;
+    info!(guest = %name, %ordered, "ended");
+    host.move_out(name).await;
+    host.journal.ended(name, ordered).map_err(journal_failure)?;
+    Ok(true)
 }

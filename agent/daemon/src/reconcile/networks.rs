@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use throughline_cutover::{Binding, Endpoint, Network, PortId, Vni};
+use throughline_cutover::{Binding, Endpoint, Network, Vni};
 use throughline_netlink::{BindingWanted, EndpointWanted, NetworkWanted, Path, names};
 use throughline_wire::v1;
 use tracing::info;
@@ -86,34 +86,42 @@ impl Known {
         }
         changed
     }
+}
 
-    /// Removes endpoints and networks of ours that nobody wants here.
-    pub(super) async fn remove_others(&self, host: &Host, problems: &mut Vec<String>) {
-        let wanted: BTreeSet<PortId> = self.endpoints.iter().map(|endpoint| endpoint.port.id).collect();
-        match host.netlink.list_endpoints().await {
-            Ok(found) => {
-                for port in found.difference(&wanted) {
-                    if let Err(error) = host.netlink.remove_endpoint(*port).await {
-                        problems.push(format!("an endpoint nobody wants: {error}"));
-                    }
+/// Removes endpoints and networks of ours that are named to go. What is not named stays: the controller may not know of it.
+pub(super) async fn remove_named(host: &Host, state: &v1::DesiredState, problems: &mut Vec<String>) {
+    match host.netlink.list_endpoints().await {
+        Ok(found) => {
+            for port in found.into_iter().filter(|port| state.remove_endpoints.contains(&port.get())) {
+                if let Err(error) = host.netlink.remove_endpoint(port).await {
+                    problems.push(format!("an endpoint that is to go: {error}"));
                 }
             }
-            Err(error) => problems.push(error.to_string()),
         }
-        let wanted: BTreeSet<Vni> = self.networks.iter().map(|known| known.network.vni).collect();
-        match host.netlink.list_networks().await {
-            Ok(found) => {
-                for vni in found.difference(&wanted).filter(|vni| !host.bindings.is_moving(**vni)) {
-                    match host.netlink.remove_network(*vni).await {
-                        Ok(()) => info!(%vni, "network removed"),
-                        Err(error) => problems.push(format!("a network nobody wants: {error}")),
-                    }
-                    host.bindings.forget_all_but(*vni, &[]);
-                }
-            }
-            Err(error) => problems.push(error.to_string()),
-        }
+        Err(error) => problems.push(error.to_string()),
     }
+    match host.netlink.list_networks().await {
+        Ok(found) => {
+            for vni in found.into_iter().filter(|vni| state.remove_networks.contains(&vni.get())) {
+                remove_network(host, vni).await.unwrap_or_else(|problem| problems.push(problem));
+            }
+        }
+        Err(error) => problems.push(error.to_string()),
+    }
+}
+
+/// One that something is on stays, whoever knows of it.
+async fn remove_network(host: &Host, vni: Vni) -> Result<(), String> {
+    if let Some(resident) = host.resident_on(vni, None).await {
+        return Err(format!("network with VNI {vni} is to go, but guest {} is on it; it stays", resident.spec.name));
+    }
+    if host.bindings.is_moving(vni) {
+        return Err(format!("network with VNI {vni} is to go, but a guest on it is moving; it stays for now"));
+    }
+    host.netlink.remove_network(vni).await.map_err(|error| format!("a network that is to go: {error}"))?;
+    host.bindings.forget_all_but(vni, &[]);
+    info!(%vni, "network removed");
+    Ok(())
 }
 
 fn read_network(network: v1::DesiredNetwork) -> Result<KnownNetwork, String> {
@@ -132,8 +140,9 @@ impl KnownNetwork {
         let vni = self.network.vni;
         let mut bindings = Vec::with_capacity(self.bindings.len());
         for binding in &self.bindings {
-            if let Some(wanted) = wanted_binding(host, binding).await {
-                bindings.push(host.bindings.newest(vni, wanted, binding.generation));
+            match wanted_binding(host, binding).await {
+                Some(wanted) => bindings.push(host.bindings.newest(vni, wanted, binding.generation)),
+                None => bindings.extend(host.bindings.newer_than(vni, binding.port.mac, binding.generation)),
             }
         }
         let macs: Vec<_> = self.bindings.iter().map(|binding| binding.port.mac).collect();

@@ -32,6 +32,6 @@ async fn observed(resident: &Resident) -> v1::ObservedGuest {
         Ok(_) => (Paused, String::new()),
         Err(error) => (Failed, error.to_string()),
     };
-    let (name, generation) = (resident.spec.name.to_string(), resident.generation.0);
+    let (name, generation) = (resident.spec.name.to_string(), resident.generation().0);
     v1::ObservedGuest { name, generation, state: state.into(), detail }
 }

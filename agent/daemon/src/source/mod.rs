@@ -39,12 +39,12 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
         let message = format!("guest {} does not run on {}", plan.guest.name, host.name());
         Failure::new("GUEST_NOT_RUNNING", message)
     })?;
-    if resident.generation != plan.generation {
+    if resident.generation() != plan.generation {
         let message = format!(
             "{} holds {} at generation {}, the plan is for {}",
             host.name(),
             plan.guest.name,
-            resident.generation,
+            resident.generation(),
             plan.generation
         );
         return Err(Failure::new("STALE_GENERATION", message));

@@ -4,17 +4,18 @@ use throughline_wire::v1::{Guest, GuestSpec};
 
 use crate::{output::Show, units};
 
-/// The state by name; a number when it is from a newer protocol.
+/// The state by name; a number when it is from a newer protocol. Of a guest the record does not know it says so.
 fn state(guest: &Guest) -> String {
     use throughline_wire::v1::GuestState::{Failed, Paused, Running, Starting, Unspecified};
-    match guest.state.try_into() {
+    let state = match guest.state.try_into() {
         Ok(Unspecified) => "not reported".to_owned(),
         Ok(Starting) => "starting".to_owned(),
         Ok(Running) => "running".to_owned(),
         Ok(Paused) => "paused".to_owned(),
         Ok(Failed) => "failed".to_owned(),
         Err(_) => guest.state.to_string(),
-    }
+    };
+    if guest.unknown { format!("{state}, unknown") } else { state }
 }
 
 fn memory(spec: &GuestSpec) -> String {

@@ -1,0 +1,150 @@
+//! What hosts are still to be rid of. Nothing goes from a host because it is not named: an old copy of the record names less
+//! than there is. It goes because it is named here, until the host has said that it is gone.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use throughline_cutover::{Generation, GuestName, HostName, PortId, Vni};
+
+use super::Record;
+use crate::store::{Change, Table};
+
+/// What is to go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum What {
+    /// A guest, held at this generation or a lower one.
+    Guest {
+        /// Its name.
+        name: GuestName,
+        /// The highest at which it is to end.
+        generation: Generation,
+    },
+    /// An endpoint.
+    Endpoint {
+        /// Its port.
+        port: PortId,
+    },
+    /// A network.
+    Network {
+        /// Its VNI.
+        vni: Vni,
+    },
+}
+
+/// Something that is to go from some hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Removal {
+    /// What.
+    pub(crate) what: What,
+    /// Hosts that have not said that it is gone.
+    pub(crate) hosts: BTreeSet<HostName>,
+    /// The record's revision from which on it is ordered.
+    revision: u64,
+}
+
+impl Removal {
+    pub(super) fn key(&self) -> String {
+        match &self.what {
+            What::Guest { name, .. } => {
+                let hosts: Vec<_> = self.hosts.iter().map(HostName::as_str).collect();
+                format!("guest/{name}/{}", hosts.join(","))
+            }
+            What::Endpoint { port } => format!("endpoint/{port}"),
+            What::Network { vni } => format!("network/{vni}"),
+        }
+    }
+}
+
+/// What a host says it has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Report<'a> {
+    /// Guests, with their generations.
+    pub(crate) guests: &'a [(GuestName, Generation)],
+    /// The revision of the desired state it answers; 0: it greets, and answers none.
+    pub(crate) revision: u64,
+    /// All of that was done.
+    pub(crate) all_done: bool,
+}
+
+impl Record {
+    /// What `host` is to be rid of.
+    pub(crate) fn removals(&self, host: &HostName) -> impl Iterator<Item = &What> {
+        self.removals.values().filter(move |it| it.hosts.contains(host)).map(|it| &it.what)
+    }
+
+    /// The highest generation at which `host` is to end a guest.
+    pub(crate) fn ended(&self, host: &HostName, guest: &GuestName) -> Option<Generation> {
+        self.removals(host).find_map(|what| match what {
+            What::Guest { name, generation } if name == guest => Some(*generation),
+            _ => None,
+        })
+    }
+
+    /// `host` is to end a guest held at `generation` or below.
+    pub(crate) fn end_guest(&mut self, host: HostName, name: GuestName, generation: Generation) {
+        if self.ended(&host, &name).is_none_or(|ended| ended < generation) {
+            self.order(What::Guest { name, generation }, BTreeSet::from([host]));
+        }
+    }
+
+    /// An endpoint is to go from its host.
+    pub(crate) fn end_endpoint(&mut self, host: HostName, port: PortId) {
+        self.order(What::Endpoint { port }, BTreeSet::from([host]));
+    }
+
+    /// A network is to go from every host.
+    pub(crate) fn end_network(&mut self, vni: Vni) {
+        let hosts = self.hosts().keys().cloned().collect();
+        self.order(What::Network { vni }, hosts);
+    }
+
+    /// A network is there again.
+    pub(crate) fn revive_network(&mut self, vni: Vni) {
+        self.settle_removals(|it| it.what == What::Network { vni }, None);
+    }
+
+    /// A host is no more.
+    pub(crate) fn forget_removals_of(&mut self, host: &HostName) {
+        self.settle_removals(|it| it.hosts.contains(host), Some(host));
+    }
+
+    /// Takes note of what is gone from a host by its own word.
+    pub(crate) fn confirm_removals(&mut self, host: &HostName, report: Report<'_>) {
+        let held = |guest: &GuestName, ended: Generation| {
+            report.guests.iter().any(|(name, generation)| name == guest && *generation <= ended)
+        };
+        let gone = |it: &Removal| {
+            let heard = report.revision >= it.revision;
+            it.hosts.contains(host)
+                && match &it.what {
+                    What::Guest { name, generation } => (heard || report.revision == 0) && !held(name, *generation),
+                    What::Endpoint { .. } | What::Network { .. } => heard && report.all_done,
+                }
+        };
+        self.settle_removals(gone, Some(host));
+    }
+
+    fn order(&mut self, what: What, hosts: BTreeSet<HostName>) {
+        let removal = Removal { what, hosts, revision: self.revision() + 1 };
+        if !removal.hosts.is_empty() {
+            self.put(Table::Removals, removal.key(), &removal);
+            self.removals.insert(removal.key(), removal);
+        }
+    }
+
+    /// Nothing of these is left to do at one host, or at any.
+    fn settle_removals(&mut self, which: impl Fn(&Removal) -> bool, host: Option<&HostName>) {
+        let keys: Vec<_> = self.removals.iter().filter(|(_, it)| which(it)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            let Some(removal) = self.removals.get_mut(&key) else { continue };
+            removal.hosts.retain(|it| host.is_some_and(|host| host != it));
+            if removal.hosts.is_empty() {
+                self.removals.remove(&key);
+                self.remove(Table::Removals, &key);
+            } else {
+                let value = Some(super::to_value(removal));
+                self.changes.push(Change { table: Table::Removals, key, value });
+            }
+        }
+    }
+}
