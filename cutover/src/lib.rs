@@ -10,6 +10,7 @@ mod model;
 mod names;
 mod network;
 mod source;
+mod stall;
 
 pub use coordinator::{
     Coordinator, CoordinatorEffect, CoordinatorEvent, CutoverReport, InvalidRebindId, News, Phase, RebindId, Role,
@@ -20,8 +21,8 @@ pub use destination::{
 };
 pub use machine::Machine;
 pub use model::{
-    Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, Port, PortPlan,
-    Progress,
+    Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, OnStall, Port,
+    PortPlan, Progress,
 };
 pub use names::{GuestName, HostName, InterfaceName, InvalidName, NetworkName};
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, Mtu, PortId, Queues, Vni};

@@ -8,6 +8,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
+mod cancelling;
 mod failing;
 mod garbage;
 mod guests;
@@ -20,4 +21,5 @@ mod probe;
 mod processes;
 mod restart;
 mod segment;
+mod stalling;
 mod wire;
