@@ -15,7 +15,10 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Limits, Progress};
+use crate::{
+    Limits, Progress,
+    stall::{Stall, StallWatch},
+};
 
 /// An expected pause not worth improving on, microseconds.
 const GOOD_PAUSE_US: u64 = 5_000;
@@ -48,6 +51,8 @@ pub(crate) struct Convergence {
     pass_peak_us: u64,
     allowed_since: Option<Duration>,
     near_since: Option<Duration>,
+    stalls: StallWatch,
+    stalled: Option<Stall>,
 }
 
 impl Convergence {
@@ -61,6 +66,8 @@ impl Convergence {
             pass_peak_us: 0,
             allowed_since: None,
             near_since: None,
+            stalls: StallWatch::default(),
+            stalled: None,
         }
     }
 
@@ -75,6 +82,10 @@ impl Convergence {
             self.pass_peak_us = 0;
         }
         self.pass_peak_us = self.pass_peak_us.max(progress.expected_pause_us);
+        if progress.throttle_percent > self.last.throttle_percent {
+            self.stalls.begin_anew();
+        }
+        self.stalled = self.stalls.look(progress, self.limits.longest_pause_ms, now);
         self.last = *progress;
         self.looked_at = Some(now);
         self.judge(now);
@@ -83,6 +94,21 @@ impl Convergence {
     /// The pause to expect, microseconds: what is left at this moment says little, the pass may be about to end.
     pub(crate) fn expected_pause_us(&self) -> u64 {
         self.pass_peak_us
+    }
+
+    /// Why the move does not converge, if the last figures show that.
+    pub(crate) fn stalled(&self) -> Option<Stall> {
+        self.stalled
+    }
+
+    /// Something is done about a stall.
+    pub(crate) fn begin_anew(&mut self) {
+        self.stalls.begin_anew();
+    }
+
+    /// The pause that is allowed from now on.
+    pub(crate) fn allow(&mut self, longest_pause_ms: u32) {
+        self.limits.longest_pause_ms = longest_pause_ms;
     }
 
     /// True, once, when little is left.

@@ -79,6 +79,9 @@ pub struct Coordinator {
     late: bool,
     failure: Option<Failure>,
     progress: Option<Progress>,
+    /// What was done about a guest that does not converge, in order.
+    #[serde(default)]
+    stalls: Vec<String>,
     source_report: CutoverReport,
     destination_report: CutoverReport,
     settled_at: Option<Duration>,
@@ -105,6 +108,7 @@ impl Coordinator {
             late: false,
             failure: None,
             progress: None,
+            stalls: Vec::new(),
             source_report: CutoverReport::default(),
             destination_report: CutoverReport::default(),
             settled_at: None,
@@ -130,6 +134,11 @@ impl Coordinator {
     /// Latest progress of memory.
     pub fn progress(&self) -> Option<&Progress> {
         self.progress.as_ref()
+    }
+
+    /// How often memory was found not to converge, with the figures, and what was done about it each time.
+    pub fn stalls(&self) -> &[String] {
+        &self.stalls
     }
 
     /// Why it was or is being aborted, or why settling is late.
@@ -196,6 +205,7 @@ impl Coordinator {
                 self.progress = news.progress.or(self.progress.take());
                 vec![CoordinatorEffect::Progressed]
             }
+            (Role::Source, Step::Stalled) => self.stalled(news.failure, now),
             (Role::Source, Step::Precopy) => self.advance(Phase::Precopy, "memory is being copied", now),
             (Role::Source, Step::Armed) => self.advance(Phase::Armed, "frames for the guest are held", now),
             (Role::Source, Step::Paused) => self.advance(Phase::Paused, "the guest is paused", now),
@@ -219,7 +229,10 @@ impl Coordinator {
             (role, Step::Settled) => self.settled(role, now),
             (role, Step::Aborted) => self.undone(role, news.failure, now),
             (Role::Source, Step::Expecting | Step::Committed | Step::Running | Step::GateOpen)
-            | (Role::Destination, Step::Precopy | Step::Progress | Step::Armed | Step::Paused | Step::LineEmpty) => {
+            | (
+                Role::Destination,
+                Step::Precopy | Step::Progress | Step::Stalled | Step::Armed | Step::Paused | Step::LineEmpty,
+            ) => {
                 let (role, step) = (self.end_name(news.role), news.step);
                 vec![self.event(format!("{role} reported {step:?}, which is not its to report; ignored"))]
             }

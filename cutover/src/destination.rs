@@ -20,8 +20,12 @@ use crate::{Failure, Generation, Limits, Machine, MigrationPlan};
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the gate waits for markers once the source's line is empty. Well under TCP's 200 ms (RFC 6298's practical minimum RTO).
 pub const MARKER_DEADLINE: Duration = Duration::from_millis(100);
-/// How long the gate waits to hear that the line is empty. Only a source that died after commit lets it come to this.
+/// How long the gate waits to hear that the line is empty, from the last frame that came of it. Only a source that died after
+/// commit lets it come to this.
 const LINE_DEADLINE: Duration = Duration::from_secs(2);
+/// And how long from the guest's first moment here, however much still comes: a line that never ends must not keep
+/// everybody else out.
+const LONGEST_LINE: Duration = Duration::from_secs(30);
 /// How often `cont` is tried again after commit.
 const RUN_AGAIN: Duration = Duration::from_millis(100);
 
@@ -100,6 +104,8 @@ pub enum DestinationEvent {
     Running,
     /// `cont` failed.
     RunFailed,
+    /// Frames of the source's line have come since the last time.
+    LineMoves,
     /// The source's line is empty.
     LineEmpty,
     /// A peer's markers are in on one port.
@@ -156,7 +162,7 @@ pub enum DestinationEffect {
     Announce,
     /// Tell the source that the guest runs.
     TellRunning,
-    /// Watch for markers. Answers: `MarkersIn`, one for each.
+    /// Watch for markers, and for what comes of the line. Answers: `MarkersIn`, one for each, and `LineMoves`.
     AwaitMarkers,
     /// Let in what waits of one peer on one port, and what it sends from now on; the others still wait.
     LetIn(GatePeer),
@@ -203,6 +209,8 @@ pub struct Destination {
     given_up: bool,
     running: bool,
     line_empty: bool,
+    /// When the line is waited for no longer.
+    line_until: Option<Duration>,
     awaited: BTreeSet<GatePeer>,
     markers_in: BTreeSet<GatePeer>,
     settle_ordered: bool,
@@ -221,6 +229,7 @@ impl Destination {
             given_up: false,
             running: false,
             line_empty: false,
+            line_until: None,
             awaited,
             markers_in: BTreeSet::new(),
             settle_ordered: false,
@@ -257,12 +266,20 @@ impl Destination {
                 "SOURCE_LOST",
                 "the source's agent went away before the destination committed; the guest stays with the source",
             )),
-            On::Tick if self.due(now) => self.decline(Failure::new(
-                "DEADLINE_EXCEEDED",
-                format!("the destination did not get past {:?} in time; the guest stays with the source", self.phase),
-            )),
+            On::Tick if self.due(now) => self.decline(self.late()),
             _ => vec![],
         }
+    }
+
+    fn late(&self) -> Failure {
+        let what = match self.phase {
+            DestinationPhase::Expecting => {
+                "the source's agent did not call; see that it reaches this one's --peer address, migrate again"
+            }
+            DestinationPhase::Preparing => "this host was not ready in time; see this agent's log",
+            _ => "the guest was not here in time; allow more time or bandwidth",
+        };
+        Failure::new("DEADLINE_EXCEEDED", format!("{what} (it was {:?}); the guest stays with the source", self.phase))
     }
 
     fn due(&self, now: Duration) -> bool {
@@ -311,6 +328,7 @@ impl Destination {
             return vec![];
         }
         self.running = true;
+        self.line_until = Some(now + LONGEST_LINE);
         self.deadline = Some(now + if self.line_empty { MARKER_DEADLINE } else { LINE_DEADLINE });
         vec![
             DestinationEffect::TellRunning,
@@ -328,6 +346,13 @@ impl Destination {
             return self.open();
         }
         peers.iter().map(|peer| DestinationEffect::LetIn(*peer)).collect()
+    }
+
+    fn line_moves(&mut self, now: Duration) -> Vec<DestinationEffect> {
+        if self.running && !self.line_empty {
+            self.deadline = self.line_until.into_iter().chain([now + LINE_DEADLINE]).min();
+        }
+        vec![]
     }
 
     fn source_line_is_empty(&mut self, now: Duration) -> Vec<DestinationEffect> {
@@ -416,6 +441,7 @@ impl Machine for Destination {
                 self.deadline = Some(now + RUN_AGAIN);
                 vec![]
             }
+            (At::Gated, On::LineMoves) => self.line_moves(now),
             (At::Gated, On::LineEmpty) if !self.line_empty => self.source_line_is_empty(now),
             (At::Gated, On::MarkersIn(peer)) if self.awaited.contains(&peer) && self.markers_in.insert(peer) => {
                 self.let_in(&[peer])

@@ -11,6 +11,7 @@ mod model;
 mod names;
 mod network;
 mod source;
+mod stall;
 
 pub use coordinator::{
     Coordinator, CoordinatorEffect, CoordinatorEvent, CutoverReport, InvalidRebindId, News, Phase, RebindId, Role,
@@ -22,7 +23,7 @@ pub use destination::{
 pub use fence::{Mandate, Term};
 pub use machine::Machine;
 pub use model::{
-    Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, OwnedGuest, Port,
+    Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, OnStall, OwnedGuest, Port,
     PortPlan, Progress,
 };
 pub use names::{FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName};

@@ -104,6 +104,21 @@ pub struct Binding {
     pub generation: Generation,
 }
 
+/// What is done about a guest whose memory does not converge.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnStall {
+    /// The migration is given up. The only policy that costs the guest nothing, hence the default.
+    #[default]
+    GiveUp,
+    /// QEMU slows the guest's processors, step by step, until it converges or the last step was in vain.
+    Throttle,
+    /// A longer pause is accepted, step by step.
+    LongerPause {
+        /// But none longer than that, milliseconds.
+        at_most_ms: u32,
+    },
+}
+
 /// What the caller allows a migration to cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -113,11 +128,24 @@ pub struct Limits {
     pub bandwidth: u64,
     /// Time for everything before commit, milliseconds.
     pub deadline_ms: u32,
+    /// If the guest does not converge.
+    #[serde(default)]
+    pub on_stall: OnStall,
+}
+
+impl Limits {
+    /// The longest pause that may come to be accepted, milliseconds.
+    pub fn pause_at_most_ms(&self) -> u32 {
+        match self.on_stall {
+            OnStall::LongerPause { at_most_ms } => at_most_ms.max(self.longest_pause_ms),
+            OnStall::GiveUp | OnStall::Throttle => self.longest_pause_ms,
+        }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { longest_pause_ms: 300, bandwidth: 1_250_000_000, deadline_ms: 300_000 }
+        Self { longest_pause_ms: 300, bandwidth: 1_250_000_000, deadline_ms: 300_000, on_stall: OnStall::default() }
     }
 }
 
@@ -198,6 +226,7 @@ impl Failure {
 
 /// How memory is getting on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Progress {
     /// Bytes sent.
     pub transferred: u64,
@@ -213,6 +242,8 @@ pub struct Progress {
     pub expected_pause_us: u64,
     /// Passes over memory begun.
     pub passes: u32,
+    /// What QEMU takes of its processors' time from the guest, percent.
+    pub throttle_percent: u32,
 }
 
 impl fmt::Display for Progress {

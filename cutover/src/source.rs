@@ -17,7 +17,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Generation, Limits, Machine, Progress, converge::Convergence};
+use crate::{
+    Failure, Generation, Limits, Machine, Progress,
+    converge::Convergence,
+    stall::{Remedy, Stall},
+};
 
 /// Longest wait for the hold to be in place, and for QEMU to stop once told.
 const ARM_DEADLINE: Duration = Duration::from_secs(2);
@@ -121,6 +125,11 @@ pub enum SourceEffect {
     Brake,
     /// Have it send as fast as the caller allows again, and look what was dirtied meanwhile.
     Unbrake,
+    /// Have it take this share of its processors' time from the guest, percent, as long as it copies memory.
+    Throttle {
+        /// More than before.
+        percent: u8,
+    },
     /// Steer frames to the hold. Answer: `Armed`.
     Arm,
     /// Let QEMU stop the guest at the end of its slot, and finish. Answer: `Stopped`, then `PreSwitchover`.
@@ -158,6 +167,8 @@ pub enum SourceReport {
     Precopy,
     /// How it is getting on.
     Progress(Progress),
+    /// It does not converge: the figures, and what is done about it.
+    Stalled(Failure),
     /// Frames are held.
     Armed,
     /// The guest is paused.
@@ -186,6 +197,8 @@ pub struct Source {
     line_empty: bool,
     settle_ordered: bool,
     convergence: Convergence,
+    /// What QEMU was told to take from the guest, percent.
+    throttle: u8,
     failure: Option<Failure>,
     deadline: Option<Duration>,
     /// For everything before commit.
@@ -208,6 +221,7 @@ impl Source {
             line_empty: false,
             settle_ordered: false,
             convergence: Convergence::new(limits),
+            throttle: 0,
             failure: None,
             deadline: None,
             last_moment: None,
@@ -251,10 +265,22 @@ impl Source {
     }
 
     fn late(&self) -> Failure {
-        Failure::new(
-            "DEADLINE_EXCEEDED",
-            format!("the migration did not get past {:?} in time; {}", self.phase, self.convergence),
-        )
+        let (reason, what) = match self.phase {
+            SourcePhase::Arming => {
+                ("CUTOVER_TIMED_OUT", "the guest's frames could not be held in time; see this agent's log")
+            }
+            SourcePhase::Pausing => ("CUTOVER_TIMED_OUT", "QEMU did not stop the guest when told to; migrate again"),
+            SourcePhase::Switching => (
+                "CUTOVER_TIMED_OUT",
+                "the last memory did not get to the destination in time; see that the hosts reach each other, migrate again",
+            ),
+            SourcePhase::Preparing => (
+                "DEADLINE_EXCEEDED",
+                "the two ends were not ready in time; see the destination agent's log, or allow more time",
+            ),
+            _ => ("DEADLINE_EXCEEDED", "memory was not over in time; allow more time or bandwidth, or a longer pause"),
+        };
+        Failure::new(reason, format!("{what} (it was {:?}; {}); the guest runs on here", self.phase, self.convergence))
     }
 
     fn begin(&mut self, now: Duration) -> Vec<SourceEffect> {
@@ -278,6 +304,12 @@ impl Source {
         let expected_pause_us = self.convergence.expected_pause_us();
         let mut effects =
             vec![SourceEffect::Report(SourceReport::Progress(Progress { expected_pause_us, ..progress }))];
+        if let Some(stall) = self.convergence.stalled() {
+            effects.extend(self.stalled(&stall, now));
+            if self.phase != SourcePhase::Precopy {
+                return effects;
+            }
+        }
         if !self.giving_up && self.convergence.is_near() {
             self.giving_up = true;
             effects.push(SourceEffect::RecordGiveUp);
@@ -288,6 +320,41 @@ impl Source {
             effects.push(SourceEffect::Brake);
         }
         effects.extend(self.arm_in_time(now));
+        effects
+    }
+
+    /// The next step of the caller's policy, or the end of the move.
+    fn stalled(&mut self, stall: &Stall, now: Duration) -> Vec<SourceEffect> {
+        let Some(remedy) = self.limits.on_stall.remedy(stall, self.throttle) else {
+            return self.abandon(
+                Failure::new(
+                    "NOT_CONVERGING",
+                    format!(
+                        "{stall}; the guest runs on here; move it when it is less busy, or allow more bandwidth, a longer \
+                         pause, or that it is slowed"
+                    ),
+                ),
+                now,
+            );
+        };
+        self.convergence.begin_anew();
+        let mut effects = Vec::with_capacity(2);
+        let step = match remedy {
+            Remedy::Throttle(percent) => {
+                self.throttle = percent;
+                effects.push(SourceEffect::Throttle { percent });
+                format!("its processors are slowed by {percent} % from now on")
+            }
+            Remedy::Allow(pause_ms) => {
+                self.limits.longest_pause_ms = pause_ms;
+                self.convergence.allow(pause_ms);
+                format!("{pause_ms} ms are allowed from now on")
+            }
+        };
+        effects.push(SourceEffect::Report(SourceReport::Stalled(Failure::new(
+            "NOT_CONVERGING",
+            format!("{stall}; {step}"),
+        ))));
         effects
     }
 

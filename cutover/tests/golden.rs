@@ -3,8 +3,8 @@
 use std::{fmt::Write as _, time::Duration};
 
 use throughline_cutover::{
-    Destination, DestinationEvent as D, Failure, GatePeer, Generation, Limits, Machine, Progress, Source,
-    SourceEvent as S,
+    Destination, DestinationEvent as D, Failure, GatePeer, Generation, Limits, Machine, OnStall, Progress, Source,
+    SourceEffect, SourceEvent as S, SourceReport,
 };
 
 const GENERATION: Generation = Generation(4);
@@ -177,6 +177,46 @@ fn source_restarted_after_giving_up() {
     insta::assert_snapshot!(format!("{asked:?}\n{carried:?}"));
 }
 
+/// A pass of 1 s leaves 1 s each time.
+fn source_of_a_guest_that_does_not_converge(on_stall: OnStall) -> String {
+    let mut events = vec![(0, S::Begin), (20, S::Ready), (30, S::PeerPrepared { uri: uri() })];
+    let rates = |passes, throttle_percent| Progress {
+        passes,
+        throttle_percent,
+        rate: 20 << 20,
+        dirty_rate: 30 << 20,
+        expected_pause_us: 1_000_000,
+        ..Progress::default()
+    };
+    events.extend((1..=6).map(|pass| (u64::from(pass) * 1_000, S::Progress(rates(pass, 0)))));
+    events.extend((7..=20).map(|pass| (u64::from(pass) * 1_000, S::Progress(rates(pass, 20)))));
+    events.push((21_000, S::Undone));
+    let mut machine = Source::new(GENERATION, Limits { on_stall, ..Limits::default() });
+    let mut told = String::new();
+    for (ms, event) in events {
+        let effects = machine.step(event, Duration::from_millis(ms));
+        // What is reported of each look at QEMU is not what this is about.
+        let told_now = effects.iter().filter(|it| !matches!(it, SourceEffect::Report(SourceReport::Progress(_))));
+        told_now.for_each(|effect| writeln!(told, "{ms:>6} ms → {effect:?}").expect("to a string"));
+    }
+    told
+}
+
+#[test]
+fn source_that_gives_a_stalled_move_up() {
+    insta::assert_snapshot!(source_of_a_guest_that_does_not_converge(OnStall::GiveUp));
+}
+
+#[test]
+fn source_that_throttles() {
+    insta::assert_snapshot!(source_of_a_guest_that_does_not_converge(OnStall::Throttle));
+}
+
+#[test]
+fn source_that_allows_a_longer_pause() {
+    insta::assert_snapshot!(source_of_a_guest_that_does_not_converge(OnStall::LongerPause { at_most_ms: 800 }));
+}
+
 #[test]
 fn source_past_its_deadline() {
     insta::assert_snapshot!(source(&[(0, S::Begin), (20, S::Ready), (300_000, S::Tick), (300_010, S::Undone)]));
@@ -237,6 +277,31 @@ fn destination_with_a_silent_peer() {
         (1009, D::Tick),
     ]);
     insta::assert_snapshot!(destination(&events));
+}
+
+/// A long line over a narrow underlay; then the source dies.
+#[test]
+fn destination_that_waits_for_a_long_line() {
+    let mut events = until_received();
+    events.extend([(906, D::CommitRecorded), (907, D::Running)]);
+    events.extend((0..4).map(|second| (1_500 + second * 1_000, D::LineMoves)));
+    events.extend([(5_000, D::Tick), (6_499, D::Tick), (6_500, D::Tick)]);
+    insta::assert_snapshot!(destination(&events));
+}
+
+/// Frames that do not end, and a source that never says that its line is empty.
+#[test]
+fn destination_whose_line_never_ends() {
+    let mut machine = Destination::new(GENERATION, Limits::default(), [FIRST, SECOND].into());
+    for (ms, event) in until_received().into_iter().chain([(906, D::CommitRecorded), (907, D::Running)]) {
+        machine.step(event, Duration::from_millis(ms));
+    }
+    let opened = (0..).map(|look| 1_000 + look * 250).find(|ms| {
+        let at = Duration::from_millis(*ms);
+        machine.step(D::LineMoves, at);
+        machine.next_deadline().is_some_and(|due| due <= at) && !machine.step(D::Tick, at).is_empty()
+    });
+    assert_eq!(opened, Some(31_000));
 }
 
 #[test]

@@ -19,6 +19,11 @@ fn source_event() -> impl Strategy<Value = S> {
         Just(S::Ready),
         Just(S::PeerPrepared { uri: "tcp:192.0.2.2:1".into() }),
         (1_u64..3, 1_u32..5).prop_map(|(rate, passes)| S::Progress(Progress { rate, passes, ..Progress::default() })),
+        (1_u32..40).prop_map(|passes| S::Progress(Progress {
+            passes,
+            expected_pause_us: 400_000,
+            ..Progress::default()
+        })),
         Just(S::Armed),
         Just(S::Stopped),
         Just(S::PreSwitchover),
@@ -61,6 +66,7 @@ fn destination_event() -> impl Strategy<Value = D> {
         Just(D::CommitRecorded),
         Just(D::Running),
         Just(D::RunFailed),
+        Just(D::LineMoves),
         Just(D::LineEmpty),
         gate_peer().prop_map(D::MarkersIn),
         Just(D::Sealed),

@@ -71,7 +71,7 @@ impl<'de, E: Deserialize<'de> + Into<i32>> Visitor<'de> for NameOrNumber<E> {
 mod tests {
     use serde_json::{Value, json};
 
-    use crate::v1::{Guest, GuestState, Migration, MigrationUpdate, Phase, Role, Step};
+    use crate::v1::{Guest, GuestState, Migration, MigrationUpdate, OnStall, Phase, Role, Step};
 
     /// Every value of an enum is written as its name in the protocol without `prefix`, and read back from it.
     macro_rules! names_follow_the_protocol {
@@ -92,6 +92,7 @@ mod tests {
         names_follow_the_protocol!(GuestState, "GUEST_STATE_");
         names_follow_the_protocol!(Step, "STEP_");
         names_follow_the_protocol!(Role, "ROLE_");
+        names_follow_the_protocol!(OnStall, "ON_STALL_");
     }
 
     #[test]

@@ -87,6 +87,7 @@ fn problem_reason(problem: &Problem) -> &'static str {
         Problem::Network(InvalidNetworkValue::PortId) => "INVALID_PORT_ID",
         Problem::Address(_) => "INVALID_ADDRESS",
         Problem::Range { .. } => "OUT_OF_RANGE",
+        Problem::PostCopy => "POST_COPY_UNSUPPORTED",
         Problem::Other(_) => "INVALID_VALUE",
     }
 }

@@ -56,6 +56,12 @@ impl MigrationNews {
         self.send(v1::MigrationUpdate { step, progress: Some(progress.into()), ..self.blank() });
     }
 
+    /// Sends that memory does not converge: the figures, and what is done about it.
+    pub fn stalled(&self, figures: Failure, report: v1::CutoverReport) {
+        let step = v1::Step::Stalled.into();
+        self.send(v1::MigrationUpdate { step, failure: Some(figures.into()), report: Some(report), ..self.blank() });
+    }
+
     /// Sends the commit.
     pub fn committed(&self, generation: Generation, report: v1::CutoverReport) {
         let step = v1::Step::Committed.into();

@@ -15,6 +15,16 @@ const LET_GO_MS: u64 = 2_000_000;
 const BRAKED: u64 = 40_960;
 /// No limit to the bandwidth: the guest's pause is not the place to save.
 const UNLIMITED: u64 = 0;
+/// Share of its processors' time that QEMU may take from a guest before it is told to, percent: the least it allows. It is told
+/// beforehand because it lets nobody decide later whether it may at all.
+pub(crate) const NOT_THROTTLED: u8 = 1;
+/// What QEMU adds to that share at a time, percent: all it is told.
+const AT_ONCE: u8 = 99;
+/// QEMU takes more from a guest that dirties at least this share of what was sent, percent. The decision has been made, so
+/// next to none.
+const ANY_DIRT: u8 = 1;
+/// And before there is a decision: as much as was sent.
+const MUCH_DIRT: u8 = 100;
 /// How long QEMU may take to connect.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 /// How often it is asked meanwhile.
@@ -27,7 +37,7 @@ const CANCEL_POLL: Duration = Duration::from_millis(1);
 /// Which end of a migration a QEMU is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
-    Source,
+    Source { may_throttle: bool },
     Destination,
 }
 
@@ -56,19 +66,19 @@ impl Guest {
     }
 
     /// Source: begins to send memory to `uri`, at no more than `bandwidth` bytes per second (0: no limit), over and over
-    /// until [`Guest::let_stop`] or [`Guest::cancel_migration`].
+    /// until [`Guest::let_stop`] or [`Guest::cancel_migration`]. Only if it `may_throttle` will [`Guest::throttle`] do anything.
     ///
     /// # Errors
     /// Those of any command; [`Guest::cancel_migration`] after one. That nobody listens is none: it shows as
     /// [`MigrationStatus::Failed`].
-    pub async fn start_migration(&self, uri: &str, bandwidth: u64) -> Result<(), HypervisorError> {
+    pub async fn start_migration(&self, uri: &str, bandwidth: u64, may_throttle: bool) -> Result<(), HypervisorError> {
         self.drop_anchor().await?;
         let limits = qmp::MigrateSetParameters {
             max_bandwidth: Some(bandwidth),
             downtime_limit: Some(UNDER_ANCHOR_MS),
-            ..Default::default()
+            ..throttled(NOT_THROTTLED, MUCH_DIRT)
         };
-        self.set_up_migration(Side::Source, limits).await?;
+        self.set_up_migration(Side::Source { may_throttle }, limits).await?;
         let to = Some(uri.to_owned());
         self.execute(qmp::migrate { uri: to, channels: None, detach: None, resume: None }).await?;
         self.connected().await?;
@@ -108,6 +118,16 @@ impl Guest {
     pub async fn set_bandwidth(&self, bandwidth: u64) -> Result<(), HypervisorError> {
         let limit = qmp::MigrateSetParameters { max_bandwidth: Some(bandwidth), ..Default::default() };
         self.execute(qmp::migrate_set_parameters(limit)).await.map(drop)
+    }
+
+    /// Source, in pre-copy: has QEMU take this share of its processors' time from the guest, percent, until the migration is
+    /// over one way or another. QEMU begins with it at the end of a pass, 2 s from now at the earliest (migration/ram.c,
+    /// `migration_trigger_throttle`: at every other look that comes more than a second after the last).
+    ///
+    /// # Errors
+    /// Those of any command.
+    pub async fn throttle(&self, percent: u8) -> Result<(), HypervisorError> {
+        self.execute(qmp::migrate_set_parameters(throttled(percent, ANY_DIRT))).await.map(drop)
     }
 
     /// Source: lets QEMU stop the guest and send the rest, whatever is left. It does when it next measures its rate, which
@@ -178,13 +198,30 @@ impl Guest {
     }
 }
 
+/// Parameters by which QEMU takes exactly `percent` from the guest, once it sees that it dirties `trigger` percent of what is
+/// sent.
+fn throttled(percent: u8, trigger: u8) -> qmp::MigrateSetParameters {
+    qmp::MigrateSetParameters {
+        throttle_trigger_threshold: Some(trigger),
+        cpu_throttle_initial: Some(percent),
+        cpu_throttle_increment: Some(AT_ONCE),
+        max_cpu_throttle: Some(percent),
+        ..Default::default()
+    }
+}
+
 fn capabilities(side: Side) -> Vec<qmp::MigrationCapabilityStatus> {
+    let (source, may_throttle) = match side {
+        Side::Source { may_throttle } => (true, may_throttle),
+        Side::Destination => (false, false),
+    };
     [
         (Capability::events, true),
         (Capability::return_path, true),
         (Capability::late_block_activate, true),
         (Capability::dirty_bitmaps, true),
-        (Capability::pause_before_switchover, side == Side::Source),
+        (Capability::auto_converge, may_throttle),
+        (Capability::pause_before_switchover, source),
     ]
     .map(|(capability, state)| qmp::MigrationCapabilityStatus { capability, state })
     .to_vec()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use qapi::qmp;
 use throughline_cutover::Progress;
 
-use crate::MigrationStatus;
+use crate::{MigrationStatus, migration::NOT_THROTTLED};
 
 /// A migration's statistics.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct MigrationProgress {
     pub dirty_bytes_per_s: u64,
     /// Passes over memory begun.
     pub passes: u32,
+    /// Share of its processors' time that is taken from the guest, percent.
+    pub throttle_percent: u32,
     /// What QEMU calls downtime once completed, milliseconds. It leaves out part of the pause.
     pub downtime_ms: Option<u64>,
     /// QEMU's reason for a failure; it often gives none.
@@ -53,6 +55,7 @@ impl From<&MigrationProgress> for Progress {
             dirty_rate: progress.dirty_bytes_per_s,
             expected_pause_us: u64::try_from(pause).unwrap_or(u64::MAX),
             passes: progress.passes,
+            throttle_percent: progress.throttle_percent,
         }
     }
 }
@@ -69,10 +72,16 @@ impl From<&qmp::MigrationInfo> for MigrationProgress {
             rate_bytes_per_s: info.ram.as_ref().map_or(0, |ram| bytes_per_second(ram.mbps)),
             dirty_bytes_per_s: ram(|ram| ram.dirty_pages_rate.saturating_mul(ram.page_size)),
             passes: u32::try_from(ram(|ram| ram.dirty_sync_count)).unwrap_or(u32::MAX),
+            throttle_percent: info.cpu_throttle_percentage.map_or(0, throttle_percent),
             downtime_ms: info.downtime.map(count),
             error: info.error_desc.clone(),
         }
     }
+}
+
+/// What QEMU takes unasked is too little to speak of.
+fn throttle_percent(percent: i64) -> u32 {
+    u32::try_from(percent).ok().filter(|percent| *percent > NOT_THROTTLED.into()).unwrap_or(0)
 }
 
 /// From QEMU's megabits (10^6) per second.
@@ -119,6 +128,14 @@ mod tests {
         assert_eq!(Progress::from(&idle).expected_pause_us, 1);
         let endless = MigrationProgress { remaining: u64::MAX, rate_bytes_per_s: 1, ..idle };
         assert!(endless.expected_pause() > Some(Duration::from_secs(1 << 30)));
+    }
+
+    #[test]
+    fn reads_how_much_is_taken_from_the_guest() {
+        let throttle = |percent| parse(&format!(r#"{{"status": "active", "cpu-throttle-percentage": {percent}}}"#));
+        assert_eq!(throttle(40).throttle_percent, 40);
+        assert_eq!(throttle(1).throttle_percent, 0, "nobody asked for that");
+        assert_eq!(parse(ACTIVE).throttle_percent, 0);
     }
 
     #[test]

@@ -86,6 +86,7 @@ fn migration_at(record: &MigrationRecord, at: Snapshot) -> v1::Migration {
         progress: at.progress.map(Into::into),
         report: (at.report != CutoverReport::default()).then(|| at.report.into()),
         failure: at.failure.map(Into::into),
+        stalls: record.coordinator.stalls().to_vec(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `throughline migrate`.
 
-use clap::Args;
-use throughline_wire::v1::{MigrateGuestRequest, MigrationLimits};
+use clap::{Args, ValueEnum};
+use throughline_wire::v1::{self, MigrateGuestRequest, MigrationLimits};
 use uuid::Uuid;
 
 use crate::{
@@ -17,10 +17,15 @@ use crate::{
 Without --detach the command ends when the migration has ended: 0 when the guest is there, 7 when
 the move was undone and the guest runs on where it was. Ctrl-C ends the watching, not the migration.
 
+A guest that changes its memory faster than it can be sent does not converge: pass after pass leaves
+as much. That is noticed after a few passes, and --on-stall says what is done about it.
+
 EXAMPLES:
   throughline migrate web-1 --to h2
   throughline migrate web-1
   throughline migrate web-1 --to h2 --longest-pause 50 --bandwidth 10Gbit --deadline 5m
+  throughline migrate web-1 --to h2 --on-stall throttle
+  throughline migrate web-1 --to h2 --on-stall longer-pause --longest-pause-at-most 2000
   throughline migrate web-1 --to h2 --request-id nightly-web-1 --detach -o json | jq -r .id
   throughline migrate web-1 --to h2 -o json | jq -r .migration.phase")]
 pub(crate) struct Migrate {
@@ -41,12 +46,42 @@ pub(crate) struct Migrate {
     /// Time for everything before commit, as 90s or 5m; past it the migration is aborted (default 5m)
     #[arg(long, value_name = "TIME", value_parser = units::duration_ms)]
     deadline: Option<u32>,
+    /// What to do about a guest whose memory does not converge (default give-up)
+    #[arg(long, value_name = "POLICY")]
+    on_stall: Option<OnStall>,
+    /// With --on-stall longer-pause: the longest pause that may come to be accepted, milliseconds, up to 60000
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..))]
+    longest_pause_at_most: Option<u32>,
     /// Watch until it has ended (the default, on a terminal or not)
     #[arg(long, conflicts_with = "detach")]
     watch: bool,
     /// Return when the controller has accepted it
     #[arg(long)]
     detach: bool,
+}
+
+/// What is done about a guest whose memory does not converge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnStall {
+    /// Undo the move: costs the guest nothing
+    GiveUp,
+    /// Slow its processors, step by step, up to 95 %
+    Throttle,
+    /// Accept a longer pause, step by step, up to --longest-pause-at-most
+    LongerPause,
+    /// Refused: a guest with memory on two hosts dies with either
+    PostCopy,
+}
+
+impl From<OnStall> for v1::OnStall {
+    fn from(policy: OnStall) -> Self {
+        match policy {
+            OnStall::GiveUp => Self::GiveUp,
+            OnStall::Throttle => Self::Throttle,
+            OnStall::LongerPause => Self::LongerPause,
+            OnStall::PostCopy => Self::PostCopy,
+        }
+    }
 }
 
 impl Migrate {
@@ -80,6 +115,8 @@ impl Migrate {
             longest_pause_ms: self.longest_pause.unwrap_or_default(),
             bandwidth: self.bandwidth.unwrap_or_default(),
             deadline_ms: self.deadline.unwrap_or_default(),
+            on_stall: self.on_stall.map_or(v1::OnStall::Unspecified, Into::into).into(),
+            longest_pause_at_most_ms: self.longest_pause_at_most.unwrap_or_default(),
         };
         MigrateGuestRequest {
             request_id: self.request_id.unwrap_or_else(|| Uuid::new_v4().to_string()),

@@ -11,7 +11,7 @@ use crate::{
     output::Show,
     session::{PAGE_SIZE, Session, all_pages},
     units,
-    watch::{self, pause, phase, report_lines},
+    watch::{self, on_stall, pause, phase, progress, report_lines},
 };
 
 pub(super) const EXAMPLES: &str = "\
@@ -178,7 +178,10 @@ impl Show<7> for Migration {
             ("failure", failure.map(|failure| format!("{} ({})", failure.message, failure.reason)).unwrap_or_default()),
             ("accepted", units::utc(self.created_at_ms)),
             ("ended", units::utc(self.ended_at_ms)),
+            ("if it stalls", on_stall(self)),
         ];
+        all.extend(self.stalls.iter().map(|stall| ("stalled", stall.clone())));
+        all.extend(self.progress.iter().map(|memory| ("memory", progress(memory))));
         all.extend(self.report.iter().flat_map(report_lines));
         all
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use throughline_wire::v1::{CutoverReport, Migration, Phase, Progress};
+use throughline_wire::v1::{CutoverReport, Migration, OnStall, Phase, Progress};
 
 use crate::units;
 
@@ -38,19 +38,34 @@ pub(super) fn percent(progress: &Progress) -> u64 {
 }
 
 /// One line of progress: percent, remaining, rate, dirty rate, expected pause.
-pub(super) fn progress(progress: &Progress) -> String {
+pub(crate) fn progress(progress: &Progress) -> String {
     let pause = match progress.expected_pause_us {
         0 => "pause not known yet".to_owned(),
         micros => format!("pause {} expected", units::span(Duration::from_micros(micros))),
     };
+    let throttle = match progress.throttle_percent {
+        0 => String::new(),
+        percent => format!(", slowed by {percent} %"),
+    };
     format!(
-        "{:3} %, {} left, {}, dirty {}, {pause}, pass {}",
+        "{:3} %, {} left, {}, dirty {}, {pause}, pass {}{throttle}",
         percent(progress),
         units::bytes(progress.remaining),
         units::per_second(progress.rate),
         units::per_second(progress.dirty_rate),
         progress.passes
     )
+}
+
+/// What is done if memory does not converge, in a word.
+pub(crate) fn on_stall(migration: &Migration) -> String {
+    let Some(limits) = &migration.limits else { return String::new() };
+    match limits.on_stall() {
+        OnStall::Unspecified | OnStall::GiveUp => "give up".to_owned(),
+        OnStall::Throttle => "throttle".to_owned(),
+        OnStall::LongerPause => format!("longer pause, {} ms at most", limits.longest_pause_at_most_ms),
+        OnStall::PostCopy => "post-copy".to_owned(),
+    }
 }
 
 /// Whose markers came in time, by port and peer.
@@ -110,8 +125,11 @@ mod tests {
             dirty_rate: 3 << 20,
             expected_pause_us: 571_000,
             passes: 1,
+            throttle_percent: 0,
         };
         assert_eq!(progress(&memory), " 75 %, 64 MiB left, 112 MiB/s, dirty 3 MiB/s, pause 571.0 ms expected, pass 1");
+        let throttled = Progress { throttle_percent: 40, ..memory };
+        assert!(progress(&throttled).ends_with("pass 1, slowed by 40 %"));
         assert!(progress(&Progress::default()).contains("not known yet"));
     }
 

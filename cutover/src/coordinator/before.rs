@@ -44,6 +44,19 @@ impl Coordinator {
         vec![self.event(message.to_owned())]
     }
 
+    /// Memory does not converge, and the source takes the next step of the caller's policy.
+    pub(super) fn stalled(&mut self, figures: Option<Failure>, now: Duration) -> Vec<CoordinatorEffect> {
+        // Of a reconnected agent it may be the first that is heard.
+        let mut effects = self.advance(Phase::Precopy, "memory is being copied", now);
+        let figures = figures.filter(|_| self.stage == Stage::Started);
+        // A repeated report is the last one again.
+        if let Some(Failure { message, .. }) = figures.filter(|it| self.stalls.last() != Some(&it.message)) {
+            self.stalls.push(message.clone());
+            effects.push(self.event(message));
+        }
+        effects
+    }
+
     /// Orders both ends to undo; the source only if it knows of the migration.
     pub(super) fn abort(&mut self, failure: Failure, now: Duration) -> Vec<CoordinatorEffect> {
         let mut effects = vec![self.event(format!("undoing: {}", failure.message))];
@@ -159,7 +172,7 @@ impl Coordinator {
             (at - self.since.min(at)).as_secs()
         );
         if let (Phase::Precopy, Some(progress)) = (self.phase, &self.progress) {
-            words += &format!("; {progress}, {} ms are allowed", self.plan.limits.longest_pause_ms);
+            words += &format!("; {progress}, {} ms are allowed", self.plan.limits.pause_at_most_ms());
         }
         self.abort(Failure::new(reason, words), now)
     }
@@ -170,7 +183,7 @@ impl Coordinator {
 
     /// Whichever comes first: the phase's own deadline or the whole migration's.
     fn started_deadline(&self) -> (Duration, &'static str, &'static str) {
-        let pause = Duration::from_millis(self.plan.limits.longest_pause_ms.into());
+        let pause = Duration::from_millis(self.plan.limits.pause_at_most_ms().into());
         let whole = (self.whole_deadline(), "DEADLINE_EXCEEDED", "the migration did not commit");
         let phase = match self.phase {
             Phase::Preparing => {

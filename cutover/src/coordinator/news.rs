@@ -61,6 +61,8 @@ pub enum Step {
     Precopy,
     /// Source: how memory is getting on.
     Progress,
+    /// Source: memory does not converge, and something is done about it.
+    Stalled,
     /// Source: frames are held.
     Armed,
     /// Source: the guest is paused.
@@ -88,7 +90,7 @@ pub struct News {
     pub step: Step,
     /// With `Progress`.
     pub progress: Option<Progress>,
-    /// With `Aborted`: why.
+    /// With `Aborted`: why. With `Stalled`: the figures, and what is done.
     pub failure: Option<Failure>,
     /// What this end has counted so far.
     pub report: CutoverReport,

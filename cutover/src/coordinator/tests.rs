@@ -301,6 +301,7 @@ fn any_event() -> impl Strategy<Value = CoordinatorEvent> {
         Step::Expecting,
         Step::Precopy,
         Step::Progress,
+        Step::Stalled,
         Step::Armed,
         Step::Paused,
         Step::Committed,

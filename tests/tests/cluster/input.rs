@@ -40,6 +40,11 @@ fn cases(long: &str) -> Vec<Case<'_>> {
         (guest("g", "peer", "64", "02:00:00:00:00:99", "10.7.0.99"), 3, "HOST_PEER_ONLY", "host"),
         (vec!["migrate", "g", "--to", "h2"], 4, "UNKNOWN_GUEST", "guest"),
         (vec!["migrate", "g", "--to", "a/b"], 5, "INVALID_NAME", "destination_host"),
+        (on_stall(&["post-copy"]), 5, "POST_COPY_UNSUPPORTED", "limits.on_stall"),
+        (on_stall(&["longer-pause"]), 5, "MISSING_FIELD", AT_MOST),
+        (on_stall(&["longer-pause", "--longest-pause-at-most", "300"]), 5, "OUT_OF_RANGE", AT_MOST),
+        (on_stall(&["longer-pause", "--longest-pause-at-most", "60001"]), 5, "OUT_OF_RANGE", AT_MOST),
+        (on_stall(&["throttle", "--longest-pause-at-most", "900"]), 5, "INVALID_VALUE", AT_MOST),
         (vec!["migration", "cancel", "none"], 4, "UNKNOWN_MIGRATION", "id"),
     ]
 }
@@ -47,6 +52,12 @@ fn cases(long: &str) -> Vec<Case<'_>> {
 fn guest<'a>(name: &'a str, host: &'a str, memory: &'a str, mac: &'a str, ip: &'a str) -> Vec<&'a str> {
     let create = ["guest", "create", name, "--host", host, "--memory", memory, "--kernel", "/boot/vmlinuz"];
     [&create[..], &["--network", "blue", "--mac", mac, "--ip", ip]].concat()
+}
+
+const AT_MOST: &str = "limits.longest_pause_at_most_ms";
+
+fn on_stall<'a>(policy: &[&'a str]) -> Vec<&'a str> {
+    [&["migrate", "g", "--to", "h2", "--on-stall"], policy].concat()
 }
 
 /// All that is recorded; of hosts the names, for their heartbeats go on.

@@ -8,6 +8,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
+mod cancelling;
 mod failing;
 mod fencing;
 mod garbage;
@@ -21,4 +22,5 @@ mod probe;
 mod processes;
 mod restart;
 mod segment;
+mod stalling;
 mod wire;

@@ -41,6 +41,12 @@ pub enum Problem {
         /// Of what.
         unit: &'static str,
     },
+    /// A policy that is known and not had.
+    #[error(
+        "is POST_COPY, which this fabric does not do: a guest that runs while part of its memory is still at the source is \
+         lost if either host dies; choose GIVE_UP, THROTTLE or LONGER_PAUSE"
+    )]
+    PostCopy,
     /// Anything else, in words.
     #[error("{0}")]
     Other(String),

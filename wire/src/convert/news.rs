@@ -46,6 +46,7 @@ impl TryFrom<v1::Step> for Step {
             v1::Step::GateOpen => Ok(Self::GateOpen),
             v1::Step::Settled => Ok(Self::Settled),
             v1::Step::Aborted => Ok(Self::Aborted),
+            v1::Step::Stalled => Ok(Self::Stalled),
         }
     }
 }
@@ -75,6 +76,7 @@ impl From<v1::Progress> for Progress {
             dirty_rate: p.dirty_rate,
             expected_pause_us: p.expected_pause_us,
             passes: p.passes,
+            throttle_percent: p.throttle_percent,
         }
     }
 }

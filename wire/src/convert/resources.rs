@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use throughline_cutover::{
     Binding, Boot, Endpoint, Failure, Generation, GuestName, GuestSpec, HostName, InterfaceName, Limits, MacAddr,
-    Network, Port, Progress, Queues,
+    Network, OnStall, Port, Progress, Queues,
 };
 
 use super::field::{InvalidField, Problem, number, parse, required, within};
@@ -248,13 +248,49 @@ impl TryFrom<v1::MigrationLimits> for Limits {
         within("longest_pause_ms", longest_pause_ms, 1..=60_000, "milliseconds")?;
         within("bandwidth", bandwidth, 1_048_576..=1 << 40, "bytes per second")?;
         within("deadline_ms", deadline_ms, 1_000..=86_400_000, "milliseconds")?;
-        Ok(Self { longest_pause_ms: longest_pause_ms as u32, bandwidth, deadline_ms: deadline_ms as u32 })
+        let on_stall = on_stall(&limits, longest_pause_ms)?;
+        Ok(Self { longest_pause_ms: longest_pause_ms as u32, bandwidth, deadline_ms: deadline_ms as u32, on_stall })
     }
+}
+
+fn on_stall(limits: &v1::MigrationLimits, longest_pause_ms: u64) -> Result<OnStall, InvalidField> {
+    const AT_MOST: &str = "longest_pause_at_most_ms";
+    let at_most_ms = limits.longest_pause_at_most_ms;
+    let policy = match v1::OnStall::try_from(limits.on_stall) {
+        Ok(v1::OnStall::Unspecified | v1::OnStall::GiveUp) => OnStall::GiveUp,
+        Ok(v1::OnStall::Throttle) => OnStall::Throttle,
+        Ok(v1::OnStall::LongerPause) if at_most_ms == 0 => return Err(InvalidField::new(AT_MOST, Problem::Missing)),
+        Ok(v1::OnStall::LongerPause) => {
+            within(AT_MOST, at_most_ms.into(), longest_pause_ms + 1..=60_000, "milliseconds")?;
+            return Ok(OnStall::LongerPause { at_most_ms });
+        }
+        Ok(v1::OnStall::PostCopy) => return Err(InvalidField::new("on_stall", Problem::PostCopy)),
+        Err(_) => {
+            let words = format!("is {}, which this version does not know", limits.on_stall);
+            return Err(InvalidField::new("on_stall", Problem::Other(words)));
+        }
+    };
+    if at_most_ms != 0 {
+        let words = format!("is {at_most_ms}; it is for on_stall LONGER_PAUSE only, leave it 0");
+        return Err(InvalidField::new(AT_MOST, Problem::Other(words)));
+    }
+    Ok(policy)
 }
 
 impl From<Limits> for v1::MigrationLimits {
     fn from(limits: Limits) -> Self {
-        Self { longest_pause_ms: limits.longest_pause_ms, bandwidth: limits.bandwidth, deadline_ms: limits.deadline_ms }
+        let (on_stall, longest_pause_at_most_ms) = match limits.on_stall {
+            OnStall::GiveUp => (v1::OnStall::GiveUp, 0),
+            OnStall::Throttle => (v1::OnStall::Throttle, 0),
+            OnStall::LongerPause { at_most_ms } => (v1::OnStall::LongerPause, at_most_ms),
+        };
+        Self {
+            longest_pause_ms: limits.longest_pause_ms,
+            bandwidth: limits.bandwidth,
+            deadline_ms: limits.deadline_ms,
+            on_stall: on_stall.into(),
+            longest_pause_at_most_ms,
+        }
     }
 }
 
@@ -268,6 +304,7 @@ impl From<Progress> for v1::Progress {
             dirty_rate: p.dirty_rate,
             expected_pause_us: p.expected_pause_us,
             passes: p.passes,
+            throttle_percent: p.throttle_percent,
         }
     }
 }

@@ -12,7 +12,10 @@ use throughline_cutover::{
 use throughline_hypervisor::{FdRole, Guest, GuestEventKind, MigrationStatus};
 use throughline_loader::{Mode, are_all_in};
 use throughline_wire::v1::{self, from_destination::Message};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -34,6 +37,8 @@ use crate::{
 
 /// How often the marker map is looked at while the gate waits.
 const LOOK_EVERY: Duration = Duration::from_micros(300);
+/// How often it is looked whether something of the source's line has come.
+const LINE_LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Carries out a destination's effects.
 #[derive(Debug)]
@@ -48,6 +53,7 @@ pub(super) struct DestinationHands {
     /// Ends with the QEMU it watches.
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
+    line_watch: Option<AbortHandle>,
     waits: JoinSet<()>,
 }
 
@@ -69,6 +75,7 @@ impl DestinationHands {
             vm: None,
             ports: Arc::default(),
             report: Arc::default(),
+            line_watch: None,
             waits: JoinSet::new(),
         }
     }
@@ -203,6 +210,7 @@ impl DestinationHands {
     }
 
     fn await_markers(&mut self) {
+        self.watch_line();
         let (host, plan, events) = (self.host.clone(), self.plan.clone(), self.events.clone());
         self.waits.spawn(async move {
             let mut awaited = GatePeer::all(&plan);
@@ -214,6 +222,23 @@ impl DestinationHands {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         });
+    }
+
+    /// A line that still comes is waited for.
+    fn watch_line(&mut self) {
+        let (ports, events) = (self.ports.clone(), self.events.clone());
+        let watch = self.waits.spawn(async move {
+            let total = || lock(&ports).iter().map(|port| port.handle.counters().landed).sum::<u64>();
+            let mut landed = total();
+            loop {
+                tokio::time::sleep(LINE_LOOK_EVERY).await;
+                let now = total();
+                if now != std::mem::replace(&mut landed, now) && events.send(DestinationEvent::LineMoves).is_err() {
+                    return;
+                }
+            }
+        });
+        self.line_watch = Some(watch);
     }
 
     /// One peer is let in, unless another shares its lane and is still waited for: then both with the later one.
@@ -230,6 +255,9 @@ impl DestinationHands {
     }
 
     fn open_gate(&mut self) {
+        if let Some(watch) = self.line_watch.take() {
+            watch.abort();
+        }
         self.note_markers();
         for port in lock(&self.ports).iter_mut() {
             if let Err(failure) = port.open_gate() {

@@ -5,19 +5,22 @@ use std::{
     time::Duration,
 };
 
-use throughline_cutover::{Failure, MigrationPlan, Progress, Source, SourceEffect, SourceEvent, SourceReport};
-use throughline_hypervisor::{GuestEventKind, HypervisorError, MigrationProgress, MigrationStatus, RunState};
+use throughline_cutover::{Failure, MigrationPlan, OnStall, Source, SourceEffect, SourceEvent, SourceReport};
+use throughline_hypervisor::{GuestEventKind, HypervisorError, MigrationStatus, RunState};
 use throughline_loader::Mode;
 use throughline_netlink::Path;
 use throughline_wire::v1::{self, from_source};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
-    time::{Instant, MissedTickBehavior},
+    time::Instant,
 };
 use tracing::{info, warn};
 
-use super::caller::{self, Call};
+use super::{
+    caller::{self, Call},
+    progress::report_progress,
+};
 use crate::{
     clock::{ns_since_1970, real_ns},
     driver::Hands,
@@ -31,8 +34,6 @@ use crate::{
     watch::next,
 };
 
-/// How often QEMU is asked how memory is getting on.
-const PROGRESS_EVERY: Duration = Duration::from_millis(2);
 /// How often the controller hears of it.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// No frame carried for this long: the fabric has let go of the source.
@@ -49,9 +50,6 @@ const TAKE_DEADLINE: Duration = Duration::from_millis(1600);
 const IN_STEP: Duration = Duration::from_millis(10);
 /// How long such a guest may take to make room.
 const IN_HAND: Duration = Duration::from_millis(10);
-/// Pause that QEMU adds to the last memory: stopping, devices, starting.
-const FIXED_PAUSE_US: u64 = 1_000;
-
 /// Carries out a source's effects.
 #[derive(Debug)]
 pub(super) struct SourceHands {
@@ -141,53 +139,42 @@ impl SourceHands {
         Ok(())
     }
 
-    async fn start_precopy(&mut self, uri: &str) -> Option<SourceEvent> {
+    /// Off the loop, which must hear of a cancel while QEMU connects.
+    fn start_precopy(&mut self, uri: String) {
         self.sending = true;
-        if let Err(error) = self.resident.vm.start_migration(uri, self.plan.limits.bandwidth).await {
-            return Some(SourceEvent::MemoryFailed(hypervisor_failure(error)));
-        }
-        let (vm, events, bandwidth) = (self.resident.vm.clone(), self.events.clone(), self.plan.limits.bandwidth);
+        let (vm, events, limits) = (self.resident.vm.clone(), self.events.clone(), self.plan.limits);
         let watch = self.waits.spawn(async move {
-            let mut every = tokio::time::interval(PROGRESS_EVERY);
-            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut fastest = 0;
-            loop {
-                every.tick().await;
-                let Ok(progress) = vm.progress().await else { return };
-                if progress.status != MigrationStatus::Active {
-                    if matches!(progress.status, MigrationStatus::Setup) {
-                        continue;
-                    }
-                    return;
-                }
-                fastest = fastest.max(progress.rate_bytes_per_s);
-                if events.send(SourceEvent::Progress(in_our_words(&progress, fastest, bandwidth))).is_err() {
-                    return;
-                }
+            let may_throttle = limits.on_stall == OnStall::Throttle;
+            match vm.start_migration(&uri, limits.bandwidth, may_throttle).await {
+                Ok(()) => report_progress(&vm, &events, limits.bandwidth).await,
+                Err(error) => drop(events.send(SourceEvent::MemoryFailed(hypervisor_failure(error)))),
             }
         });
         self.precopy_watch = Some(watch);
-        None
     }
 
     /// Frames wait from now on; what came before, the guest is given time to take: a QEMU that has stopped still reads
-    /// one frame from its tap, and that one would be lost with it.
-    async fn arm(&self) {
+    /// one frame from its tap, and that one would be lost with it. Off the loop: the guest may take its time.
+    fn arm(&mut self) {
         // Its questions would be in the way of the one command that is in a hurry now.
         if let Some(watch) = &self.precopy_watch {
             watch.abort();
         }
         lock(&self.ports).iter().for_each(MovingPort::hold);
         lock(&self.report).armed_at_ns = real_ns();
-        // A frame that `steer` let pass just before may still be on its way into the ring, on another processor.
-        tokio::time::sleep(IN_FLIGHT).await;
-        let began = Instant::now();
-        let taken = until(|| !lock(&self.ports).iter().any(MovingPort::tap_is_waiting));
-        if tokio::time::timeout(TAKE_DEADLINE, taken).await.is_err() {
-            warn!("the guest does not take its frames; what is in its tap's ring goes to the front of the line");
-        } else if began.elapsed() > IN_STEP {
-            tokio::time::sleep(IN_HAND).await;
-        }
+        let (ports, events) = (self.ports.clone(), self.events.clone());
+        self.waits.spawn(async move {
+            // A frame that `steer` let pass just before may still be on its way into the ring, on another processor.
+            tokio::time::sleep(IN_FLIGHT).await;
+            let began = Instant::now();
+            let taken = until(|| !lock(&ports).iter().any(MovingPort::tap_is_waiting));
+            if tokio::time::timeout(TAKE_DEADLINE, taken).await.is_err() {
+                warn!("the guest does not take its frames; what is in its tap's ring goes to the front of the line");
+            } else if began.elapsed() > IN_STEP {
+                tokio::time::sleep(IN_HAND).await;
+            }
+            let _ = events.send(SourceEvent::Armed);
+        });
     }
 
     /// A command of the transfer that QEMU refuses is the end of the transfer.
@@ -266,6 +253,11 @@ impl SourceHands {
 
     /// The guest runs on, and gets what was held meanwhile.
     async fn take_back(&mut self) {
+        // What it still had to tell QEMU must not come after the cancel.
+        if let Some(watch) = self.precopy_watch.take() {
+            watch.abort();
+            until(|| watch.is_finished()).await;
+        }
         if self.sending
             && let Err(error) = self.resident.vm.cancel_migration().await
         {
@@ -373,6 +365,7 @@ impl SourceHands {
                     self.news.progress(progress);
                 }
             }
+            SourceReport::Stalled(failure) => self.news.stalled(failure, counted),
             SourceReport::Precopy => self.news.step(v1::Step::Precopy, counted),
             SourceReport::Armed => self.news.step(v1::Step::Armed, counted),
             SourceReport::Paused => self.news.step(v1::Step::Paused, counted),
@@ -401,15 +394,15 @@ impl Hands for SourceHands {
                     Err(failure) => SourceEvent::Abort(failure),
                 });
             }
-            SourceEffect::StartPrecopy { uri } => return self.start_precopy(&uri).await,
+            SourceEffect::StartPrecopy { uri } => self.start_precopy(uri),
             SourceEffect::Brake => return self.fail_memory(self.resident.vm.brake().await),
             SourceEffect::Unbrake => {
                 return self.fail_memory(self.resident.vm.set_bandwidth(self.plan.limits.bandwidth).await);
             }
-            SourceEffect::Arm => {
-                self.arm().await;
-                return Some(SourceEvent::Armed);
+            SourceEffect::Throttle { percent } => {
+                return self.fail_memory(self.resident.vm.throttle(percent).await);
             }
+            SourceEffect::Arm => self.arm(),
             SourceEffect::Pause => return self.fail_memory(self.resident.vm.let_stop().await),
             SourceEffect::TellMemberships => self.tell_memberships(),
             SourceEffect::RecordGiveUp => self.record_give_up(),
@@ -442,11 +435,4 @@ impl Hands for SourceHands {
         }
         None
     }
-}
-
-/// QEMU's figures. The pause to expect goes by the fastest rate seen: with little to send QEMU measures less.
-fn in_our_words(progress: &MigrationProgress, fastest: u64, bandwidth: u64) -> Progress {
-    let rate = if fastest == 0 { bandwidth } else { fastest };
-    let last_memory_us = progress.remaining.saturating_mul(1_000_000) / rate.max(1);
-    Progress { expected_pause_us: last_memory_us.saturating_add(FIXED_PAUSE_US), ..Progress::from(progress) }
 }

@@ -2,6 +2,7 @@
 
 mod caller;
 mod hands;
+mod progress;
 
 use std::sync::Arc;
 

@@ -30,7 +30,7 @@ fn a_coordinated_switchover_moves_a_busy_guest() {
         let source = lab.counting("a", "dirty").await;
         let (destination, uri) = lab.listening("b").await;
         let (mut at_source, mut at_destination) = (source.events(), destination.events());
-        source.start_migration(&uri, BANDWIDTH).await.unwrap();
+        source.start_migration(&uri, BANDWIDTH, false).await.unwrap();
         converged(&source).await;
 
         source.let_stop().await.unwrap();
@@ -60,7 +60,7 @@ fn a_coordinated_switchover_moves_a_busy_guest() {
         let (third, uri) = lab.listening("a").await;
         let mut at_third = third.events();
         let mut at_source = destination.events();
-        destination.start_migration(&uri, BANDWIDTH).await.unwrap();
+        destination.start_migration(&uri, BANDWIDTH, false).await.unwrap();
         converged(&destination).await;
         destination.let_stop().await.unwrap();
         await_status(&mut at_source, MigrationStatus::PreSwitchover).await;
@@ -82,7 +82,7 @@ fn a_destination_that_dies_before_the_commit_costs_nothing_but_the_pause() {
         for _ in 0..2 {
             let (destination, uri) = lab.listening("b").await;
             let mut events = source.events();
-            source.start_migration(&uri, BANDWIDTH).await.unwrap();
+            source.start_migration(&uri, BANDWIDTH, false).await.unwrap();
             converged(&source).await;
             source.let_stop().await.unwrap();
             await_status(&mut events, MigrationStatus::PreSwitchover).await;
@@ -108,7 +108,7 @@ fn nobody_listening_is_a_failed_migration_and_a_running_guest() {
     in_lab("nobody", |lab| async move {
         let source = lab.counting("a", "").await;
         let mut events = source.events();
-        source.start_migration("tcp:127.0.0.1:1", BANDWIDTH).await.unwrap();
+        source.start_migration("tcp:127.0.0.1:1", BANDWIDTH, false).await.unwrap();
         await_status(&mut events, MigrationStatus::Failed).await;
         let progress = source.progress().await.unwrap();
         println!("{progress:?}");
@@ -124,7 +124,7 @@ fn an_idle_guest_runs_until_it_is_let_go() {
         let source = lab.counting("a", "").await;
         let (destination, uri) = lab.listening("b").await;
         let (mut events, mut at_destination) = (source.events(), destination.events());
-        source.start_migration(&uri, BANDWIDTH).await.unwrap();
+        source.start_migration(&uri, BANDWIDTH, false).await.unwrap();
         converged(&source).await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
         let held = source.progress().await.unwrap();
@@ -150,6 +150,44 @@ fn an_idle_guest_runs_until_it_is_let_go() {
         assert_eq!(destination.run_state().await.unwrap(), RunState::Paused);
         destination.cont().await.unwrap();
         ticks_past(&destination, left + 5).await;
+        source.quit().await.unwrap();
+        destination.quit().await.unwrap();
+    });
+}
+
+/// How fast the guest dirties its memory once QEMU takes this much of its time, bytes per second.
+async fn dirtied(source: &Guest, percent: u32) -> u64 {
+    let started = std::time::Instant::now();
+    while source.progress().await.unwrap().throttle_percent != percent {
+        assert!(started.elapsed() < crate::harness::PATIENCE, "{:?}", source.progress().await.unwrap());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let slowed_after = started.elapsed();
+    // QEMU measures once a second at most, at the end of a pass.
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    let progress = source.progress().await.unwrap();
+    assert_eq!(progress.throttle_percent, percent, "no more than it was told");
+    println!("slowed by {percent} % after {slowed_after:?}: dirties {} bytes/s", progress.dirty_bytes_per_s);
+    progress.dirty_bytes_per_s
+}
+
+/// Under its anchor QEMU looks at memory again and again, and so comes to slow the guest when it is told to, not before.
+#[test]
+fn a_guest_is_slowed_as_far_as_asked() {
+    in_lab("throttle", |lab| async move {
+        let source = lab.counting("a", "dirty").await;
+        let (destination, uri) = lab.listening("b").await;
+        source.start_migration(&uri, 40_000_000, true).await.unwrap();
+        converged(&source).await;
+        let free = dirtied(&source, 0).await;
+        source.throttle(50).await.unwrap();
+        let half = dirtied(&source, 50).await;
+        source.throttle(95).await.unwrap();
+        let slow = dirtied(&source, 95).await;
+        assert!(half < free * 3 / 4 && slow < free / 4, "{free}, {half}, {slow} bytes/s");
+        assert_eq!(source.cancel_migration().await.unwrap(), MigrationStatus::Cancelled);
+        let left = ticks(&source).unwrap();
+        ticks_past(&source, left + 5).await;
         source.quit().await.unwrap();
         destination.quit().await.unwrap();
     });
