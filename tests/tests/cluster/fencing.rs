@@ -242,7 +242,7 @@ fn a_peer_that_missed_its_flip_is_repaired_when_it_returns() {
     let mut lab = Lab::up("missed");
     lab.boot_guest();
     let mut probe = Probe::start(&lab);
-    let agent = kill_daemon(&lab, "peer", "peer");
+    let agent = kill_daemon(&lab, "peer", "--peer-only");
     wait_for("the controller notices", BACK, || (!lab.is_connected("peer")).then_some(()));
     lab.migrate("h2");
     lab.assert_no_qemu("h1");
