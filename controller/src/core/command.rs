@@ -1,7 +1,7 @@
 //! Who obeys this controller, and what it learns from those it does not know everything of.
 
 use throughline_cutover::{
-    Binding, Failure, Generation, GuestName, HostName, OwnedGuest, Term,
+    Binding, Failure, Generation, GuestName, HostName, Mandate, OwnedGuest, Term,
     admission::{Denial, Enrolment},
     fence::{self, Claim, Ownership, Recorded},
 };
@@ -62,7 +62,7 @@ impl Core {
     ///
     /// # Errors
     /// `OTHER_FABRIC`, `STALE_TERM`.
-    pub(super) fn claim(&mut self, enrolment: &Enrolment, obeyed: Option<&fence::Mandate>) -> Result<(), Denial> {
+    pub(super) fn claim(&mut self, enrolment: &Enrolment, obeyed: Option<&Mandate>) -> Result<(), Denial> {
         let host = &enrolment.host;
         match fence::claim(self.record.mandate(), obeyed, self.commanded.contains(host)) {
             Claim::Command => {}

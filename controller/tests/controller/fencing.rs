@@ -272,6 +272,39 @@ async fn what_goes_is_named_until_it_is_gone() {
 }
 
 #[tokio::test]
+async fn what_has_a_name_or_an_address_again_begins_above_who_had_it() {
+    let state = StateDir::new();
+    let controller = Controller::start(&state).await;
+    let (mut fabric, [mut h1, h2, h3]) = controller.three_hosts().await;
+    let first = guest(&mut fabric, "web-1").await;
+    fabric.delete_guest(v1::DeleteGuestRequest { name: "web-1".into() }).await.unwrap();
+    let mut again = web(1, "h1");
+    let mac = first.spec.unwrap().ports[0].mac.clone();
+    again.spec.as_mut().unwrap().ports[0].mac.clone_from(&mac);
+    let second = fabric.create_guest(again).await.unwrap().into_inner();
+    assert_eq!((first.generation, second.generation), (1, 2));
+    let both = h1.desired(|it| !it.end_guests.is_empty() && !it.guests.is_empty()).await;
+    assert_eq!(both.end_guests, [v1::EndGuest { name: "web-1".into(), generation: 1 }], "the old one ends");
+    assert_eq!((both.guests[0].generation, both.guests[0].boot), (2, true), "and the new one is started");
+
+    fabric.delete_guest(v1::DeleteGuestRequest { name: "web-1".into() }).await.unwrap();
+    let port = v1::Port { network: "blue".into(), mac, ips: vec!["10.7.0.1".into()], ..Default::default() };
+    let gateway = v1::Endpoint { name: "gw0".into(), host: "h3".into(), port: Some(port), ..Default::default() };
+    let request = v1::CreateEndpointRequest { endpoint: Some(gateway) };
+    assert_eq!(fabric.create_endpoint(request).await.unwrap().into_inner().generation, 3);
+    let bound = h1.desired(|it| it.networks[0].bindings.iter().any(|binding| binding.host == "h3")).await;
+    assert_eq!(bound.networks[0].bindings[0].generation, 3);
+    controller.stop().await;
+    drop((h1, h2, h3));
+
+    let controller = Controller::start(&state).await;
+    let (mut fabric, _h2) = (controller.fabric().await, controller.agent("h2", 2).await);
+    let third = fabric.create_guest(web(1, "h2")).await.unwrap().into_inner();
+    assert_eq!(third.generation, 4, "also after a restart");
+    controller.stop().await;
+}
+
+#[tokio::test]
 async fn an_operators_word_ends_what_a_dead_destination_cannot() {
     let state = StateDir::new();
     let controller = Controller::start(&state).await;

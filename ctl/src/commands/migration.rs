@@ -72,13 +72,14 @@ long that takes: nobody else knows which of the two is to run it. If the destina
 for good, this is the word in its place. Cancel the migration first. Refused while the destination's
 agent is connected, for then it answers itself.
 
-WITH --guest-stays YOU VOUCH THAT THE DESTINATION DOES NOT RUN THE GUEST: its host is switched off, or
-its QEMU of this guest has ended. The guest goes on at the source, which may have been standing
-since. The record takes a generation above any the destination can have come to: should its agent ever
-return with the guest, that copy is ended. If it runs after all, it runs twice until then.
+WITH --guest-stays YOU VOUCH THAT THE DESTINATION DOES NOT RUN THE GUEST: its host is switched off,
+or its QEMU of this guest has ended. The guest goes on at the source, where it may have been
+standing since. The record takes a generation above any the destination can have come to: should
+its agent ever return with the guest, that copy is ended. If it runs after all, it runs twice
+until then.
 
-WITH --guest-left YOU VOUCH THAT THE GUEST RUNS AT THE DESTINATION, only its agent cannot be reached. The
-source ends what it has of the guest. If it does not run there, it is lost.
+WITH --guest-left YOU VOUCH THAT THE GUEST RUNS AT THE DESTINATION, only its agent cannot be
+reached. The source ends what it has of the guest. If it does not run there, it is lost.
 
 EXAMPLES:
   throughline migration resolve 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11 --guest-stays

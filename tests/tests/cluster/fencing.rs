@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use throughline_agent::journal::{Journal, Promise};
 
 use crate::lab::{GUEST, Lab, wait_for};
 use crate::probe::Probe;
@@ -242,15 +243,53 @@ fn a_peer_that_missed_its_flip_is_repaired_when_it_returns() {
     let mut lab = Lab::up("missed");
     lab.boot_guest();
     let mut probe = Probe::start(&lab);
-    let agent = kill_daemon(&lab, "peer", "peer");
+    let agent = kill_daemon(&lab, "peer", "--peer-only");
     wait_for("the controller notices", BACK, || (!lab.is_connected("peer")).then_some(()));
-    lab.migrate("h2");
-    lab.assert_no_qemu("h1");
+    let begun = lab.throughline(&["migrate", GUEST, "--to", "h2", "--detach"]).done();
+    let id = begun["id"].as_str().unwrap().to_owned();
+    wait_until_guest(&lab, "the guest runs on h2", |it| it["state"] == "RUNNING" && it["host"] == "h2");
+    thread::sleep(Duration::from_secs(3));
+    probe.assert_unnoticed(&lab, "a peer was not told of the move: the source carries what it sends");
+
     start_daemon(&mut lab, "peer", &agent);
     wait_for_agents(&lab, &AGENTS);
-    // What the peer sent meanwhile, after the source had settled, is lost: a known limit.
+    wait_for("the move is settled", Duration::from_secs(60), || (lab.migration(&id)["phase"] == "DONE").then_some(()));
+    lab.assert_no_qemu("h1");
+    probe.assert_unnoticed(&lab, "the peer was told when its agent was back");
+}
+
+#[test]
+fn an_operators_word_stands_in_for_a_dead_destination() {
+    let mut lab = Lab::up("word");
+    lab.boot_guest();
+    let mut probe = Probe::start(&lab);
+    let id = lab.begin_slow_move("h2");
+    let (source, destination) = (kill_daemon(&lab, "h1", "h1"), kill_daemon(&lab, "h2", "h2"));
+    lab.kill_qemu("h2");
+    // As if both had died in the pause: the source has given the guest up, the destination has just committed.
+    let journal = |host: &str| Journal::open(&lab.state().join(host).join("state/journal.redb")).unwrap();
+    let plan = journal("h1").find_move(&id).unwrap().and_then(|record| record.plan).expect("the source keeps the plan");
+    journal("h1").promise(&id, Some(&plan), Promise::GivenUp).unwrap();
+    journal("h2").commit(&plan).unwrap();
+
+    start_daemon(&mut lab, "h1", &source);
+    wait_for_agents(&lab, &["h1"]);
+    lab.throughline(&["migration", "resolve", &id, "--guest-stays"]).refused(3, "NOT_UNRESOLVED");
+    lab.throughline(&["migration", "cancel", &id]).done();
     thread::sleep(Duration::from_secs(2));
-    probe.forget();
-    thread::sleep(Duration::from_secs(2));
-    probe.assert_unnoticed(&lab, "a peer was told where it is when its agent was back");
+    assert!(lab.migration(&id)["phase"] != "ABORTED", "the source waits for the destination's word");
+    lab.throughline(&["migration", "resolve", &id, "--guest-stays"]).done();
+    lab.wait_until_aborted(&id);
+    let stays = wait_until_guest(&lab, "the source holds it at the new generation", |it| it["state"] == "RUNNING");
+    assert_eq!(stays["generation"], plan.generation.0 + 2, "above the one the destination has come to: {stays}");
+    probe.assert_unnoticed(&lab, "an operator said that it stays");
+
+    // The destination comes back, and by its journal the guest is its own.
+    start_daemon(&mut lab, "h2", &destination);
+    wait_for_agents(&lab, &AGENTS);
+    thread::sleep(Duration::from_secs(1));
+    lab.assert_runs_on("h1");
+    lab.migrate("h2");
+    lab.assert_no_qemu("h1");
+    probe.assert_unnoticed(&lab, "it moved there after all");
 }

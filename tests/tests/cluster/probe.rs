@@ -41,12 +41,6 @@ impl Probe {
         Self { peer, observers, mark }
     }
 
-    /// Begins the next window, whatever was lost in this one.
-    pub(crate) fn forget(&mut self) {
-        self.mark = self.peer.ask("mark");
-        self.observers.iter_mut().for_each(|observer| drop(observer.ask("take")));
-    }
-
     /// Ends a window and begins the next. Every packet sent in it must have arrived once and in order, no connection may have
     /// broken, and the guest's memory must be what it wrote.
     #[track_caller]
