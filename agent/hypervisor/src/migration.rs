@@ -31,6 +31,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 const CONNECT_POLL: Duration = Duration::from_millis(10);
 /// How long QEMU may take to wind up a cancelled migration.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long it may take if the guest runs: then only a connection is still being tried, for as long as TCP does.
+const HANG_UP: Duration = Duration::from_millis(300);
 /// How often it is asked meanwhile; the guest may stand still.
 const CANCEL_POLL: Duration = Duration::from_millis(1);
 
@@ -163,7 +165,8 @@ impl Guest {
     /// Source: cancels, and waits until QEMU has wound up. Gives the status it came to: [`MigrationStatus::Completed`]
     /// if it was too late, [`MigrationStatus::None`] if there was nothing to cancel. A guest that QEMU stopped for the
     /// switchover then runs again; one that the caller stopped stands until the caller's [`Guest::cont`], which QEMU
-    /// now accepts.
+    /// now accepts. It is [`MigrationStatus::Cancelling`] if a destination has not been reached yet, and QEMU begins no other
+    /// migration before it knows that.
     ///
     /// # Errors
     /// [`HypervisorError::Deadline`] if it is not wound up in 5 s.
@@ -173,8 +176,10 @@ impl Guest {
         loop {
             let status = self.progress().await?.status;
             let over = status.is_terminal() || status == MigrationStatus::None;
+            let state = self.run_state().await?;
+            let hangs_up = started.elapsed() > HANG_UP && state == RunState::Running;
             // The status changes before the run state does, and `cont` is refused until that has changed too.
-            if over && self.run_state().await? != RunState::FinishMigrate {
+            if (over && state != RunState::FinishMigrate) || hangs_up {
                 return Ok(status);
             }
             if started.elapsed() > CANCEL_DEADLINE {
