@@ -78,6 +78,9 @@ pub struct Coordinator {
     /// A lateness has been reported once.
     late: bool,
     failure: Option<Failure>,
+    /// What an end that settled could not keep.
+    #[serde(default)]
+    lost: Option<Failure>,
     progress: Option<Progress>,
     source_report: CutoverReport,
     destination_report: CutoverReport,
@@ -101,6 +104,7 @@ impl Coordinator {
             noted: BTreeSet::new(),
             late: false,
             failure: None,
+            lost: None,
             progress: None,
             source_report: CutoverReport::default(),
             destination_report: CutoverReport::default(),
@@ -123,7 +127,7 @@ impl Coordinator {
         self.progress.as_ref()
     }
 
-    /// Why it was or is being aborted, or why settling is late.
+    /// Why it was or is being aborted, why settling is late, or what was lost though the guest has moved.
     pub fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }
@@ -204,7 +208,11 @@ impl Coordinator {
                 effects.extend(self.note(Step::GateOpen, "the gate is open: nothing older can follow"));
                 effects
             }
-            (role, Step::Settled) => self.settled(role, now),
+            (role, Step::Settled) => {
+                let mut effects = news.failure.map(|lost| self.lost_with(role, lost)).unwrap_or_default();
+                effects.extend(self.settled(role, now));
+                effects
+            }
             (role, Step::Aborted) => self.undone(role, news.failure, now),
             (Role::Source, Step::Expecting | Step::Committed | Step::Running | Step::GateOpen)
             | (Role::Destination, Step::Precopy | Step::Progress | Step::Armed | Step::Paused | Step::LineEmpty) => {
@@ -243,6 +251,9 @@ impl Coordinator {
     /// Deadlines begin anew: the controller cannot hold its own absence against anyone.
     fn restarted(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
         self.hosts.values_mut().for_each(|connected| *connected = false);
+        // Wall time may have been set meanwhile: what was read off it before says nothing now.
+        self.began = now.saturating_sub(self.since.saturating_sub(self.began));
+        self.resend_at = self.resend_at.map(|_| now);
         self.since = now;
         self.excuse_from = now + after::RETURN_GRACE;
         vec![self.event("the controller was restarted; waiting for the agents to report".to_owned())]
