@@ -9,8 +9,8 @@ help: ## This list
 setup: ## Install what is missing: system packages, eBPF toolchain, guest image
 	@scripts/setup.sh
 
-build: setup ## All programs
-	cargo build --workspace --bins
+build: setup ## All programs, and what the lab preloads
+	cargo build --workspace
 
 lint: setup ## Formatting, clippy (warnings being errors), and which crate may import which
 	cargo fmt --all --check

@@ -13,6 +13,9 @@ pub(super) enum Victim {
     SourceQemu,
     DestinationQemu,
     PeerAgent,
+    /// Agent and QEMU together: as if the host lost its power, but for its kernel, which all hosts of a lab share.
+    SourceHost,
+    DestinationHost,
     SourceLink,
     DestinationLink,
     PeerLink,
@@ -28,6 +31,7 @@ impl Victim {
         Self::DestinationQemu,
         Self::PeerAgent,
     ];
+    const HOSTS: [Self; 2] = [Self::SourceHost, Self::DestinationHost];
     const LINKS: [Self; 4] = [Self::SourceLink, Self::DestinationLink, Self::PeerLink, Self::ControllerLink];
 
     /// Its name in a cell's.
@@ -39,6 +43,8 @@ impl Victim {
             Self::SourceQemu => "source-qemu",
             Self::DestinationQemu => "destination-qemu",
             Self::PeerAgent => "peer-agent",
+            Self::SourceHost => "source-host",
+            Self::DestinationHost => "destination-host",
             Self::SourceLink => "source-link",
             Self::DestinationLink => "destination-link",
             Self::PeerLink => "peer-link",
@@ -55,6 +61,8 @@ impl Victim {
             Self::SourceQemu => "the source's QEMU",
             Self::DestinationQemu => "the destination's QEMU",
             Self::PeerAgent => "a peer's agent",
+            Self::SourceHost => "everything of ours on the source",
+            Self::DestinationHost => "everything of ours on the destination",
             Self::SourceLink => "the source's link",
             Self::DestinationLink => "the destination's link",
             Self::PeerLink => "the peer's link",
@@ -76,9 +84,18 @@ pub(super) enum Fault {
     Cut,
     /// No write to a file succeeds for 2 s.
     Full,
+    /// Its wall clock is set an hour ahead and it is killed; it is started again at that time, and the clock set right later.
+    Ahead,
+    /// The same, an hour back.
+    Behind,
 }
 
 impl Fault {
+    /// Whether it kills.
+    pub(super) fn kills(self) -> bool {
+        matches!(self, Self::Kill | Self::Away | Self::Ahead | Self::Behind)
+    }
+
     /// Its name in a cell's.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -87,6 +104,8 @@ impl Fault {
             Self::Stop => "stop",
             Self::Cut => "cut",
             Self::Full => "disk-full",
+            Self::Ahead => "clock-ahead",
+            Self::Behind => "clock-behind",
         }
     }
 }
@@ -115,6 +134,9 @@ impl Cell {
                 cells.extend(Phase::ALL.map(|phase| cell(victim, fault, phase)));
             }
         }
+        for victim in Victim::HOSTS {
+            cells.extend(Phase::ALL.map(|phase| cell(victim, Fault::Kill, phase)));
+        }
         for victim in Victim::LINKS {
             cells.extend(Phase::ALL.map(|phase| cell(victim, Fault::Cut, phase)));
         }
@@ -126,6 +148,11 @@ impl Cell {
         ];
         for (victim, phases) in writes {
             cells.extend(phases.iter().map(|phase| cell(victim, Fault::Full, *phase)));
+        }
+        for victim in [Victim::SourceAgent, Victim::DestinationAgent, Victim::Controller] {
+            for fault in [Fault::Ahead, Fault::Behind] {
+                cells.extend([Phase::Precopy, Phase::Told, Phase::Carry].map(|phase| cell(victim, fault, phase)));
+            }
         }
         cells.push(cell(Victim::Controller, Fault::Away, Phase::Committed));
         cells

@@ -39,6 +39,8 @@ pub(super) struct Promise {
     guest: Guest,
     /// Frames may be lost, but only on the link that is cut, while it is.
     cut: bool,
+    /// Frames may be lost that nobody but the dead source had, and the migration says so.
+    held: bool,
     /// Frames come in the order they were sent in.
     in_order: bool,
 }
@@ -48,25 +50,26 @@ impl Promise {
     pub(super) fn of(cell: Cell) -> Self {
         let Cell { victim, fault, phase } = cell;
         let before = phase.is_before_commit();
-        let killed = matches!(fault, Fault::Kill | Fault::Away);
+        let killed = fault.kills();
         let ends = match (victim, fault) {
             // Nobody's word is needed but that of one that comes back.
             (Victim::Controller | Victim::PeerAgent | Victim::PeerLink | Victim::ControllerLink, _) => Ends::Moved,
             _ if !before && phase != Phase::Commit => Ends::Moved,
-            (_, Fault::Kill) if phase < Phase::Told => Ends::Undone,
+            _ if killed && phase < Phase::Told => Ends::Undone,
             // Until it is told, a destination's word is not asked for.
-            (Victim::DestinationQemu, Fault::Kill) if before => Ends::Undone,
+            (Victim::DestinationQemu | Victim::DestinationHost, _) if killed && before => Ends::Undone,
             _ => Ends::Either,
         };
         let guest = match victim {
-            Victim::SourceQemu if killed && phase < Phase::Told => Guest::Dies,
-            Victim::SourceQemu if killed && phase <= Phase::Commit => Guest::Either,
-            Victim::DestinationQemu if killed && phase > Phase::Commit => Guest::Dies,
-            Victim::DestinationQemu if killed && phase == Phase::Commit => Guest::Either,
+            Victim::SourceQemu | Victim::SourceHost if killed && phase < Phase::Told => Guest::Dies,
+            Victim::SourceQemu | Victim::SourceHost if killed && phase <= Phase::Commit => Guest::Either,
+            Victim::DestinationQemu | Victim::DestinationHost if killed && phase > Phase::Commit => Guest::Dies,
+            Victim::DestinationQemu | Victim::DestinationHost if killed && phase == Phase::Commit => Guest::Either,
             _ => Guest::Lives,
         };
         let cut = fault == Fault::Cut && victim != Victim::ControllerLink;
-        Self { ends, guest, cut, in_order: is_in_order(cell) }
+        let held = victim == Victim::SourceHost && (Phase::Told..=Phase::Open).contains(&phase);
+        Self { ends, guest, cut, held, in_order: is_in_order(cell) }
     }
 
     /// What of it was broken, in sentences.
@@ -94,7 +97,10 @@ impl Promise {
 
     fn check(&self, counts: &Counts, seen: &Seen, broken: &mut Vec<String>) {
         let lost = counts.lost_to_guest + counts.lost_from_guest;
-        if lost > 0 && !self.cut {
+        if lost > 0 && self.held && seen.reason != "SOURCE_DIED" {
+            broken.push(format!("{lost} packets were lost with the source, and the migration does not say so"));
+        }
+        if lost > 0 && !self.cut && !self.held {
             broken.push(format!(
                 "{} packets to the guest and {} from it were lost",
                 counts.lost_to_guest, counts.lost_from_guest
@@ -125,11 +131,12 @@ impl Promise {
 
     /// What the promise says of lost frames.
     pub(super) fn losses(&self) -> &'static str {
-        match (self.guest, self.cut) {
-            (Guest::Dies, _) => "the guest's own",
-            (_, true) => "only on the cut link",
-            (Guest::Either, _) => "none, if it lives",
-            (Guest::Lives, false) => "none",
+        match (self.guest, self.cut, self.held) {
+            (Guest::Dies, ..) => "the guest's own",
+            (_, true, _) => "only on the cut link",
+            (_, _, true) => "only what the source alone had",
+            (Guest::Either, ..) => "none, if it lives",
+            (Guest::Lives, ..) => "none",
         }
     }
 
@@ -143,10 +150,10 @@ impl Promise {
 fn is_in_order(cell: Cell) -> bool {
     let Cell { victim, fault, phase } = cell;
     match (victim, fault) {
-        // Its gate lets in what waits when the agent is back.
-        (Victim::DestinationAgent, Fault::Kill) => phase < Phase::Commit || phase > Phase::Open,
         // The gate waits 2 s for a source that says nothing, and the source is silent for as long.
-        (Victim::SourceAgent, Fault::Kill | Fault::Stop) => phase < Phase::Told || phase > Phase::Open,
+        (Victim::SourceAgent | Victim::SourceHost, Fault::Kill | Fault::Stop) => {
+            phase < Phase::Told || phase > Phase::Open
+        }
         // What is cut while the old path is emptied is late, and the markers with it.
         (_, Fault::Cut) => victim == Victim::ControllerLink,
         _ => true,
@@ -166,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn one_lost_packet_breaks_it_unless_the_link_was_cut() {
+    fn one_lost_packet_breaks_it_unless_the_link_was_cut_or_the_source_died() {
         let lost = Counts { lost_to_guest: 1, ..counts() };
         for cell in Cell::all() {
             let promise = Promise::of(cell);
@@ -176,6 +183,8 @@ mod tests {
             assert_eq!(promise.broken(&good), Vec::<String>::new(), "{cell}");
             let bad = Seen { fate, ..seen(verdict, lost.clone()) };
             assert_eq!(promise.broken(&bad).is_empty(), promise.cut, "{cell}");
+            let said = Seen { reason: "SOURCE_DIED".to_owned(), ..bad };
+            assert_eq!(promise.broken(&said).is_empty(), promise.cut || promise.held, "{cell}");
         }
     }
 

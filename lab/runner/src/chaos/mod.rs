@@ -5,6 +5,7 @@
 //! the next a new lab.
 
 mod cell;
+mod clock;
 mod ear;
 mod expect;
 mod phase;
@@ -70,16 +71,19 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
     let _lock = lab.lock()?;
     let until = options.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     let (mut played, mut broken) = (0, Vec::new());
-    while !left.is_empty() && until.is_none_or(|until| Instant::now() < until) {
+    let in_time = || until.is_none_or(|until| Instant::now() < until);
+    while !left.is_empty() && in_time() {
         let guard = Guard::new(lab.clone());
         let mut world = World::new(lab, topology).inspect_err(|_| play::show_logs(lab, topology))?;
-        while let Some(cell) = left.pop_front().filter(|_| until.is_none_or(|until| Instant::now() < until)) {
+        while in_time()
+            && let Some(cell) = left.pop_front()
+        {
             let one = play_cell(&mut world, cell)?;
             let good = one.broken.is_empty();
             tell(&cell, &one);
             if !good {
                 keep_evidence(lab, topology, &cell)?;
-                broken.push(format!("{cell}: {}", one.broken.join("; ")));
+                broken.push(cell.to_string());
             }
             played += 1;
             let died = one.seen.fate == Fate::Died;
@@ -88,8 +92,9 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
             if !good {
                 break;
             }
-            if died && !left.is_empty() {
-                world.revive()?;
+            // One that cannot be made anew is another cell's beginning: it gets a new lab.
+            if died && !left.is_empty() && world.revive().is_err() {
+                break;
             }
         }
         drop(world);
@@ -101,7 +106,7 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
         left.len(),
         options.out.display()
     );
-    ensure!(broken.is_empty(), "promises were broken:\n  {}", broken.join("\n  "));
+    ensure!(broken.is_empty(), "promises were broken in {}", broken.join(", "));
     Ok(())
 }
 

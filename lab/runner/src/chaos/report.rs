@@ -59,6 +59,8 @@ fn heading(cell: &Cell) -> String {
         Fault::Stop => "stands still for 2 s",
         Fault::Cut => "is cut for 2 s",
         Fault::Full => "finds its disk full for 2 s",
+        Fault::Ahead => "has its clock set an hour ahead, is killed and started again",
+        Fault::Behind => "has its clock set an hour back, is killed and started again",
     };
     format!(
         "\n## {what} {done}\n\n| moment | an operator sees | lost | promised | out of order | silence ms | over after s |\n\

@@ -1,15 +1,18 @@
 //! What is done to the victim, and how it is made good.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::cell::{Cell, Fault, Victim};
+use super::clock;
 use super::phase::{End, Phase};
 use super::world::World;
 use crate::demo::cast;
@@ -22,6 +25,10 @@ pub(super) const FOR: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long a daemon stays away, where that is what is tried.
 const AWAY: Duration = Duration::from_secs(60);
+/// How long a QEMU may take to write its pid.
+const LAUNCH: Duration = Duration::from_secs(2);
+/// By how much a clock is set ahead or back, seconds.
+const HOUR: i64 = 3600;
 /// How long the moment may let itself be waited for.
 const MOMENT: Duration = Duration::from_secs(20);
 
@@ -95,6 +102,12 @@ impl Strike {
     pub(super) fn mend(&self, world: &mut World<'_>, struck: &Struck) -> Result<()> {
         let Self { cell, node, .. } = self;
         match cell.fault {
+            Fault::Ahead | Fault::Behind => {
+                signals::sleep(AGAIN)?;
+                world.start_again(node)?;
+                world.await_daemons()?;
+                clock::set(world.stage.lab, node, 0)?;
+            }
             Fault::Kill | Fault::Away if is_daemon(cell.victim) => {
                 signals::sleep(if cell.fault == Fault::Away { AWAY } else { AGAIN })?;
                 world.start_again(node)?;
@@ -129,8 +142,10 @@ fn is_daemon(victim: Victim) -> bool {
 
 fn victims_node(world: &World<'_>, victim: Victim) -> Result<String> {
     Ok(match victim {
-        Victim::SourceAgent | Victim::SourceQemu | Victim::SourceLink => world.home.clone(),
-        Victim::DestinationAgent | Victim::DestinationQemu | Victim::DestinationLink => world.away().to_owned(),
+        Victim::SourceAgent | Victim::SourceQemu | Victim::SourceHost | Victim::SourceLink => world.home.clone(),
+        Victim::DestinationAgent | Victim::DestinationQemu | Victim::DestinationHost | Victim::DestinationLink => {
+            world.away().to_owned()
+        }
         Victim::PeerAgent | Victim::PeerLink => world.stage.peers[0].to_owned(),
         Victim::Controller | Victim::ControllerLink => world.topology.controller()?.name.clone(),
     })
@@ -143,24 +158,47 @@ fn blow(world: &mut World<'_>, cell: Cell, node: &str) -> Result<Blow> {
             let pid = world.daemon(node)?.child.id() as i32;
             return Ok(Box::new(move || limit_files(pid, "0")));
         }
+        Fault::Ahead | Fault::Behind => {
+            let (lab, node, pid) = (world.stage.lab.clone(), node.to_owned(), world.daemon(node)?.child.id() as i32);
+            let seconds = if cell.fault == Fault::Ahead { HOUR } else { -HOUR };
+            return Ok(Box::new(move || {
+                clock::set(&lab, &node, seconds)?;
+                kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+                Ok(Some(pid))
+            }));
+        }
         Fault::Stop => Signal::SIGSTOP,
         Fault::Kill | Fault::Away => Signal::SIGKILL,
     };
-    if is_daemon(cell.victim) {
-        let pid = Pid::from_raw(world.daemon(node)?.child.id() as i32);
-        return Ok(Box::new(move || kill(pid, signal).map(|()| Some(pid.as_raw())).map_err(Into::into)));
-    }
+    let agent = Pid::from_raw(world.daemon(node)?.child.id() as i32);
     let pid_file = world.stage.lab.node_state(node).join("state/guests").join(cast::GUEST).join("qemu.pid");
-    Ok(Box::new(move || {
-        let pid = read_pid(&pid_file)?;
-        kill(Pid::from_raw(pid), signal)?;
-        Ok(Some(pid))
-    }))
+    let strike = move |pid: Pid| kill(pid, signal).map(|()| Some(pid.as_raw())).map_err(Into::into);
+    Ok(match cell.victim {
+        Victim::SourceQemu | Victim::DestinationQemu => Box::new(move || strike(await_pid(&pid_file)?)),
+        Victim::SourceHost | Victim::DestinationHost => Box::new(move || {
+            strike(agent)?;
+            // There is none yet, or no more.
+            read_pid(&pid_file).map_or(Ok(None), strike)
+        }),
+        _ => Box::new(move || strike(agent)),
+    })
 }
 
-fn read_pid(file: &std::path::Path) -> Result<i32> {
+/// The QEMU that has this pid file, which may still be about to be written.
+fn await_pid(file: &Path) -> Result<Pid> {
+    let deadline = Instant::now() + LAUNCH;
+    loop {
+        match read_pid(file) {
+            Ok(pid) => return Ok(pid),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+fn read_pid(file: &Path) -> Result<Pid> {
     let text = fs::read_to_string(file).with_context(|| format!("no QEMU: cannot read {}", file.display()))?;
-    Ok(text.trim().parse()?)
+    Ok(Pid::from_raw(text.trim().parse()?))
 }
 
 /// Pulls a node's cable at the far end, or plugs it in again.

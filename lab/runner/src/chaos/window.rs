@@ -11,7 +11,7 @@ use crate::signals;
 const DRAIN: std::time::Duration = std::time::Duration::from_millis(400);
 const LATE: u32 = 10;
 /// How many lost packets are traced.
-const TRACED: usize = 8;
+const TRACED: usize = 2;
 
 /// Where the present window began, and what the probes count from the beginning on.
 #[derive(Debug, Default)]

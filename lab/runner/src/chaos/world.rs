@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use serde_json::Value;
 
+use super::clock;
 use super::ear::Ear;
 use super::phase::Phase;
 use super::window::Window;
@@ -59,6 +60,7 @@ impl Daemon {
     fn start(lab: &Lab, node: &Node) -> Result<Self> {
         let (ear, log) = Ear::open(&lab.log(&node.name))?;
         let mut command = play::daemon(lab, node)?;
+        clock::give(lab, &node.name, &mut command)?;
         command.env("RUST_LOG", LOG).stdout(Stdio::null()).stderr(log);
         // SAFETY: the closure only makes the sigaction system call. A file that may not grow is then an error to a write,
         // as a full disk is, and not the end of the process.
