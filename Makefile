@@ -1,7 +1,7 @@
 # What a developer says. Everything here makes the machine ready by itself (Debian 12, root, rustup's stable toolchain) and
 # is cheap when there is nothing to do. One cargo profile throughout, `dev`: the demo and the tests share every artefact, and
 # what has to be fast runs in the kernel.
-.PHONY: help setup build lint test cures bench demo clean-lab
+.PHONY: help setup build lint test cures bench chaos demo clean-lab
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -9,8 +9,8 @@ help: ## This list
 setup: ## Install what is missing: system packages, eBPF toolchain, guest image
 	@scripts/setup.sh
 
-build: setup ## All programs
-	cargo build --workspace --bins
+build: setup ## All programs, and what the lab preloads
+	cargo build --workspace
 
 lint: setup ## Formatting, clippy (warnings being errors), and which crate may import which
 	cargo fmt --all --check
@@ -29,6 +29,9 @@ demo: build ## Move a guest there and back under traffic; ARGS="--runs 20 --pps 
 bench: build ## Measure into bench/results.md, half an hour; ARGS="--rounds 2 --only continuity"
 	@scripts/bench-setup.sh
 	target/debug/throughline-lab bench $(ARGS)
+
+chaos: build ## Break each part at each moment of a move, into docs/faults.md; ARGS="--only source-agent/kill"
+	target/debug/throughline-lab chaos $(ARGS)
 
 clean-lab: build ## Take down a lab that was left up
 	target/debug/throughline-lab down

@@ -78,6 +78,9 @@ pub struct Coordinator {
     /// A lateness has been reported once.
     late: bool,
     failure: Option<Failure>,
+    /// What an end that settled could not keep.
+    #[serde(default)]
+    lost: Option<Failure>,
     progress: Option<Progress>,
     /// What was done about a guest that does not converge, in order.
     #[serde(default)]
@@ -107,6 +110,7 @@ impl Coordinator {
             noted: BTreeSet::new(),
             late: false,
             failure: None,
+            lost: None,
             progress: None,
             stalls: Vec::new(),
             source_report: CutoverReport::default(),
@@ -141,7 +145,7 @@ impl Coordinator {
         &self.stalls
     }
 
-    /// Why it was or is being aborted, or why settling is late.
+    /// Why it was or is being aborted, why settling is late, or what was lost though the guest has moved.
     pub fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }
@@ -226,7 +230,11 @@ impl Coordinator {
                 effects.extend(self.note(Step::GateOpen, "the gate is open: nothing older can follow"));
                 effects
             }
-            (role, Step::Settled) => self.settled(role, now),
+            (role, Step::Settled) => {
+                let mut effects = news.failure.map(|lost| self.lost_with(role, lost)).unwrap_or_default();
+                effects.extend(self.settled(role, now));
+                effects
+            }
             (role, Step::Aborted) => self.undone(role, news.failure, now),
             (Role::Source, Step::Expecting | Step::Committed | Step::Running | Step::GateOpen)
             | (
@@ -268,6 +276,9 @@ impl Coordinator {
     /// Deadlines begin anew: the controller cannot hold its own absence against anyone.
     fn restarted(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
         self.hosts.values_mut().for_each(|connected| *connected = false);
+        // Wall time may have been set meanwhile: what was read off it before says nothing now.
+        self.began = now.saturating_sub(self.since.saturating_sub(self.began));
+        self.resend_at = self.resend_at.map(|_| now);
         self.since = now;
         self.excuse_from = now + after::RETURN_GRACE;
         vec![self.event("the controller was restarted; waiting for the agents to report".to_owned())]

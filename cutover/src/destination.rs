@@ -214,6 +214,8 @@ pub struct Destination {
     awaited: BTreeSet<GatePeer>,
     markers_in: BTreeSet<GatePeer>,
     settle_ordered: bool,
+    /// An earlier agent of this host came as far as this.
+    taken_up: bool,
     failure: Option<Failure>,
     deadline: Option<Duration>,
 }
@@ -233,9 +235,16 @@ impl Destination {
             awaited,
             markers_in: BTreeSet::new(),
             settle_ordered: false,
+            taken_up: false,
             failure: None,
             deadline: None,
         }
+    }
+
+    /// The destination of a guest that it owned, durably, when its agent ended; `open`: its gate was open by then.
+    pub fn committed_before(generation: Generation, limits: Limits, awaited: BTreeSet<GatePeer>, open: bool) -> Self {
+        let phase = if open { DestinationPhase::Opening } else { DestinationPhase::Gated };
+        Self { phase, taken_up: true, ..Self::new(generation, limits, awaited) }
     }
 
     /// Where it is.
@@ -323,13 +332,30 @@ impl Destination {
         ]
     }
 
+    /// What an earlier agent may not have done is done again; a gate that was open stays so.
+    fn take_up(&mut self, now: Duration) -> Vec<DestinationEffect> {
+        self.taken_up = false;
+        if self.phase == DestinationPhase::Gated {
+            return self.committed_now(now);
+        }
+        self.deadline = Some(now + RUN_AGAIN);
+        let generation = self.generation.next();
+        vec![
+            DestinationEffect::Run,
+            DestinationEffect::FlipOwn,
+            DestinationEffect::OpenGate,
+            DestinationEffect::Report(DestinationReport::Committed(generation)),
+        ]
+    }
+
     fn runs(&mut self, now: Duration) -> Vec<DestinationEffect> {
         if self.running {
             return vec![];
         }
         self.running = true;
         self.line_until = Some(now + LONGEST_LINE);
-        self.deadline = Some(now + if self.line_empty { MARKER_DEADLINE } else { LINE_DEADLINE });
+        let patience = if self.line_empty { MARKER_DEADLINE } else { LINE_DEADLINE };
+        self.deadline = (self.phase == DestinationPhase::Gated).then_some(now + patience);
         vec![
             DestinationEffect::TellRunning,
             DestinationEffect::Announce,
@@ -435,6 +461,7 @@ impl Machine for Destination {
             }
             (At::Receiving, On::SourceGaveUp { generation }) => self.source_gave_up(generation),
             (At::Committing, On::CommitRecorded) => self.committed_now(now),
+            (At::Gated | At::Opening, On::Announced) if self.taken_up => self.take_up(now),
             (At::Committing, On::CommitFailed(failure)) => self.decline(failure),
             (At::Gated | At::Opening | At::Open, On::Running) => self.runs(now),
             (At::Gated | At::Opening | At::Open, On::RunFailed) => {

@@ -218,6 +218,29 @@ fn source_that_allows_a_longer_pause() {
 }
 
 #[test]
+fn destination_restarted_after_commit() {
+    let restarted = |open| Destination::committed_before(GENERATION, Limits::default(), [FIRST, SECOND].into(), open);
+    let phase = |machine: &Destination| format!("{:?}", machine.phase());
+    let gated = [
+        (0, D::Announced),
+        (3, D::Running),
+        (40, D::MarkersIn(FIRST)),
+        (50, D::MarkersIn(SECOND)),
+        (1_999, D::Tick),
+        (2_003, D::Tick),
+        (2_004, D::Sealed),
+        (2_050, D::SettleOrdered),
+        (2_060, D::Closed),
+    ];
+    let open = [(0, D::Announced), (1, D::Sealed), (3, D::Running), (50, D::SettleOrdered), (60, D::Closed)];
+    insta::assert_snapshot!(format!(
+        "{}\n{}",
+        transcript(restarted(false), phase, &gated),
+        transcript(restarted(true), phase, &open)
+    ));
+}
+
+#[test]
 fn source_past_its_deadline() {
     insta::assert_snapshot!(source(&[(0, S::Begin), (20, S::Ready), (300_000, S::Tick), (300_010, S::Undone)]));
 }

@@ -61,8 +61,15 @@ impl Host {
         let others = known.filter(|(mac, _)| *mac != plan.port.mac);
         let senders = others.filter_map(|(mac, path)| Some((mac.octets(), lane_of_vtep(plan, vtep_of(path))?)));
         moving.handle.give_lanes(senders).map_err(datapath_failure)?;
-        lock(&self.gates.0).insert(moving.port.tap.index, (plan.vni, moving.handle.clone()));
+        self.watch_gate(moving);
         Ok(())
+    }
+
+    /// Senders that move themselves lose their lanes at this port's gate, if it has any.
+    pub fn watch_gate(&self, moving: &MovingPort) {
+        if !moving.lanes.is_empty() {
+            lock(&self.gates.0).insert(moving.port.tap.index, (moving.plan.vni, moving.handle.clone()));
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     net::Ipv4Addr,
     num::NonZeroU64,
     os::fd::{AsFd as _, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use tracing::warn;
 
 use crate::{
     host::Host,
+    lock::lock,
     resident::{RING, ResidentPort, datapath_failure, duplicate, network_failure},
     underlay::release_pace,
 };
@@ -27,6 +28,8 @@ use crate::{
 const LINE_LIMIT: u32 = RING - 32;
 /// How long a line may take to get into the tap of a guest that reads it.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
+/// How soon a pump that did not start is started again.
+const RELEASE_AGAIN: Duration = Duration::from_millis(50);
 /// How often a line's emptiness is looked at.
 const LOOK_EVERY: Duration = Duration::from_micros(500);
 
@@ -140,6 +143,11 @@ impl MovingPort {
     /// Frames for the guest wait from now on.
     pub fn hold(&self) {
         self.handle.set_mode(Mode::Hold);
+    }
+
+    /// True once its line may go into its own tap.
+    pub fn is_released(&self) -> bool {
+        self.handle.is_released()
     }
 
     /// True while frames wait in a ring of the tap's own: each of its queues has one. Never reads any: they are the guest's.
@@ -265,6 +273,26 @@ impl Counted {
     pub fn overflowed(&self) -> u64 {
         self.state.overflowed + self.pump.lost
     }
+}
+
+/// Releases the lines that were not yet. What the host has no means for now it may have soon, and frames wait: not done
+/// before every port is.
+pub async fn release_all(ports: &Mutex<Vec<MovingPort>>, release: fn(&mut MovingPort) -> Result<(), Failure>) {
+    while !release_missing(&mut lock(ports), release) {
+        tokio::time::sleep(RELEASE_AGAIN).await;
+    }
+}
+
+/// One try of [`release_all`]; true if no port is left.
+pub fn release_missing(ports: &mut [MovingPort], release: fn(&mut MovingPort) -> Result<(), Failure>) -> bool {
+    let mut done = true;
+    for port in ports.iter_mut().filter(|port| port.pump.is_none()) {
+        if let Err(failure) = release(port) {
+            warn!(%failure, "frames of this port stay in the hold for now");
+            done = false;
+        }
+    }
+    done
 }
 
 /// Waits until `empty` holds; returns at once if it does.

@@ -8,6 +8,7 @@ use throughline_wire::v1;
 use tracing::{info, warn};
 
 use crate::{
+    destination,
     host::Host,
     journal::{MoveRecord, Promise},
     resident::{Resident, hypervisor_failure},
@@ -37,7 +38,7 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
         }
         let taken_up = match record.promise {
             Promise::Receiving => decline(host, &id, &plan).await,
-            Promise::Committed => open_gate(host, &plan).await,
+            Promise::Committed => stay(host, plan).await,
             Promise::Sending => keep(host, &id, &plan).await,
             Promise::GivenUp => go_on(host, plan).await,
             Promise::Declined | Promise::Left => Ok(()),
@@ -87,8 +88,8 @@ async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(),
     Ok(())
 }
 
-/// A destination that had committed: the guest runs, whatever still waits at the gate goes in.
-async fn open_gate(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
+/// A destination that had committed: if the move was under way, the machine goes on from there.
+async fn stay(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
     let Some(resident) = host.resident(&plan.guest.name).await else { return Ok(()) };
     if resident.generation() != plan.generation.next() {
         return Ok(());
@@ -96,15 +97,12 @@ async fn open_gate(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure
     if !is_moving(host, &resident)? {
         return Ok(());
     }
-    if resident.vm.run_state().await.map_err(hypervisor_failure)? != RunState::Running {
+    let resumed = destination::resume(host, plan, resident.clone()).await;
+    // Whatever becomes of its frames: the guest is this host's, and is not to stand.
+    if resumed.is_err() && resident.vm.run_state().await.map_err(hypervisor_failure)? != RunState::Running {
         resident.vm.cont().await.map_err(hypervisor_failure)?;
     }
-    let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Destination);
-    news.committed(resident.generation(), v1::CutoverReport::default());
-    release_and_close(host, &resident, plan).await?;
-    news.step(v1::Step::GateOpen, v1::CutoverReport::default());
-    news.step(v1::Step::Settled, v1::CutoverReport::default());
-    Ok(())
+    resumed
 }
 
 /// A source that had given nothing up: the guest is its own.
@@ -124,15 +122,25 @@ async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Fa
     host.journal
         .promise(id, Some(plan), Promise::Declined)
         .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    if host.resident(&plan.guest.name).await.is_none() {
+        let news = MigrationNews::new(host.uplink.clone(), id.to_owned(), v1::Role::Source);
+        news.aborted(source::lost_here(plan), v1::CutoverReport::default());
+        return Ok(());
+    }
     info!(migration = id, guest = %plan.guest.name, "kept after a restart");
     tell_aborted(host, plan, v1::Role::Source);
     Ok(())
 }
 
-/// A source that had given the guest up: the destination is asked, and the machine goes on from there.
+/// A source that had given the guest up: the destination is asked, and the machine goes on from there, if its QEMU is there.
 async fn go_on(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
-    let Some(resident) = host.resident(&plan.guest.name).await else { return Ok(()) };
-    source::resume(host, plan, resident).await
+    match host.resident(&plan.guest.name).await {
+        Some(resident) => source::resume(host, plan, resident).await,
+        None => {
+            source::bury(host, plan);
+            Ok(())
+        }
+    }
 }
 
 fn is_moving(host: &Host, resident: &Resident) -> Result<bool, Failure> {

@@ -73,6 +73,12 @@ impl MigrationNews {
         self.send(self.undone(failure, report));
     }
 
+    /// Sends that nothing of the move is left here, and what could not be kept.
+    pub fn settled_less(&self, lost: Failure) {
+        let step = v1::Step::Settled.into();
+        self.send(v1::MigrationUpdate { step, failure: Some(lost.into()), ..self.blank() });
+    }
+
     /// Will say, with [`MigrationNews::repeat`], that this end has settled. Not before the move has left this host's table:
     /// whoever hears it may begin the next.
     pub fn will_say_settled(&self, report: v1::CutoverReport) {

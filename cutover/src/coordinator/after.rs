@@ -215,11 +215,21 @@ impl Coordinator {
         effects
     }
 
+    /// An end that settled says what went with it.
+    pub(super) fn lost_with(&mut self, role: Role, lost: Failure) -> Vec<CoordinatorEffect> {
+        if self.lost.is_some() || !matches!(self.stage, Stage::Telling | Stage::Settling) {
+            return Vec::new();
+        }
+        let message = format!("{}: {}", self.end_name(role), lost.message);
+        self.lost = Some(lost);
+        vec![self.event(message)]
+    }
+
     fn end_settled(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
         if self.stage != Stage::Settling || self.answered.len() < 2 {
             return Vec::new();
         }
-        self.failure = None;
+        self.failure = self.lost.clone();
         self.finish(now, "moved".to_owned())
     }
 

@@ -90,7 +90,7 @@ pub struct News {
     pub step: Step,
     /// With `Progress`.
     pub progress: Option<Progress>,
-    /// With `Aborted`: why. With `Stalled`: the figures, and what is done.
+    /// With `Aborted`: why. With `Stalled`: the figures, and what is done. With `Settled`: what could not be kept, if anything.
     pub failure: Option<Failure>,
     /// What this end has counted so far.
     pub report: CutoverReport,

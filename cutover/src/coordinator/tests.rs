@@ -265,6 +265,54 @@ fn a_restart_takes_up_where_it_was() {
     insta::assert_json_snapshot!(play.lines);
 }
 
+/// Deadlines are readings of the wall clock, for they outlive the controller; what it was set to meanwhile must not count.
+#[test]
+fn a_clock_set_while_the_controller_was_away_moves_no_deadline() {
+    let hour = 3_600_000;
+    for back_at in [hour / 2, hour, 3 * hour] {
+        let begun = || {
+            let mut play = Play::new();
+            play.machine = Coordinator::new(plan(), Duration::from_millis(hour));
+            play.machine.hosts = ["h1", "h2", "h3", "h4"].map(|name| (host(name), true)).into();
+            play
+        };
+        let next = |play: &Play| play.machine.next_deadline().unwrap().saturating_sub(Duration::from_millis(back_at));
+
+        let mut copying = begun();
+        copying.news(hour, Role::Destination, Step::Expecting).news(hour + 400, Role::Source, Step::Precopy);
+        copying.at(back_at, CoordinatorEvent::Restarted).at(back_at, CoordinatorEvent::Tick);
+        assert_eq!(copying.machine.phase(), Phase::Precopy, "nobody was late");
+        assert!(next(&copying) <= Duration::from_millis(Limits::default().deadline_ms.into()));
+
+        let mut settling = begun();
+        settling.news(hour, Role::Destination, Step::Expecting);
+        settling.news(hour + 900, Role::Destination, Step::Committed);
+        settling.ack(hour + 910, "h3").ack(hour + 911, "h4").ack(hour + 912, "h1");
+        settling.at(back_at, CoordinatorEvent::Restarted).at(back_at, CoordinatorEvent::Tick);
+        assert_eq!(settling.machine.phase(), Phase::Settling);
+        assert!(next(&settling) <= Duration::from_secs(5), "the ends are told to settle again soon");
+    }
+}
+
+#[test]
+fn what_went_with_the_source_is_said_of_a_guest_that_moved() {
+    let mut play = Play::new();
+    play.until_committed().ack(914, "h3").ack(915, "h4").ack(917, "h1");
+    let died = Failure::new("SOURCE_DIED", "frames went with it");
+    for at in [1100, 1101] {
+        let CoordinatorEvent::News(mut settled) = news(Role::Source, Step::Settled) else { unreachable!() };
+        settled.failure = Some(died.clone());
+        play.at(at, CoordinatorEvent::News(settled));
+    }
+    play.news(1200, Role::Destination, Step::Settled);
+    assert_eq!((play.machine.phase(), play.machine.failure()), (Phase::Done, Some(&died)));
+    let told = play.lines.iter().flat_map(|line| &line.effects);
+    let told = told.filter(
+        |effect| matches!(effect, CoordinatorEffect::Event { message, .. } if message.contains("went with it")),
+    );
+    assert_eq!(told.count(), 1);
+}
+
 #[test]
 fn every_phase_before_commit_has_a_deadline_with_a_name() {
     let reason = |steps: &[(Role, Step)]| {

@@ -143,6 +143,11 @@ impl PortHandle {
         self.0.adopted
     }
 
+    /// Whether a line that waits goes into the tap: after an abort, and at an open gate.
+    pub fn is_released(&self) -> bool {
+        self.words().is_some_and(|words| words.snapshot().mode == throughline_abi::mode::RELEASE)
+    }
+
     /// Changes what `steer` does, for the next frame. Nothing once closed.
     pub fn set_mode(&self, mode: Mode) {
         if let Some(words) = self.words() {

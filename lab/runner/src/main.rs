@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 mod bench;
+mod chaos;
 mod demo;
 mod lab;
 mod namespace;
@@ -66,6 +67,8 @@ enum Command {
     Demo(demo::Options),
     /// Measure what the network notices of a move, beside what people use today, and what it costs.
     Bench(bench::Options),
+    /// Kill, stop, cut off and starve each part at each moment of a move, and say what an operator sees.
+    Chaos(chaos::Options),
 }
 
 fn main() -> ExitCode {
@@ -98,6 +101,10 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Bench(options) => {
             signals::catch()?;
             bench::run(&lab, &topology, &options)
+        }
+        Command::Chaos(options) => {
+            signals::catch()?;
+            chaos::run(&lab, &topology, &options)
         }
     }
 }

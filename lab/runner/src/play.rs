@@ -99,7 +99,8 @@ fn set_up(lab: &Lab, node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn has_agent(node: &Node) -> bool {
+/// Whether a node runs an agent.
+pub(crate) fn has_agent(node: &Node) -> bool {
     matches!(node.role, Role::Hypervisor | Role::Peer)
 }
 
@@ -108,15 +109,27 @@ fn start_daemons(lab: &Lab, topology: &Topology, operator: &Operator) -> Result<
     for node in topology.nodes.iter().filter(|node| has_agent(node)) {
         daemons.push(start(lab, node)?);
     }
-    let agents = daemons.len() - 1;
-    let deadline = Instant::now() + HEALTHY;
-    loop {
-        signals::check()?;
+    await_agents(operator, topology, || {
         for (name, child) in &mut daemons {
             if let Some(status) = child.try_wait()? {
                 bail!("the daemon of {name} ended with {status}");
             }
         }
+        Ok(())
+    })
+}
+
+/// Waits until every agent of a topology is connected; `check` says whether that can still be.
+pub(crate) fn await_agents(
+    operator: &Operator,
+    topology: &Topology,
+    mut check: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    let agents = topology.nodes.iter().filter(|node| has_agent(node)).count();
+    let deadline = Instant::now() + HEALTHY;
+    loop {
+        signals::check()?;
+        check()?;
         let why = match operator.connected_hosts() {
             Ok(connected) if connected == agents => return Ok(()),
             Ok(connected) => format!("{connected} of {agents} agents are connected"),
@@ -129,16 +142,23 @@ fn start_daemons(lab: &Lab, topology: &Topology, operator: &Operator) -> Result<
 
 /// Starts a node's daemon, in a session of its own: Ctrl-C is for the runner, which then ends the daemons in its order.
 fn start<'a>(lab: &Lab, node: &'a Node) -> Result<(&'a str, Child)> {
-    let (program, arguments) = node.daemon.split_first().with_context(|| format!("node {} has no cmd", node.name))?;
     let log = File::create(lab.log(&node.name))?;
+    let mut command = daemon(lab, node)?;
+    command.stdout(log.try_clone()?).stderr(log);
+    let child = start_apart(lab, command).with_context(|| format!("cannot start the daemon of {}", node.name))?;
+    Ok((&node.name, child))
+}
+
+/// A node's daemon, with the directories the lab gives it; where it is to write its log is left open.
+pub(crate) fn daemon(lab: &Lab, node: &Node) -> Result<Command> {
+    let (program, arguments) = node.daemon.split_first().with_context(|| format!("node {} has no cmd", node.name))?;
     let mut command = lab.namespace(&node.name).command(sibling(program)?)?;
     command.args(arguments).arg("--state-dir").arg(lab.node_state(&node.name).join("state"));
     if has_agent(node) {
         command.arg("--bpffs").arg(lab.bpffs(&node.name));
     }
-    command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let child = start_apart(lab, command).with_context(|| format!("cannot start {program} on {}", node.name))?;
-    Ok((&node.name, child))
+    command.env("NO_COLOR", "1").stdin(Stdio::null());
+    Ok(command)
 }
 
 /// Starts a process of the lab in a session of its own, to be ended with the lab.

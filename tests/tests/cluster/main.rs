@@ -10,6 +10,7 @@
 
 mod cancelling;
 mod failing;
+mod faults;
 mod fencing;
 mod garbage;
 mod guests;

@@ -40,6 +40,9 @@ const LOOK_EVERY: Duration = Duration::from_micros(300);
 /// How often it is looked whether something of the source's line has come.
 const LINE_LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// How soon a gate that could not be opened is opened again.
+const OPEN_AGAIN: Duration = Duration::from_millis(50);
+
 /// Carries out a destination's effects.
 #[derive(Debug)]
 pub(super) struct DestinationHands {
@@ -78,6 +81,22 @@ impl DestinationHands {
             line_watch: None,
             waits: JoinSet::new(),
         }
+    }
+
+    /// Goes on with a guest and ports that an earlier agent made.
+    pub(super) fn take_up(&mut self, resident: &Resident, ports: Vec<MovingPort>) {
+        self.vm = Some(resident.vm.clone());
+        *lock(&self.ports) = ports;
+    }
+
+    /// The plan it carries out.
+    pub(super) fn plan(&self) -> &Arc<MigrationPlan> {
+        &self.plan
+    }
+
+    /// What the controller hears of it.
+    pub(super) fn news(&self) -> &MigrationNews {
+        &self.news
     }
 
     /// Devices, programs (mute first, bridge after), QEMU listening.
@@ -259,13 +278,13 @@ impl DestinationHands {
             watch.abort();
         }
         self.note_markers();
-        for port in lock(&self.ports).iter_mut() {
-            if let Err(failure) = port.open_gate() {
-                warn!(%failure, "frames of this port stay at the gate");
-            }
-        }
+        let mut open = open_gates(&mut lock(&self.ports));
         let (ports, events, report) = (self.ports.clone(), self.events.clone(), self.report.clone());
         self.waits.spawn(async move {
+            while !open {
+                tokio::time::sleep(OPEN_AGAIN).await;
+                open = open_gates(&mut lock(&ports));
+            }
             until_or_late(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
             lock(&report).gate_open_at_ns = real_ns();
             let _ = events.send(DestinationEvent::Sealed);
@@ -312,6 +331,10 @@ impl DestinationHands {
     }
 
     async fn settle_in(&self, generation: Generation) {
+        // An agent that took it up again has had it back before the move.
+        if self.host.resident(&self.plan.guest.name).await.is_some() {
+            return;
+        }
         let Some(vm) = self.vm.clone() else { return };
         let ports = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
         let resident = Resident::new(self.plan.guest.clone(), generation, vm, ports);
@@ -437,6 +460,18 @@ impl Hands for DestinationHands {
         }
         None
     }
+}
+
+/// True if all are open; one that is already stays so.
+fn open_gates(ports: &mut [MovingPort]) -> bool {
+    let mut open = true;
+    for port in ports {
+        if let Err(failure) = port.open_gate() {
+            warn!(%failure, "frames of this port stay at the gate for now");
+            open = false;
+        }
+    }
+    open
 }
 
 /// Whether all markers of a peer are in on a port.

@@ -14,6 +14,8 @@ use crate::{
     host::Host,
     journal::Promise,
     moves::{Move, already_migrating},
+    moving::MovingPort,
+    resident::Resident,
     slot::Slot,
     uplink::MigrationNews,
 };
@@ -57,16 +59,66 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
                 return;
             }
             let machine = Destination::new(plan.generation, plan.limits, GatePeer::all(&plan));
-            let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
-            let mut hands = DestinationHands::new(host.clone(), plan, events, caller, news.clone());
-            drive(machine, &mut hands, &mut queue, host.clock).await;
-            drop(hands);
-            drop(frozen);
-            host.moves.leave(&id);
-            news.repeat();
-            host.look_again.notify_one();
+            let hands = DestinationHands::new(host.clone(), plan, events, caller, news);
+            play(&host, machine, hands, &mut queue).await;
         }
         .instrument(span),
     );
     Ok(())
+}
+
+/// Takes up again a migration in which this host owned the guest when its agent ended: the gate still waits for what comes
+/// the old way.
+///
+/// # Errors
+/// When that guest is being moved already, or its ports' programs cannot be taken back.
+pub async fn resume(host: &Arc<Host>, plan: MigrationPlan, resident: Arc<Resident>) -> Result<(), Failure> {
+    let mut ports = Vec::with_capacity(resident.ports.len());
+    for (port, port_plan) in resident.ports.iter().zip(&plan.ports) {
+        let mut moving = host.adopt_port(port.clone(), port_plan).await?;
+        moving.lanes = host.adopt_lanes(&resident.vm, port.port.id).await?;
+        host.watch_gate(&moving);
+        ports.push(moving);
+    }
+    let open = ports.iter().all(MovingPort::is_released);
+    let machine = Destination::committed_before(plan.generation, plan.limits, GatePeer::all(&plan), open);
+    let plan = Arc::new(plan);
+    let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Destination);
+    let (events, mut queue) = mpsc::unbounded_channel();
+    let caller = Slot::empty();
+    let one =
+        Move::Destination { plan: plan.clone(), events: events.clone(), caller: caller.clone(), news: news.clone() };
+    if !host.moves.enter(one) {
+        return Err(already_migrating(&plan.guest.name));
+    }
+    // The queue is new and its receiver is here.
+    let _ = events.send(DestinationEvent::Announced);
+    let span = info_span!("destination", migration = plan.id, guest = %plan.guest.name);
+    let host = host.clone();
+    tokio::spawn(
+        async move {
+            let mut hands = DestinationHands::new(host.clone(), plan, events, caller, news);
+            hands.take_up(&resident, ports);
+            play(&host, machine, hands, &mut queue).await;
+        }
+        .instrument(span),
+    );
+    Ok(())
+}
+
+/// This host's part, to its end.
+async fn play(
+    host: &Arc<Host>,
+    machine: Destination,
+    mut hands: DestinationHands,
+    events: &mut mpsc::UnboundedReceiver<DestinationEvent>,
+) {
+    let (plan, news) = (hands.plan().clone(), hands.news().clone());
+    let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
+    drive(machine, &mut hands, events, host.clock).await;
+    drop(hands);
+    drop(frozen);
+    host.moves.leave(&plan.id);
+    news.repeat();
+    host.look_again.notify_one();
 }

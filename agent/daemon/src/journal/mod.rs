@@ -7,7 +7,10 @@ mod memory;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -58,7 +61,8 @@ pub struct MoveRecord {
     pub plan: Option<MigrationPlan>,
     /// How far this host is bound.
     pub promise: Promise,
-    /// When it was last written, milliseconds since 1970; only for clearing out.
+    /// When it was last written, milliseconds since 1970, and always later than what was written before: the order of moves
+    /// is read from it, whatever the clock was set to.
     pub at_ms: u64,
 }
 
@@ -116,6 +120,7 @@ from_redb!(redb::DatabaseError, redb::TransactionError, redb::TableError, redb::
 pub struct Journal {
     database: Arc<Database>,
     commits: Arc<Commits>,
+    latest_ms: Arc<AtomicU64>,
 }
 
 impl Journal {
@@ -129,14 +134,23 @@ impl Journal {
         let database = Database::create(path)?;
         format::check(&database, path)?;
         let commits = Commits::open(&path.with_extension("commits"))?;
-        let journal = Self { database: Arc::new(database), commits: Arc::new(commits) };
+        let journal = Self { database: Arc::new(database), commits: Arc::new(commits), latest_ms: Arc::default() };
         journal.write(|write| {
             write.open_table(GUESTS)?;
             write.open_table(MOVES)?;
             write.open_table(memory::GONE)?;
             format::put(write)
         })?;
+        let latest = journal.moves()?.iter().map(|(_, record)| record.at_ms).max();
+        journal.latest_ms.store(latest.unwrap_or_default(), Relaxed);
         Ok(journal)
+    }
+
+    /// The time, or a little more where that would not be later than the last.
+    fn stamp(&self) -> u64 {
+        let now = now_ms();
+        let later = |latest: u64| now.max(latest + 1);
+        self.latest_ms.fetch_update(Relaxed, Relaxed, |latest| Some(later(latest))).map_or(now, later)
     }
 
     /// One transaction, on disk when it returns. It first follows the commits that are not in the store yet, so that it
@@ -208,7 +222,7 @@ impl Journal {
             if promise == Promise::GivenUp && was_undone(write, id)? {
                 return Ok(());
             }
-            let record = MoveRecord { plan: plan.cloned(), promise, at_ms: now_ms() };
+            let record = MoveRecord { plan: plan.cloned(), promise, at_ms: self.stamp() };
             put_move(write, id, &record)?;
             match (promise, plan) {
                 (Promise::Left, Some(plan)) => {
@@ -315,4 +329,30 @@ fn encode(value: &impl Serialize) -> Result<Vec<u8>, JournalError> {
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_moves_outlives_a_clock_that_is_set_back() {
+        let path = std::env::temp_dir().join(format!("throughline-journal-{}.redb", std::process::id()));
+        let of = |journal: &Journal, id| journal.find_move(id).expect("read").expect("on record").at_ms;
+        let ahead = now_ms() + 3_600_000;
+        let journal = Journal::open(&path).expect("opened");
+        let written = journal.write(|write| {
+            put_move(write, "first", &MoveRecord { plan: None, promise: Promise::Declined, at_ms: ahead })
+        });
+        written.expect("written an hour ahead");
+        drop(journal);
+        let journal = Journal::open(&path).expect("opened again");
+        for id in ["second", "third"] {
+            journal.promise(id, None, Promise::Sending).expect("promised");
+        }
+        let order = [of(&journal, "first"), of(&journal, "second"), of(&journal, "third")];
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::remove_file(path.with_extension("commits")).expect("removed");
+        assert!(order.is_sorted_by(|before, after| before < after), "{order:?}");
+    }
 }

@@ -28,7 +28,7 @@ use crate::{
     journal::Promise,
     lock::lock,
     memberships,
-    moving::{Counted, MovingPort, until, until_or_late},
+    moving::{Counted, MovingPort, release_all, release_missing, until, until_or_late},
     resident::{Resident, hypervisor_failure, network_failure},
     uplink::MigrationNews,
     watch::next,
@@ -207,13 +207,11 @@ impl SourceHands {
     }
 
     fn release_to_carry(&mut self) {
-        for port in lock(&self.ports).iter_mut() {
-            if let Err(failure) = port.release_to_carry() {
-                warn!(%failure, "frames of this port stay in the hold");
-            }
-        }
+        // At once; what did not succeed is tried again off the loop.
+        release_missing(&mut lock(&self.ports), MovingPort::release_to_carry);
         let (ports, events, report) = (self.ports.clone(), self.events.clone(), self.report.clone());
         self.waits.spawn(async move {
+            release_all(&ports, MovingPort::release_to_carry).await;
             until(|| lock(&ports).iter().all(MovingPort::line_is_empty)).await;
             lock(&report).line_empty_at_ns = real_ns();
             let _ = events.send(SourceEvent::LineEmpty);
@@ -268,11 +266,7 @@ impl SourceHands {
     }
 
     async fn release_to_taps(&self) {
-        for port in lock(&self.ports).iter_mut() {
-            if let Err(failure) = port.release_to_tap() {
-                warn!(%failure, "frames of this port stay in the hold");
-            }
-        }
+        release_all(&self.ports, MovingPort::release_to_tap).await;
         until_or_late(|| lock(&self.ports).iter().all(MovingPort::line_is_empty)).await;
         // A frame that saw the line just before it was empty may still be on its way into the hold.
         tokio::time::sleep(IN_FLIGHT).await;

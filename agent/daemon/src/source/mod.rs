@@ -4,7 +4,7 @@ mod caller;
 mod hands;
 mod progress;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use throughline_cutover::{Failure, MigrationPlan, Source, SourceEvent};
 use throughline_wire::v1;
@@ -21,6 +21,9 @@ use crate::{
     uplink::MigrationNews,
 };
 use hands::SourceHands;
+
+/// How often a destination that does not answer is asked again.
+const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// Begins a migration this host is the source of.
 pub async fn start(host: Arc<Host>, plan: MigrationPlan) {
@@ -66,6 +69,52 @@ pub async fn resume(host: &Arc<Host>, plan: MigrationPlan, resident: Arc<Residen
         ports.push(host.adopt_port(port.clone(), port_plan).await?);
     }
     run(host, plan, resident, Part::Resumed(machine, ports), news)
+}
+
+/// Ends a migration in which this host had given the guest up, and whose QEMU was gone when this agent began: there is
+/// nothing to go on with here, but the destination's word, which the journal and the controller get.
+pub fn bury(host: &Arc<Host>, plan: MigrationPlan) {
+    let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Source);
+    let span = info_span!("source", migration = plan.id, guest = %plan.guest.name);
+    let host = host.clone();
+    tokio::spawn(
+        async move {
+            let committed = has_committed(&plan).await;
+            let promise = if committed { Promise::Left } else { Promise::Declined };
+            if let Err(error) = host.journal.promise(&plan.id, Some(&plan), promise) {
+                warn!(%error, "the journal still shows this migration as under way");
+            }
+            if committed {
+                let message = "its agent and the guest's old QEMU ended before it had settled; frames for the guest that \
+                               waited there went with them, if there were any";
+                news.settled_less(Failure::new("SOURCE_DIED", message));
+            } else {
+                news.aborted(lost_here(&plan), v1::CutoverReport::default());
+            }
+            host.look_again.notify_one();
+        }
+        .instrument(span),
+    );
+}
+
+/// What is said of a guest that no destination took and whose QEMU is gone.
+pub fn lost_here(plan: &MigrationPlan) -> Failure {
+    let message =
+        format!("the QEMU of guest {} ended while its agent was away, and no other host has it", plan.guest.name);
+    Failure::new("GUEST_LOST", message)
+}
+
+/// Asks the destination until it answers.
+async fn has_committed(plan: &MigrationPlan) -> bool {
+    let (events, mut answers) = mpsc::unbounded_channel();
+    loop {
+        caller::ask(plan, events.clone());
+        match tokio::time::timeout(ASK_EVERY, answers.recv()).await {
+            Ok(Some(SourceEvent::PeerCommitted { generation })) => return generation == plan.generation.next(),
+            Ok(Some(SourceEvent::PeerDeclined(_))) => return false,
+            Ok(_) | Err(_) => {}
+        }
+    }
 }
 
 /// This host's part in a migration.

@@ -10,7 +10,7 @@ pub(crate) mod probe;
 pub(crate) mod probes;
 mod promise;
 mod record;
-mod resources;
+pub(crate) mod resources;
 pub(crate) mod stage;
 mod table;
 

@@ -21,14 +21,14 @@ const ANSWER: Duration = Client::PATIENCE.saturating_add(Duration::from_secs(20)
 
 /// All probes of a demo.
 #[derive(Debug)]
-pub(super) struct Probes {
+pub(crate) struct Probes {
     peer: Probe,
     observers: HashMap<String, Probe>,
 }
 
 impl Probes {
     /// Starts an observer on every hypervisor, then the peer's probes, and waits until the guest answers.
-    pub(super) fn start(lab: &Lab, hypervisors: &[&str], peer: &str, pps: u32) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, hypervisors: &[&str], peer: &str, pps: u32) -> Result<Self> {
         let mut observers = HashMap::new();
         for &host in hypervisors {
             let mut command = lab.namespace(host).command(sibling("throughline-probe")?)?;
@@ -43,17 +43,17 @@ impl Probes {
     }
 
     /// Ends one window and begins the next.
-    pub(super) fn mark(&mut self) -> Result<usize> {
+    pub(crate) fn mark(&mut self) -> Result<usize> {
         self.peer.ask("mark", ANSWER)
     }
 
     /// What happened between two marks.
-    pub(super) fn report(&mut self, from: usize, to: usize) -> Result<Report> {
+    pub(crate) fn report(&mut self, from: usize, to: usize) -> Result<Report> {
         self.peer.ask(&format!("report {from} {to}"), ANSWER)
     }
 
     /// What was put on the guest's tap on a host since this was last asked.
-    pub(super) fn sightings(&mut self, host: &str) -> Result<Sightings> {
+    pub(crate) fn sightings(&mut self, host: &str) -> Result<Sightings> {
         let observer = self.observers.get_mut(host).with_context(|| format!("nobody observes {host}"))?;
         let seen: Sightings = observer.ask("take", ANSWER)?;
         ensure!(seen.missed == 0, "the observer on {host} missed {} frames: this machine is too busy", seen.missed);

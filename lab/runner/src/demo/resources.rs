@@ -34,7 +34,7 @@ pub(super) struct Snapshot {
 
 /// What is there on one node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// Network devices.
     links: u64,
     /// FDB entries of bridges and VXLAN devices.
@@ -159,7 +159,8 @@ fn width(heading: &str) -> usize {
 }
 
 impl Usage {
-    fn of(lab: &Lab, node: &str) -> Result<Self> {
+    /// Counts it.
+    pub(crate) fn of(lab: &Lab, node: &str) -> Result<Self> {
         let namespace = lab.namespace(node);
         let processes = namespace.processes()?;
         let daemon = processes.iter().map(|pid| Path::new("/proc").join(pid.to_string())).find(|path| is_daemon(path));
@@ -188,6 +189,13 @@ impl Usage {
         }
         Ok(usage)
     }
+}
+
+/// What of `after` is more than before, in words; descriptors, which come and go with who asks, not counted.
+pub(crate) fn surplus(before: &Usage, after: &Usage) -> Vec<String> {
+    let kept = EXACT.into_iter().filter(|(what, _)| *what != "fds");
+    let more = kept.filter(|(_, count)| count(after) > count(before));
+    more.map(|(what, count)| format!("{what} {} instead of {}", count(after), count(before))).collect()
 }
 
 fn is_daemon(process: &Path) -> bool {

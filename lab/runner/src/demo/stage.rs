@@ -53,13 +53,23 @@ impl<'a> Stage<'a> {
     }
 
     fn set_up(lab: &'a Lab, topology: &'a Topology, image: Image) -> Result<Self> {
+        println!("bringing up lab {}", lab.name());
+        Self::over(lab, topology, image, play::up)
+    }
+
+    /// A stage on a lab that `up` brings up.
+    pub(crate) fn over(
+        lab: &'a Lab,
+        topology: &'a Topology,
+        image: Image,
+        up: impl FnOnce(&Lab, &Topology) -> Result<Operator>,
+    ) -> Result<Self> {
         let names = |role| topology.with_role(role).map(|node| node.name.as_str());
         let hypervisors: Vec<&str> = names(Role::Hypervisor).collect();
-        ensure!(hypervisors.len() >= 2, "the demo needs two hypervisors, {} has {}", lab.name(), hypervisors.len());
+        ensure!(hypervisors.len() >= 2, "two hypervisors are needed, {} has {}", lab.name(), hypervisors.len());
         let peers: Vec<&str> = names(Role::Peer).collect();
-        ensure!(!peers.is_empty(), "the demo needs a node with the role peer");
-        println!("bringing up lab {}", lab.name());
-        let operator = play::up(lab, topology)?;
+        ensure!(!peers.is_empty(), "a node with the role peer is needed");
+        let operator = up(lab, topology)?;
         Ok(Self { lab, operator, hypervisors, peers, image })
     }
 
@@ -70,25 +80,25 @@ impl<'a> Stage<'a> {
 
     /// Creates the network, the peers' endpoints and the guest; `parameters` are added to its kernel's command line.
     pub(crate) fn create_guest(&self, parameters: &str) -> Result<()> {
-        let (kernel, initrd) = (self.image.kernel(), self.image.initrd());
-        let cmdline = cast::cmdline(parameters);
         self.operator.run(&["network", "create", cast::NETWORK, "--vni", cast::VNI])?;
         for (index, host) in self.peers.iter().enumerate() {
-            let (name, mac, ip) = (cast::endpoint(index), cast::endpoint_mac(index), cast::endpoint_address(index));
-            self.operator.run(&[
-                "endpoint",
-                "create",
-                &name,
-                "--network",
-                cast::NETWORK,
-                "--host",
-                host,
-                "--mac",
-                &mac,
-                "--ip",
-                &ip,
-            ])?;
+            self.create_endpoint(index, host)?;
         }
+        self.boot_guest(self.hypervisors[0], parameters)
+    }
+
+    /// Creates an endpoint on a host, counting from 0.
+    pub(crate) fn create_endpoint(&self, index: usize, host: &str) -> Result<()> {
+        let (name, mac, ip) = (cast::endpoint(index), cast::endpoint_mac(index), cast::endpoint_address(index));
+        let words =
+            ["endpoint", "create", &name, "--network", cast::NETWORK, "--host", host, "--mac", &mac, "--ip", &ip];
+        self.operator.run(&words)
+    }
+
+    /// Creates the guest on a host, in a network that is there.
+    pub(crate) fn boot_guest(&self, host: &str, parameters: &str) -> Result<()> {
+        let (kernel, initrd) = (self.image.kernel(), self.image.initrd());
+        let cmdline = cast::cmdline(parameters);
         self.operator.run(&[
             "guest",
             "create",
@@ -96,7 +106,7 @@ impl<'a> Stage<'a> {
             "--network",
             cast::NETWORK,
             "--host",
-            self.hypervisors[0],
+            host,
             "--memory",
             cast::GUEST_MEMORY,
             "--vcpus",

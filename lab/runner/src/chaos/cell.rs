@@ -1,0 +1,205 @@
+//! The matrix: what is done, to whom, and when.
+
+use std::fmt;
+
+use super::phase::Phase;
+
+/// To whom something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Victim {
+    SourceAgent,
+    DestinationAgent,
+    Controller,
+    SourceQemu,
+    DestinationQemu,
+    PeerAgent,
+    /// Agent and QEMU together: as if the host lost its power, but for its kernel, which all hosts of a lab share.
+    SourceHost,
+    DestinationHost,
+    SourceLink,
+    DestinationLink,
+    PeerLink,
+    ControllerLink,
+}
+
+impl Victim {
+    const PROCESSES: [Self; 6] = [
+        Self::SourceAgent,
+        Self::DestinationAgent,
+        Self::Controller,
+        Self::SourceQemu,
+        Self::DestinationQemu,
+        Self::PeerAgent,
+    ];
+    const HOSTS: [Self; 2] = [Self::SourceHost, Self::DestinationHost];
+    const LINKS: [Self; 4] = [Self::SourceLink, Self::DestinationLink, Self::PeerLink, Self::ControllerLink];
+
+    /// Its name in a cell's.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::SourceAgent => "source-agent",
+            Self::DestinationAgent => "destination-agent",
+            Self::Controller => "controller",
+            Self::SourceQemu => "source-qemu",
+            Self::DestinationQemu => "destination-qemu",
+            Self::PeerAgent => "peer-agent",
+            Self::SourceHost => "source-host",
+            Self::DestinationHost => "destination-host",
+            Self::SourceLink => "source-link",
+            Self::DestinationLink => "destination-link",
+            Self::PeerLink => "peer-link",
+            Self::ControllerLink => "controller-link",
+        }
+    }
+
+    /// How it is called in a sentence.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::SourceAgent => "the source's agent",
+            Self::DestinationAgent => "the destination's agent",
+            Self::Controller => "the controller",
+            Self::SourceQemu => "the source's QEMU",
+            Self::DestinationQemu => "the destination's QEMU",
+            Self::PeerAgent => "a peer's agent",
+            Self::SourceHost => "everything of ours on the source",
+            Self::DestinationHost => "everything of ours on the destination",
+            Self::SourceLink => "the source's link",
+            Self::DestinationLink => "the destination's link",
+            Self::PeerLink => "the peer's link",
+            Self::ControllerLink => "the controller's link",
+        }
+    }
+}
+
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// SIGKILL; a daemon is started again soon.
+    Kill,
+    /// SIGKILL; the daemon stays away for a minute.
+    Away,
+    /// SIGSTOP, and SIGCONT after 2 s.
+    Stop,
+    /// The link is down for 2 s.
+    Cut,
+    /// No write to a file succeeds for 2 s.
+    Full,
+    /// Its wall clock is set an hour ahead and it is killed; it is started again at that time, and the clock set right later.
+    Ahead,
+    /// The same, an hour back.
+    Behind,
+}
+
+impl Fault {
+    /// Whether it kills.
+    pub(super) fn kills(self) -> bool {
+        matches!(self, Self::Kill | Self::Away | Self::Ahead | Self::Behind)
+    }
+
+    /// Its name in a cell's.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Away => "kill-60s",
+            Self::Stop => "stop",
+            Self::Cut => "cut",
+            Self::Full => "disk-full",
+            Self::Ahead => "clock-ahead",
+            Self::Behind => "clock-behind",
+        }
+    }
+}
+
+/// One square of the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cell {
+    pub(super) victim: Victim,
+    pub(super) fault: Fault,
+    pub(super) phase: Phase,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.victim.name(), self.fault.name(), self.phase.name())
+    }
+}
+
+impl Cell {
+    /// The whole matrix. Cells in which the guest dies are last in their row, for they cost a new guest each.
+    pub(super) fn all() -> Vec<Self> {
+        let cell = |victim, fault, phase| Self { victim, fault, phase };
+        let mut cells = Vec::new();
+        for victim in Victim::PROCESSES {
+            for fault in [Fault::Kill, Fault::Stop] {
+                cells.extend(Phase::ALL.map(|phase| cell(victim, fault, phase)));
+            }
+        }
+        for victim in Victim::HOSTS {
+            cells.extend(Phase::ALL.map(|phase| cell(victim, Fault::Kill, phase)));
+        }
+        for victim in Victim::LINKS {
+            cells.extend(Phase::ALL.map(|phase| cell(victim, Fault::Cut, phase)));
+        }
+        // Each is at the last moment before a journal write of that daemon's.
+        let writes = [
+            (Victim::SourceAgent, [Phase::Prepare, Phase::Precopy, Phase::Carry].as_slice()),
+            (Victim::DestinationAgent, &[Phase::Prepare, Phase::Told, Phase::Committed]),
+            (Victim::Controller, &[Phase::Precopy, Phase::Told, Phase::Carry]),
+        ];
+        for (victim, phases) in writes {
+            cells.extend(phases.iter().map(|phase| cell(victim, Fault::Full, *phase)));
+        }
+        for victim in [Victim::SourceAgent, Victim::DestinationAgent, Victim::Controller] {
+            for fault in [Fault::Ahead, Fault::Behind] {
+                cells.extend([Phase::Precopy, Phase::Told, Phase::Carry].map(|phase| cell(victim, fault, phase)));
+            }
+        }
+        cells.push(cell(Victim::Controller, Fault::Away, Phase::Committed));
+        cells
+    }
+
+    /// Whether a pattern picks it: a part of its name, `*` standing for anything.
+    pub(super) fn is_picked_by(&self, pattern: &str) -> bool {
+        let name = self.to_string();
+        let mut rest = name.as_str();
+        for part in pattern.split('*') {
+            match rest.find(part) {
+                Some(at) => rest = &rest[at + part.len()..],
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_cell_has_a_name_of_its_own() {
+        let cells = Cell::all();
+        let names: BTreeSet<String> = cells.iter().map(Cell::to_string).collect();
+        assert_eq!(names.len(), cells.len());
+        for victim in Victim::PROCESSES {
+            for phase in Phase::ALL {
+                for fault in [Fault::Kill, Fault::Stop] {
+                    assert!(names.contains(&Cell { victim, fault, phase }.to_string()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn patterns_pick() {
+        let cell = Cell { victim: Victim::SourceAgent, fault: Fault::Kill, phase: Phase::Precopy };
+        for pattern in ["source-agent/kill/precopy", "kill", "source*precopy", "*"] {
+            assert!(cell.is_picked_by(pattern), "{pattern}");
+        }
+        for pattern in ["destination", "precopy*kill", "source-agent/stop"] {
+            assert!(!cell.is_picked_by(pattern), "{pattern}");
+        }
+    }
+}

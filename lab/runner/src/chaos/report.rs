@@ -1,0 +1,113 @@
+//! faults.md: what an operator sees in each case.
+
+use super::cell::{Cell, Fault, Victim};
+use super::expect::Promise;
+use super::phase::Phase;
+use super::results::{Played, Results};
+use super::run::{Fate, Verdict};
+
+const HEAD: &str = "\
+# What happens when something dies
+
+Written by `make chaos`; the figures behind it are in `faults.json`. In each cell a guest moves from one host to another under \
+1,000 numbered packets a second each way, a TCP stream and pings, and at one moment of the move something is done to it. Then \
+what was broken is made good, and the cell is green if the migration has come to the end that is promised, the guest runs on \
+exactly one host and answers an endpoint on every host, its memory is what it wrote, no TCP connection broke, nothing was lost or \
+duplicated but what the table says may be, nothing of the move is left on any host, and the guest can be moved again.
+
+*Kill*: SIGKILL; a daemon is started again half a second later. *Stop*: SIGSTOP, SIGCONT 2 s later. *Cut*: the cable is pulled \
+for 2 s. *Disk full*: no write to a file succeeds for 2 s. *Lost*, *out of order*: packets, as the probes counted them, both \
+ways. *Silence*: longest time without a packet from the guest, that of the emulated guest's own pause included.
+
+";
+
+/// The whole text.
+pub(super) fn of(results: &Results) -> String {
+    let cells = Cell::all();
+    let played = |cell: &Cell| results.cells.get(&cell.to_string());
+    let green = cells.iter().filter_map(played).filter(|played| played.broken.is_empty()).count();
+    let minutes: f64 = results.cells.values().map(|played| played.seconds).sum::<f64>() / 60.0;
+    let mut text = HEAD.to_owned();
+    text += &format!("{green} of {} cells are green; they took {minutes:.0} minutes.\n\n", cells.len());
+    text += "| moment | what happens then |\n|---|---|\n";
+    for phase in Phase::ALL {
+        text += &format!("| {} | {} |\n", phase.name(), phase.words());
+    }
+    let mut section = None;
+    for cell in &cells {
+        if section != Some((cell.victim, cell.fault)) {
+            section = Some((cell.victim, cell.fault));
+            text += &heading(cell);
+        }
+        text += &match played(cell) {
+            Some(played) => row(cell, played),
+            None => format!("| {} | not played | | | | | |\n", cell.phase.name()),
+        };
+    }
+    text
+}
+
+fn heading(cell: &Cell) -> String {
+    let Cell { victim, fault, .. } = cell;
+    let mut what = victim.words().to_owned();
+    if let Some(first) = what.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    let done = match fault {
+        Fault::Kill => "is killed",
+        Fault::Away => "is killed and stays away for 60 s",
+        Fault::Stop => "stands still for 2 s",
+        Fault::Cut => "is cut for 2 s",
+        Fault::Full => "finds its disk full for 2 s",
+        Fault::Ahead => "has its clock set an hour ahead, is killed and started again",
+        Fault::Behind => "has its clock set an hour back, is killed and started again",
+    };
+    format!(
+        "\n## {what} {done}\n\n| moment | an operator sees | lost | promised | out of order | silence ms | over after s |\n\
+         |---|---|--:|---|--:|--:|--:|\n"
+    )
+}
+
+fn row(cell: &Cell, played: &Played) -> String {
+    let promise = Promise::of(*cell);
+    let (mut lost, mut reordered, mut silence) = ("–".to_owned(), "–".to_owned(), "–".to_owned());
+    if let Some(counts) = &played.seen.counts {
+        lost = (counts.lost_to_guest + counts.lost_from_guest).to_string();
+        reordered = counts.reordered.to_string() + if promise.is_in_order() { "" } else { " (not assured)" };
+        silence = counts.silence_ms.to_string();
+    }
+    let mut moment = cell.phase.name().to_owned();
+    if played.seen.hit != Some(cell.phase) {
+        let hit = played.seen.hit.map_or("not hit", Phase::name);
+        moment += &format!(" (hit: {hit})");
+    }
+    format!(
+        "| {moment} | {} | {lost} | {} | {reordered} | {silence} | {:.1} |\n",
+        sees(cell, played),
+        promise.losses(),
+        played.seen.ended_after_ms as f64 / 1e3
+    )
+}
+
+/// In one cell of the table.
+fn sees(cell: &Cell, played: &Played) -> String {
+    let seen = &played.seen;
+    let mut text = match seen.verdict {
+        Verdict::Moved => "the guest has moved".to_owned(),
+        Verdict::Undone => format!("undone: `{}` {}", seen.reason, seen.message),
+        Verdict::Open => "the migration does not end".to_owned(),
+    };
+    if seen.verdict == Verdict::Moved && !seen.reason.is_empty() {
+        text += &format!("; `{}` {}", seen.reason, seen.message);
+    }
+    if seen.fate == Fate::Died {
+        text += &format!("; the guest is {}", seen.guest);
+    }
+    if !played.broken.is_empty() {
+        text = format!("**broken**: {}; {text}", played.broken.join("; "));
+    }
+    if cell.victim == Victim::Controller && cell.fault == Fault::Full {
+        text += "; the controller ends and is started again";
+    }
+    text.replace('|', "/").replace('\n', " ")
+}

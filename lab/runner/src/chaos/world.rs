@@ -1,0 +1,246 @@
+//! The lab in which things are broken: daemons that can be struck and started again, one guest, and the probes around it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use serde_json::Value;
+
+use super::clock;
+use super::ear::Ear;
+use super::phase::Phase;
+use super::window::Window;
+use crate::demo::cast;
+use crate::demo::image::Image;
+use crate::demo::probes::Probes;
+use crate::demo::resources::{self, Usage};
+use crate::demo::stage::Stage;
+use crate::lab::Lab;
+use crate::operator::Operator;
+use crate::play::{self, sibling};
+use crate::signals;
+use crate::topology::{Node, Topology};
+
+/// What the daemons log: all that a machine hears and does.
+const LOG: &str = "info,throughline_agent::driver=debug";
+/// Numbered packets a second, each way.
+const PPS: u32 = 1000;
+/// How long a guest may take to answer an endpoint.
+const ANSWER: u64 = 8;
+/// How long what is left of a move may take to go once the move is over.
+const GONE: Duration = Duration::from_secs(8);
+/// How long something may take that takes a daemon's attention.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A lab with everything in it.
+pub(super) struct World<'a> {
+    pub(super) stage: Stage<'a>,
+    pub(super) topology: &'a Topology,
+    pub(super) daemons: BTreeMap<String, Daemon>,
+    probes: Option<Probes>,
+    /// Where the guest is.
+    pub(super) home: String,
+    window: Window,
+    /// What is there with the guest at home on a host, by node.
+    usual: BTreeMap<String, BTreeMap<String, Usage>>,
+}
+
+/// A node's daemon.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    pub(super) child: Child,
+    pub(super) ear: Ear,
+}
+
+impl Daemon {
+    fn start(lab: &Lab, node: &Node) -> Result<Self> {
+        let (ear, log) = Ear::open(&lab.log(&node.name))?;
+        let mut command = play::daemon(lab, node)?;
+        clock::give(lab, &node.name, &mut command)?;
+        command.env("RUST_LOG", LOG).stdout(Stdio::null()).stderr(log);
+        // SAFETY: the closure only makes the sigaction system call. A file that may not grow is then an error to a write,
+        // as a full disk is, and not the end of the process.
+        unsafe { command.pre_exec(|| Ok(signal(Signal::SIGXFSZ, SigHandler::SigIgn).map(drop)?)) };
+        let child =
+            play::start_apart(lab, command).with_context(|| format!("cannot start the daemon of {}", node.name))?;
+        Ok(Self { child, ear })
+    }
+}
+
+impl<'a> World<'a> {
+    /// Brings the lab up, boots the guest, and moves it there and back: what is there then is what there is to be.
+    pub(super) fn new(lab: &'a Lab, topology: &'a Topology) -> Result<Self> {
+        let mut daemons = BTreeMap::new();
+        let stage = Stage::over(lab, topology, Image::find()?, |lab, topology| {
+            play::hosts_up(lab, topology)?;
+            for node in topology.nodes.iter().filter(|node| !node.daemon.is_empty()) {
+                daemons.insert(node.name.clone(), Daemon::start(lab, node)?);
+            }
+            let operator = Operator::new(lab, topology)?;
+            play::await_agents(&operator, topology, || Ok(()))?;
+            Ok(operator)
+        })?;
+        let home = stage.hypervisors[0].to_owned();
+        let (window, usual) = (Window::default(), BTreeMap::new());
+        let mut world = Self { stage, topology, daemons, probes: None, home, window, usual };
+        world.stage.create_guest("")?;
+        for (index, host) in world.endpoints().into_iter().enumerate().skip(world.stage.peers.len()) {
+            world.stage.create_endpoint(index, host)?;
+        }
+        world.probe()?;
+        // What a host makes for its first move and keeps is there once it has been both ends of one.
+        world.move_on()?;
+        for _ in 0..2 {
+            world.move_on()?;
+            let usage = world.usage()?;
+            world.usual.insert(world.home.clone(), usage);
+        }
+        Ok(world)
+    }
+
+    /// Hosts with an endpoint, in the order of the endpoints' numbers: the peers, then the hypervisors.
+    fn endpoints(&self) -> Vec<&'a str> {
+        self.stage.peers.iter().chain(&self.stage.hypervisors).copied().collect()
+    }
+
+    /// Starts the probes and waits until the guest answers.
+    fn probe(&mut self) -> Result<()> {
+        self.probes = None;
+        let probes = Probes::start(self.stage.lab, &self.stage.hypervisors, self.stage.peers[0], PPS)?;
+        self.probes = Some(probes);
+        self.window = Window::default();
+        Ok(())
+    }
+
+    /// The probes, and what was last known of them.
+    pub(super) fn probes(&mut self) -> Result<(&mut Probes, &mut Window)> {
+        Ok((self.probes.as_mut().context("nobody probes")?, &mut self.window))
+    }
+
+    /// The hypervisor the guest is not on.
+    pub(super) fn away(&self) -> &'a str {
+        let [first, second] = [self.stage.hypervisors[0], self.stage.hypervisors[1]];
+        if first == self.home { second } else { first }
+    }
+
+    /// The daemon of a node.
+    pub(super) fn daemon(&mut self, node: &str) -> Result<&mut Daemon> {
+        self.daemons.get_mut(node).with_context(|| format!("{node} has no daemon"))
+    }
+
+    /// The latest phase of the move that both ends' logs tell of.
+    pub(super) fn latest(&self) -> Option<Phase> {
+        self.daemons.values().filter_map(|daemon| daemon.ear.latest()).max()
+    }
+
+    /// Starts a daemon that has ended, or ends and starts it.
+    pub(super) fn start_again(&mut self, node: &str) -> Result<()> {
+        let daemon = self.daemon(node)?;
+        daemon.child.kill()?;
+        daemon.child.wait()?;
+        daemon.ear.finish();
+        let found = self.topology.nodes.iter().find(|known| known.name == node).context("an unknown node")?;
+        let daemon = Daemon::start(self.stage.lab, found)?;
+        self.daemons.insert(node.to_owned(), daemon);
+        Ok(())
+    }
+
+    /// Waits until every daemon is well and connected.
+    pub(super) fn await_daemons(&mut self) -> Result<()> {
+        let daemons = &mut self.daemons;
+        play::await_agents(&self.stage.operator, self.topology, || {
+            for (node, daemon) in &mut *daemons {
+                if let Some(status) = daemon.child.try_wait()? {
+                    bail!("the daemon of {node} ended with {status}");
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// A plain move, as an operator would make it, to the other hypervisor.
+    pub(super) fn move_on(&mut self) -> Result<()> {
+        let to = self.away();
+        self.stage.operator.run(&["migrate", cast::GUEST, "--to", to])?;
+        self.home = to.to_owned();
+        Ok(())
+    }
+
+    /// The guest as the record has it: its host, its state and what is said of it.
+    pub(super) fn guest(&self) -> Result<(String, String, String)> {
+        let guest: Value = self.stage.operator.ask(&["guest", "get", cast::GUEST])?;
+        let word = |key: &str| guest[key].as_str().unwrap_or_default().to_owned();
+        Ok((word("host"), word("state"), word("detail")))
+    }
+
+    /// Ids of the guest's QEMUs on each hypervisor.
+    pub(super) fn qemus(&self) -> Result<Vec<(&'a str, i32)>> {
+        let mut found = Vec::new();
+        for &host in &self.stage.hypervisors {
+            for pid in self.stage.lab.namespace(host).processes()? {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                if name.starts_with("qemu-system") {
+                    found.push((host, pid));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Which endpoints the guest does not answer.
+    pub(super) fn deaf(&self) -> Result<Vec<String>> {
+        let mut asked = Vec::new();
+        for host in self.endpoints() {
+            let mut command = self.stage.lab.namespace(host).command(sibling("throughline-probe")?)?;
+            command.args(["ping", "--guest", cast::GUEST_ADDRESS, "--patience", &ANSWER.to_string()]);
+            asked.push((host, command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?));
+        }
+        let mut deaf = Vec::new();
+        for (host, mut child) in asked {
+            if !child.wait()?.success() {
+                deaf.push(host.to_owned());
+            }
+        }
+        Ok(deaf)
+    }
+
+    /// What there is more of than usual with the guest where it is, in words. It is given some time to go.
+    pub(super) fn residue(&self) -> Result<Vec<String>> {
+        let usual = self.usual.get(&self.home).context("nobody knows what is usual")?;
+        let deadline = Instant::now() + GONE;
+        loop {
+            let mut left = Vec::new();
+            for (node, now) in self.usage()? {
+                let before = usual.get(&node).copied().unwrap_or_default();
+                left.extend(resources::surplus(&before, &now).into_iter().map(|what| format!("{node}: {what}")));
+            }
+            if left.is_empty() || Instant::now() > deadline {
+                return Ok(left);
+            }
+            signals::sleep(Duration::from_millis(300))?;
+        }
+    }
+
+    fn usage(&self) -> Result<BTreeMap<String, Usage>> {
+        let nodes = self.topology.nodes.iter().filter(|node| play::has_agent(node));
+        nodes.map(|node| Ok((node.name.clone(), Usage::of(self.stage.lab, &node.name)?))).collect()
+    }
+
+    /// A guest that died is deleted and made anew, as an operator would.
+    pub(super) fn revive(&mut self) -> Result<()> {
+        self.probes = None;
+        self.stage.operator.run(&["guest", "delete", cast::GUEST])?;
+        let deadline = Instant::now() + PATIENCE;
+        while !self.qemus()?.is_empty() {
+            ensure!(Instant::now() < deadline, "a QEMU is left of the guest that was deleted");
+            signals::sleep(Duration::from_millis(50))?;
+        }
+        self.home = self.stage.hypervisors[0].to_owned();
+        self.stage.boot_guest(&self.home, "")?;
+        self.probe()
+    }
+}
