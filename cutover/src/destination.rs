@@ -202,6 +202,8 @@ pub struct Destination {
     memory_in: bool,
     given_up: bool,
     running: bool,
+    /// Its QEMU ended after commit: there is nothing to let run.
+    gone: bool,
     line_empty: bool,
     awaited: BTreeSet<GatePeer>,
     markers_in: BTreeSet<GatePeer>,
@@ -220,6 +222,7 @@ impl Destination {
             memory_in: false,
             given_up: false,
             running: false,
+            gone: false,
             line_empty: false,
             awaited,
             markers_in: BTreeSet::new(),
@@ -238,7 +241,7 @@ impl Destination {
     pub fn committed(&self) -> bool {
         use DestinationPhase::{Closing, Gated, Open, Opening};
         matches!(self.phase, Gated | Opening | Open | Closing)
-            || (self.phase == DestinationPhase::Ended && self.running)
+            || (self.phase == DestinationPhase::Ended && self.failure.is_none())
     }
 
     /// Before commit: may still say no.
@@ -311,12 +314,31 @@ impl Destination {
             return vec![];
         }
         self.running = true;
-        self.deadline = Some(now + if self.line_empty { MARKER_DEADLINE } else { LINE_DEADLINE });
-        vec![
+        self.await_markers(now);
+        let mut effects = vec![
             DestinationEffect::TellRunning,
             DestinationEffect::Announce,
             DestinationEffect::Report(DestinationReport::Running),
-        ]
+        ];
+        effects.extend(self.close_if_done());
+        effects
+    }
+
+    /// What still waits for the guest is let through as if it ran, and the move ends.
+    fn guest_is_gone(&mut self, now: Duration) -> Vec<DestinationEffect> {
+        self.gone = true;
+        self.await_markers(now);
+        self.close_if_done()
+    }
+
+    fn await_markers(&mut self, now: Duration) {
+        let gated = self.phase == DestinationPhase::Gated;
+        self.deadline = gated.then_some(now + if self.line_empty { MARKER_DEADLINE } else { LINE_DEADLINE });
+    }
+
+    /// Nobody tries `cont` again once the move has ended.
+    fn awaits_guest(&self) -> bool {
+        !self.running && !self.gone
     }
 
     /// Whose markers are in is let in once nothing is in line at the source; with the last of them the gate opens.
@@ -332,7 +354,7 @@ impl Destination {
 
     fn source_line_is_empty(&mut self, now: Duration) -> Vec<DestinationEffect> {
         self.line_empty = true;
-        if self.running {
+        if !self.awaits_guest() {
             self.deadline = Some(now + MARKER_DEADLINE);
         }
         let peers: Vec<GatePeer> = self.markers_in.iter().copied().collect();
@@ -341,7 +363,7 @@ impl Destination {
 
     fn open(&mut self) -> Vec<DestinationEffect> {
         self.phase = DestinationPhase::Opening;
-        if self.running {
+        if !self.awaits_guest() {
             self.deadline = None;
         }
         vec![DestinationEffect::OpenGate]
@@ -350,13 +372,14 @@ impl Destination {
     fn sealed(&mut self) -> Vec<DestinationEffect> {
         self.phase = DestinationPhase::Open;
         let mut effects = vec![DestinationEffect::TellGateOpen, DestinationEffect::Report(DestinationReport::GateOpen)];
-        if self.settle_ordered {
-            effects.extend(self.close());
-        }
+        effects.extend(self.close_if_done());
         effects
     }
 
-    fn close(&mut self) -> Vec<DestinationEffect> {
+    fn close_if_done(&mut self) -> Vec<DestinationEffect> {
+        if self.phase != DestinationPhase::Open || !self.settle_ordered || self.awaits_guest() {
+            return vec![];
+        }
         self.phase = DestinationPhase::Closing;
         vec![DestinationEffect::Close]
     }
@@ -412,7 +435,13 @@ impl Machine for Destination {
             (At::Committing, On::CommitRecorded) => self.committed_now(now),
             (At::Committing, On::CommitFailed(failure)) => self.decline(failure),
             (At::Gated | At::Opening | At::Open, On::Running) => self.runs(now),
-            (At::Gated | At::Opening | At::Open, On::RunFailed) => {
+            // Too late to decline.
+            (At::Committing, On::MemoryFailed(_)) => {
+                self.gone = true;
+                vec![]
+            }
+            (At::Gated | At::Opening | At::Open, On::MemoryFailed(_)) if !self.gone => self.guest_is_gone(now),
+            (At::Gated | At::Opening | At::Open, On::RunFailed) if self.awaits_guest() => {
                 self.deadline = Some(now + RUN_AGAIN);
                 vec![]
             }
@@ -420,17 +449,16 @@ impl Machine for Destination {
             (At::Gated, On::MarkersIn(peer)) if self.awaited.contains(&peer) && self.markers_in.insert(peer) => {
                 self.let_in(&[peer])
             }
-            (At::Gated | At::Opening | At::Open, On::Tick) if self.due(now) && !self.running => {
+            (At::Gated | At::Opening | At::Open, On::Tick) if self.due(now) && self.awaits_guest() => {
                 self.deadline = None;
                 vec![DestinationEffect::Run]
             }
             (At::Gated, On::Tick) if self.due(now) => self.open(),
             (At::Opening, On::Sealed) => self.sealed(),
-            (At::Gated | At::Opening, On::SettleOrdered) => {
+            (At::Gated | At::Opening | At::Open, On::SettleOrdered) => {
                 self.settle_ordered = true;
-                vec![]
+                self.close_if_done()
             }
-            (At::Open, On::SettleOrdered) => self.close(),
             (At::Closing, On::Closed) => self.end(DestinationReport::Settled),
             (At::Declining, On::DeclineRecorded) => {
                 self.phase = At::Undoing;
