@@ -142,11 +142,11 @@ impl Host {
         // The disk may take its time, and others wait for this thread.
         let written = tokio::task::spawn_blocking(move || {
             let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
-            if host.journal.find_move(&plan.id).map_err(journal)?.is_some() {
+            if host.journal.begin(&plan.id, Some(&plan), promise).map_err(journal)?.is_some() {
                 let message = "this host has taken part in this migration before; begin a new one";
                 return Err(Failure::new("ALREADY_DECIDED", message));
             }
-            host.journal.promise(&plan.id, Some(&plan), promise).map_err(journal)
+            Ok(())
         });
         written.await.unwrap_or_else(|panicked| Err(Failure::new("JOURNAL", panicked.to_string())))
     }
