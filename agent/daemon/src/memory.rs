@@ -44,7 +44,15 @@ pub fn answer_settle(host: &Host, id: &str) {
         info!(migration = id, "no part in this migration; nothing to settle");
         return;
     };
-    if matches!(promise, Promise::Committed | Promise::Left) {
+    if promise == Promise::GivenUp {
+        // Not under way, so its QEMU is gone. What the controller wanted before it knew of the commit is old from here on.
+        host.moves.leave(id);
+        if let Err(error) = host.journal.promise(id, Some(&plan), Promise::Left) {
+            warn!(%error, migration = id, "the journal still names a guest that has left");
+            return;
+        }
+    }
+    if matches!(promise, Promise::Committed | Promise::Left | Promise::GivenUp) {
         news(host, id, role(host, &plan)).step(Step::Settled, CutoverReport::default());
     }
 }

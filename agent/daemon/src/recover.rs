@@ -40,6 +40,7 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
             Promise::Committed => open_gate(host, &plan).await,
             Promise::Sending => keep(host, &id, &plan).await,
             Promise::GivenUp => go_on(host, plan).await,
+            Promise::Declined if plan.destination.host == *host.name() => discard_incoming(host, &plan).await,
             Promise::Declined | Promise::Left => Ok(()),
         };
         if let Err(failure) = taken_up {
@@ -72,6 +73,17 @@ async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(),
     host.journal
         .promise(id, Some(plan), Promise::Declined)
         .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    discard_incoming(host, plan).await?;
+    info!(migration = id, guest = %plan.guest.name, "declined after a restart");
+    tell_aborted(host, plan, v1::Role::Destination);
+    Ok(())
+}
+
+/// What was to receive a guest that this host declined, if the last agent did not get to undoing it.
+async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
+    if host.resident(&plan.guest.name).await.is_some() {
+        return Ok(());
+    }
     let adopted =
         Guest::adopt(plan.guest.name.clone(), host.run_dir(&plan.guest.name)).await.map_err(hypervisor_failure)?;
     if let Some(vm) = adopted {
@@ -82,8 +94,6 @@ async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(),
             warn!(%error, carry_id = %port.carry_id, "a landing stays open");
         }
     }
-    info!(migration = id, guest = %plan.guest.name, "declined after a restart");
-    tell_aborted(host, plan, v1::Role::Destination);
     Ok(())
 }
 
@@ -132,8 +142,13 @@ async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Fa
 
 /// A source that had given the guest up: the destination is asked, and the machine goes on from there.
 async fn go_on(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
-    let Some(resident) = host.resident(&plan.guest.name).await else { return Ok(()) };
-    source::resume(host, plan, resident).await
+    match host.resident(&plan.guest.name).await {
+        Some(resident) => source::resume(host, plan, resident).await,
+        None => {
+            source::ask_what_became(host, plan);
+            Ok(())
+        }
+    }
 }
 
 fn is_moving(host: &Host, resident: &Resident) -> Result<bool, Failure> {

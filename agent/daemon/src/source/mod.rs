@@ -3,7 +3,7 @@
 mod caller;
 mod hands;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use throughline_cutover::{Failure, MigrationPlan, Source, SourceEvent};
 use throughline_wire::v1;
@@ -20,6 +20,9 @@ use crate::{
     uplink::MigrationNews,
 };
 use hands::SourceHands;
+
+/// How often the destination is asked what became of a guest whose QEMU is gone here.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Begins a migration this host is the source of.
 pub async fn start(host: Arc<Host>, plan: MigrationPlan) {
@@ -56,15 +59,43 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
 /// Takes up again a migration in which this host had given the guest up when its agent ended.
 ///
 /// # Errors
-/// When that guest is being moved already, or its ports' programs cannot be taken back.
+/// When that guest is being moved already.
 pub async fn resume(host: &Arc<Host>, plan: MigrationPlan, resident: Arc<Resident>) -> Result<(), Failure> {
     let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Source);
     let machine = Source::given_up_before(plan.generation, plan.limits);
     let mut ports = Vec::with_capacity(resident.ports.len());
     for (port, port_plan) in resident.ports.iter().zip(&plan.ports) {
-        ports.push(host.adopt_port(port.clone(), port_plan).await?);
+        match host.adopt_port(port.clone(), port_plan).await {
+            Ok(moving) => ports.push(moving),
+            // The last agent had let its line out and was about to end its part: that is to be done all the same.
+            Err(failure) => warn!(%failure, tap = port.tap.name, "a port has no programs any more"),
+        }
     }
     run(host, plan, resident, Part::Resumed(machine, ports), news)
+}
+
+/// As [`resume`], for a guest whose QEMU is gone: nothing is left to carry or to resume. If the destination declined, that is
+/// put on record and said; if it committed, this part ends with the controller's order to settle, and not before: a
+/// controller that has not heard of the commit must still find the guest on record here.
+pub fn ask_what_became(host: &Arc<Host>, plan: MigrationPlan) {
+    let host = host.clone();
+    let (events, mut answers) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            caller::ask(&plan, events.clone());
+            match tokio::time::timeout(ASK_AGAIN, answers.recv()).await {
+                Ok(Some(SourceEvent::PeerCommitted { .. })) => return,
+                Ok(Some(SourceEvent::PeerDeclined(_))) => break,
+                _ => {}
+            }
+        }
+        if let Err(error) = host.journal.promise(&plan.id, Some(&plan), Promise::Declined) {
+            warn!(%error, migration = plan.id, "a migration stays open in the journal");
+        }
+        let message = "the guest's QEMU ended at the source after it was given up, and the destination declined";
+        let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Source);
+        news.aborted(Failure::new("GUEST_ENDED", message), v1::CutoverReport::default());
+    });
 }
 
 /// This host's part in a migration.
