@@ -208,6 +208,8 @@ pub struct Destination {
     memory_in: bool,
     given_up: bool,
     running: bool,
+    /// Its QEMU ended after commit: there is nothing to let run.
+    gone: bool,
     line_empty: bool,
     /// When the line is waited for no longer.
     line_until: Option<Duration>,
@@ -230,6 +232,7 @@ impl Destination {
             memory_in: false,
             given_up: false,
             running: false,
+            gone: false,
             line_empty: false,
             line_until: None,
             awaited,
@@ -256,7 +259,7 @@ impl Destination {
     pub fn committed(&self) -> bool {
         use DestinationPhase::{Closing, Gated, Open, Opening};
         matches!(self.phase, Gated | Opening | Open | Closing)
-            || (self.phase == DestinationPhase::Ended && self.running)
+            || (self.phase == DestinationPhase::Ended && self.failure.is_none())
     }
 
     /// Before commit: may still say no.
@@ -353,14 +356,32 @@ impl Destination {
             return vec![];
         }
         self.running = true;
-        self.line_until = Some(now + LONGEST_LINE);
-        let patience = if self.line_empty { MARKER_DEADLINE } else { LINE_DEADLINE };
-        self.deadline = (self.phase == DestinationPhase::Gated).then_some(now + patience);
-        vec![
+        self.await_markers(now);
+        let mut effects = vec![
             DestinationEffect::TellRunning,
             DestinationEffect::Announce,
             DestinationEffect::Report(DestinationReport::Running),
-        ]
+        ];
+        effects.extend(self.close_if_done());
+        effects
+    }
+
+    /// What still waits for the guest is let through as if it ran, and the move ends.
+    fn guest_is_gone(&mut self, now: Duration) -> Vec<DestinationEffect> {
+        self.gone = true;
+        self.await_markers(now);
+        self.close_if_done()
+    }
+
+    fn await_markers(&mut self, now: Duration) {
+        self.line_until = Some(now + LONGEST_LINE);
+        let gated = self.phase == DestinationPhase::Gated;
+        self.deadline = gated.then_some(now + if self.line_empty { MARKER_DEADLINE } else { LINE_DEADLINE });
+    }
+
+    /// Nobody tries `cont` again once the move has ended.
+    fn awaits_guest(&self) -> bool {
+        !self.running && !self.gone
     }
 
     /// Whose markers are in is let in once nothing is in line at the source; with the last of them the gate opens.
@@ -375,7 +396,7 @@ impl Destination {
     }
 
     fn line_moves(&mut self, now: Duration) -> Vec<DestinationEffect> {
-        if self.running && !self.line_empty {
+        if !self.awaits_guest() && !self.line_empty {
             self.deadline = self.line_until.into_iter().chain([now + LINE_DEADLINE]).min();
         }
         vec![]
@@ -383,7 +404,7 @@ impl Destination {
 
     fn source_line_is_empty(&mut self, now: Duration) -> Vec<DestinationEffect> {
         self.line_empty = true;
-        if self.running {
+        if !self.awaits_guest() {
             self.deadline = Some(now + MARKER_DEADLINE);
         }
         let peers: Vec<GatePeer> = self.markers_in.iter().copied().collect();
@@ -392,7 +413,7 @@ impl Destination {
 
     fn open(&mut self) -> Vec<DestinationEffect> {
         self.phase = DestinationPhase::Opening;
-        if self.running {
+        if !self.awaits_guest() {
             self.deadline = None;
         }
         vec![DestinationEffect::OpenGate]
@@ -401,13 +422,14 @@ impl Destination {
     fn sealed(&mut self) -> Vec<DestinationEffect> {
         self.phase = DestinationPhase::Open;
         let mut effects = vec![DestinationEffect::TellGateOpen, DestinationEffect::Report(DestinationReport::GateOpen)];
-        if self.settle_ordered {
-            effects.extend(self.close());
-        }
+        effects.extend(self.close_if_done());
         effects
     }
 
-    fn close(&mut self) -> Vec<DestinationEffect> {
+    fn close_if_done(&mut self) -> Vec<DestinationEffect> {
+        if self.phase != DestinationPhase::Open || !self.settle_ordered || self.awaits_guest() {
+            return vec![];
+        }
         self.phase = DestinationPhase::Closing;
         vec![DestinationEffect::Close]
     }
@@ -464,7 +486,13 @@ impl Machine for Destination {
             (At::Gated | At::Opening, On::Announced) if self.taken_up => self.take_up(now),
             (At::Committing, On::CommitFailed(failure)) => self.decline(failure),
             (At::Gated | At::Opening | At::Open, On::Running) => self.runs(now),
-            (At::Gated | At::Opening | At::Open, On::RunFailed) => {
+            // Too late to decline.
+            (At::Committing, On::MemoryFailed(_)) => {
+                self.gone = true;
+                vec![]
+            }
+            (At::Gated | At::Opening | At::Open, On::MemoryFailed(_)) if !self.gone => self.guest_is_gone(now),
+            (At::Gated | At::Opening | At::Open, On::RunFailed) if self.awaits_guest() => {
                 self.deadline = Some(now + RUN_AGAIN);
                 vec![]
             }
@@ -473,17 +501,16 @@ impl Machine for Destination {
             (At::Gated, On::MarkersIn(peer)) if self.awaited.contains(&peer) && self.markers_in.insert(peer) => {
                 self.let_in(&[peer])
             }
-            (At::Gated | At::Opening | At::Open, On::Tick) if self.due(now) && !self.running => {
+            (At::Gated | At::Opening | At::Open, On::Tick) if self.due(now) && self.awaits_guest() => {
                 self.deadline = None;
                 vec![DestinationEffect::Run]
             }
             (At::Gated, On::Tick) if self.due(now) => self.open(),
             (At::Opening, On::Sealed) => self.sealed(),
-            (At::Gated | At::Opening, On::SettleOrdered) => {
+            (At::Gated | At::Opening | At::Open, On::SettleOrdered) => {
                 self.settle_ordered = true;
-                vec![]
+                self.close_if_done()
             }
-            (At::Open, On::SettleOrdered) => self.close(),
             (At::Closing, On::Closed) => self.end(DestinationReport::Settled),
             (At::Declining, On::DeclineRecorded) => {
                 self.phase = At::Undoing;

@@ -327,6 +327,41 @@ fn destination_whose_line_never_ends() {
     assert_eq!(opened, Some(31_000));
 }
 
+/// Nobody would try again once the move has ended.
+#[test]
+fn destination_that_is_to_settle_before_its_guest_runs() {
+    let mut events = until_received();
+    events.extend([
+        (906, D::CommitRecorded),
+        (907, D::RunFailed),
+        (909, D::LineEmpty),
+        (911, D::MarkersIn(FIRST)),
+        (912, D::MarkersIn(SECOND)),
+        (913, D::Sealed),
+        (915, D::SettleOrdered),
+        (1007, D::Tick),
+        (1008, D::Running),
+        (1030, D::Closed),
+    ]);
+    insta::assert_snapshot!(destination(&events));
+}
+
+/// Neither the guest nor the source's word comes any more, and the move ends all the same.
+#[test]
+fn destination_whose_guest_ends_before_it_runs() {
+    let mut events = until_received();
+    events.extend([
+        (906, D::CommitRecorded),
+        (907, D::MemoryFailed(lost("QEMU ended"))),
+        (908, D::RunFailed),
+        (910, D::SettleOrdered),
+        (2907, D::Tick),
+        (2908, D::Sealed),
+        (2920, D::Closed),
+    ]);
+    insta::assert_snapshot!(destination(&events));
+}
+
 #[test]
 fn destination_whose_source_goes_away() {
     let mut events = until_received();

@@ -10,9 +10,17 @@ use crate::{
     uplink::MigrationNews,
 };
 
-/// Says what became of a move that the controller wants undone.
+/// Says what became of a move that the controller wants undone. That it never began here is made true for good first: the
+/// order to begin it may be on its way through this agent.
 pub fn answer_abort(host: &Host, id: &str) {
-    let Some(record) = look_up(host, id) else {
+    let known = match host.journal.begin(id, None, Promise::Declined) {
+        Ok(known) => known,
+        Err(error) => {
+            warn!(%error, migration = id, "what became of a migration cannot be said; the controller asks again");
+            return;
+        }
+    };
+    let Some((record, plan)) = known.as_ref().and_then(|record| Some((record, record.plan.as_ref()?))) else {
         info!(migration = id, "no part in this migration; nothing to undo");
         // Which end this host was to be is not said; the controller takes the one that fits.
         for role in [Role::Source, Role::Destination] {
@@ -20,7 +28,6 @@ pub fn answer_abort(host: &Host, id: &str) {
         }
         return;
     };
-    let Some(plan) = &record.plan else { return };
     let news = news(host, id, role(host, plan));
     match record.promise {
         Promise::Committed => news.committed(plan.generation.next(), CutoverReport::default()),
@@ -37,7 +44,15 @@ pub fn answer_settle(host: &Host, id: &str) {
         info!(migration = id, "no part in this migration; nothing to settle");
         return;
     };
-    if matches!(promise, Promise::Committed | Promise::Left) {
+    if promise == Promise::GivenUp {
+        // Not under way, so its QEMU is gone. What the controller wanted before it knew of the commit is old from here on.
+        host.moves.leave(id);
+        if let Err(error) = host.journal.promise(id, Some(&plan), Promise::Left) {
+            warn!(%error, migration = id, "the journal still names a guest that has left");
+            return;
+        }
+    }
+    if matches!(promise, Promise::Committed | Promise::Left | Promise::GivenUp) {
         news(host, id, role(host, &plan)).step(Step::Settled, CutoverReport::default());
     }
 }

@@ -149,16 +149,16 @@ impl Host {
         // The disk may take its time, and others wait for this thread.
         let written = tokio::task::spawn_blocking(move || {
             let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
-            if host.journal.find_move(&plan.id).map_err(journal)?.is_some() {
-                let message = "this host has taken part in this migration before; begin a new one";
-                return Err(Failure::new("ALREADY_DECIDED", message));
-            }
             if let Some(newest) = host.journal.newest(&plan.guest.name).map_err(journal)?
                 && newest > plan.generation
             {
                 return Err(fence::stale_generation(&plan.guest.name, plan.generation, newest));
             }
-            host.journal.promise(&plan.id, Some(&plan), promise).map_err(journal)
+            if host.journal.begin(&plan.id, Some(&plan), promise).map_err(journal)?.is_some() {
+                let message = "this host has taken part in this migration before; begin a new one";
+                return Err(Failure::new("ALREADY_DECIDED", message));
+            }
+            Ok(())
         });
         written.await.unwrap_or_else(|panicked| Err(Failure::new("JOURNAL", panicked.to_string())))
     }

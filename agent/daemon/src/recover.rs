@@ -41,6 +41,7 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
             Promise::Committed => stay(host, plan).await,
             Promise::Sending => keep(host, &id, &plan).await,
             Promise::GivenUp => go_on(host, plan).await,
+            Promise::Declined if plan.destination.host == *host.name() => discard_incoming(host, &plan).await,
             Promise::Declined | Promise::Left => Ok(()),
         };
         if let Err(failure) = taken_up {
@@ -73,6 +74,17 @@ async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(),
     host.journal
         .promise(id, Some(plan), Promise::Declined)
         .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    discard_incoming(host, plan).await?;
+    info!(migration = id, guest = %plan.guest.name, "declined after a restart");
+    tell_aborted(host, plan, v1::Role::Destination);
+    Ok(())
+}
+
+/// What was to receive a guest that this host declined, if the last agent did not get to undoing it.
+async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
+    if host.resident(&plan.guest.name).await.is_some() {
+        return Ok(());
+    }
     let adopted =
         Guest::adopt(plan.guest.name.clone(), host.run_dir(&plan.guest.name)).await.map_err(hypervisor_failure)?;
     if let Some(vm) = adopted {
@@ -83,8 +95,6 @@ async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(),
             warn!(%error, carry_id = %port.carry_id, "a landing stays open");
         }
     }
-    info!(migration = id, guest = %plan.guest.name, "declined after a restart");
-    tell_aborted(host, plan, v1::Role::Destination);
     Ok(())
 }
 

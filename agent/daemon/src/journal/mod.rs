@@ -234,6 +234,26 @@ impl Journal {
         })
     }
 
+    /// The first word on a move binds this host. If one is on record already, gives that, and nothing is written: an answer
+    /// once given does not change.
+    ///
+    /// # Errors
+    /// When it could not be made durable: then nothing was promised.
+    pub fn begin(
+        &self,
+        id: &str,
+        plan: Option<&MigrationPlan>,
+        promise: Promise,
+    ) -> Result<Option<MoveRecord>, JournalError> {
+        self.write(|write| {
+            let known = read_move(write, id)?;
+            if known.is_none() {
+                put_move(write, id, &MoveRecord { plan: plan.cloned(), promise, at_ms: self.stamp() })?;
+            }
+            Ok(known)
+        })
+    }
+
     /// The destination's commit: from now on, durably, this host owns the guest of a move it is [`Promise::Receiving`] in.
     /// [`Journal::follow_commits`] is owed soon after.
     ///
@@ -289,11 +309,7 @@ impl Journal {
 /// A commit that is on disk, into the store: a move this host was receiving is committed and its guest is this host's. Of
 /// anything else the page is an old one.
 fn follow(write: &WriteTransaction, commit: &Commit) -> Result<(), JournalError> {
-    let record = {
-        let moves = write.open_table(MOVES)?;
-        let value = moves.get(commit.id.as_str())?;
-        value.map(|value| serde_json::from_slice::<MoveRecord>(value.value())).transpose()?
-    };
+    let record = read_move(write, &commit.id)?;
     let Some(MoveRecord { plan: Some(plan), promise: Promise::Receiving, at_ms }) = record else { return Ok(()) };
     if plan.generation.next() != commit.generation {
         return Ok(());
@@ -317,10 +333,14 @@ fn put_move(write: &WriteTransaction, id: &str, record: &MoveRecord) -> Result<(
     Ok(())
 }
 
-fn was_undone(write: &WriteTransaction, id: &str) -> Result<bool, JournalError> {
+fn read_move(write: &WriteTransaction, id: &str) -> Result<Option<MoveRecord>, JournalError> {
     let moves = write.open_table(MOVES)?;
-    let record: Option<MoveRecord> = moves.get(id)?.map(|value| serde_json::from_slice(value.value())).transpose()?;
-    Ok(record.is_some_and(|record| record.promise == Promise::Declined))
+    let value = moves.get(id)?;
+    Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+}
+
+fn was_undone(write: &WriteTransaction, id: &str) -> Result<bool, JournalError> {
+    Ok(read_move(write, id)?.is_some_and(|record| record.promise == Promise::Declined))
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>, JournalError> {
@@ -354,5 +374,18 @@ mod tests {
         std::fs::remove_file(&path).expect("removed");
         std::fs::remove_file(path.with_extension("commits")).expect("removed");
         assert!(order.is_sorted_by(|before, after| before < after), "{order:?}");
+    }
+
+    #[test]
+    fn the_first_word_on_a_move_stands() {
+        let directory = std::env::temp_dir().join(format!("throughline-journal-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let journal = Journal::open(&directory.join("journal.redb")).unwrap();
+        assert_eq!(journal.begin("m", None, Promise::Declined).unwrap(), None);
+        let known = journal.begin("m", None, Promise::Sending).unwrap();
+        assert_eq!(known.map(|record| record.promise), Some(Promise::Declined), "an order that comes late is refused");
+        assert_eq!(journal.find_move("m").unwrap().map(|record| record.promise), Some(Promise::Declined));
+        drop(journal);
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -60,13 +60,17 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
 /// Takes up again a migration in which this host had given the guest up when its agent ended.
 ///
 /// # Errors
-/// When that guest is being moved already, or its ports' programs cannot be taken back.
+/// When that guest is being moved already.
 pub async fn resume(host: &Arc<Host>, plan: MigrationPlan, resident: Arc<Resident>) -> Result<(), Failure> {
     let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Source);
     let machine = Source::given_up_before(plan.generation, plan.limits);
     let mut ports = Vec::with_capacity(resident.ports.len());
     for (port, port_plan) in resident.ports.iter().zip(&plan.ports) {
-        ports.push(host.adopt_port(port.clone(), port_plan).await?);
+        match host.adopt_port(port.clone(), port_plan).await {
+            Ok(moving) => ports.push(moving),
+            // The last agent had let its line out and was about to end its part: that is to be done all the same.
+            Err(failure) => warn!(%failure, tap = port.tap.name, "a port has no programs any more"),
+        }
     }
     run(host, plan, resident, Part::Resumed(machine, ports), news)
 }
