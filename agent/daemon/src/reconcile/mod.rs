@@ -166,7 +166,11 @@ async fn forget_lost(host: &Host, desired: &Desired, wanted: &impl Fn(&GuestName
     }
     for owned in host.journal.guests().unwrap_or_default() {
         let name = &owned.spec.name;
-        if wanted(name) || host.moves.concerns(name) || host.resident(name).await.is_some() {
+        if wanted(name) {
+            host.is_wanted(name);
+            continue;
+        }
+        if host.moves.concerns(name) || host.resident(name).await.is_some() || host.is_unconfirmed(name) {
             continue;
         }
         if let Err(error) = host.journal.disown(name) {
