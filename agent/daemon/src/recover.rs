@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use throughline_cutover::{Failure, MigrationPlan};
+use throughline_cutover::{Failure, Generation, MigrationPlan, PortId};
 use throughline_hypervisor::{FdRole, Guest, RunState};
 use throughline_wire::v1;
 use tracing::{info, warn};
@@ -56,8 +56,14 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
 fn is_newest(moves: &[(String, MoveRecord)], plan: &MigrationPlan, at_ms: u64) -> bool {
     let of_guest = moves.iter().filter_map(|(_, record)| Some((record.plan.as_ref()?, record.at_ms)));
     let of_guest = of_guest.filter(|(other, _)| other.guest.name == plan.guest.name);
-    let newest = of_guest.map(|(other, at)| (other.generation, at)).max();
-    newest == Some((plan.generation, at_ms))
+    let newest = of_guest.map(|(other, at)| age(other, at)).max();
+    newest == Some(age(plan, at_ms))
+}
+
+/// What grows from one migration of a guest to the next. A guest that was made anew under an old name begins again with its
+/// generations, but its ports have numbers of their own, higher ones.
+fn age(plan: &MigrationPlan, at_ms: u64) -> (Option<PortId>, Generation, u64) {
+    (plan.guest.ports.iter().map(|port| port.id).max(), plan.generation, at_ms)
 }
 
 /// A move that a later one has overtaken was undone, or it could not have been; only the record was left open.
@@ -100,7 +106,7 @@ async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), 
 
 /// A destination that had committed: if the move was under way, the machine goes on from there.
 async fn stay(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
-    let Some(resident) = host.resident(&plan.guest.name).await else { return Ok(()) };
+    let Some(resident) = host.resident(&plan.guest.name).await else { return mourn(host, &plan) };
     if resident.generation() != plan.generation.next() {
         return Ok(());
     }
@@ -113,6 +119,17 @@ async fn stay(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
         resident.vm.cont().await.map_err(hypervisor_failure)?;
     }
     resumed
+}
+
+/// A destination that had committed, whose QEMU is gone: the guest was this host's, and the controller may not have heard of it.
+fn mourn(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
+    let owned = host.journal.guests().map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    let generation = plan.generation.next();
+    if owned.iter().any(|guest| guest.spec.name == plan.guest.name && guest.generation == generation) {
+        let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Destination);
+        news.committed(generation, v1::CutoverReport::default());
+    }
+    Ok(())
 }
 
 /// A source that had given nothing up: the guest is its own.

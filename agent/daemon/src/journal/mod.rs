@@ -8,7 +8,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -118,7 +118,9 @@ from_redb!(redb::DatabaseError, redb::TransactionError, redb::TableError, redb::
 /// The journal. Every method that writes returns once the bytes are on disk.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    database: Arc<Database>,
+    path: PathBuf,
+    /// None: it could not be opened again.
+    database: Arc<RwLock<Option<Database>>>,
     commits: Arc<Commits>,
     latest_ms: Arc<AtomicU64>,
 }
@@ -134,7 +136,12 @@ impl Journal {
         let database = Database::create(path)?;
         format::check(&database, path)?;
         let commits = Commits::open(&path.with_extension("commits"))?;
-        let journal = Self { database: Arc::new(database), commits: Arc::new(commits), latest_ms: Arc::default() };
+        let journal = Self {
+            path: path.to_owned(),
+            database: Arc::new(RwLock::new(Some(database))),
+            commits: Arc::new(commits),
+            latest_ms: Arc::default(),
+        };
         journal.write(|write| {
             write.open_table(GUESTS)?;
             write.open_table(MOVES)?;
@@ -153,18 +160,45 @@ impl Journal {
         self.latest_ms.fetch_update(Relaxed, Relaxed, |latest| Some(later(latest))).map_or(now, later)
     }
 
+    /// Works on the store. After a failed write, of a full disk above all, the store refuses everything until it is opened
+    /// anew; what it had not made durable is not there then.
+    fn on_store<T>(&self, work: impl Fn(&Database) -> Result<T, JournalError>) -> Result<T, JournalError> {
+        match self.try_on_store(&work) {
+            Err(JournalError::Store(redb::Error::PreviousIo)) => {
+                self.open_again()?;
+                self.try_on_store(&work)
+            }
+            done => done,
+        }
+    }
+
+    fn try_on_store<T>(&self, work: impl Fn(&Database) -> Result<T, JournalError>) -> Result<T, JournalError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        database.as_ref().map_or(Err(JournalError::Store(redb::Error::PreviousIo)), work)
+    }
+
+    fn open_again(&self) -> Result<(), JournalError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // Closed first: the file is locked for as long as it is open.
+        *database = None;
+        *database = Some(Database::create(&self.path)?);
+        Ok(())
+    }
+
     /// One transaction, on disk when it returns. It first follows the commits that are not in the store yet, so that it
     /// sees them and comes after them.
-    fn write<T>(&self, work: impl FnOnce(&WriteTransaction) -> Result<T, JournalError>) -> Result<T, JournalError> {
-        let write = self.database.begin_write()?;
-        let outstanding = self.commits.outstanding();
-        for commit in &outstanding {
-            follow(&write, commit)?;
-        }
-        let done = work(&write)?;
-        write.commit()?;
-        self.commits.followed(&outstanding);
-        Ok(done)
+    fn write<T>(&self, work: impl Fn(&WriteTransaction) -> Result<T, JournalError>) -> Result<T, JournalError> {
+        self.on_store(|database| {
+            let write = database.begin_write()?;
+            let outstanding = self.commits.outstanding();
+            for commit in &outstanding {
+                follow(&write, commit)?;
+            }
+            let done = work(&write)?;
+            write.commit()?;
+            self.commits.followed(&outstanding);
+            Ok(done)
+        })
     }
 
     /// Guests this host owns.
@@ -190,9 +224,10 @@ impl Journal {
     pub fn find_move(&self, id: &str) -> Result<Option<MoveRecord>, JournalError> {
         // Asked first: what the store has followed by then is in the store.
         let committed = self.commits.has(id);
-        let read = self.database.begin_read()?;
-        let value = read.open_table(MOVES)?.get(id)?;
-        let record: Option<MoveRecord> = value.map(|value| serde_json::from_slice(value.value())).transpose()?;
+        let record: Option<MoveRecord> = self.on_store(|database| {
+            let value = database.begin_read()?.open_table(MOVES)?.get(id)?;
+            Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+        })?;
         Ok(record.map(|record| if committed { record.committed() } else { record }))
     }
 
@@ -295,14 +330,15 @@ impl Journal {
         &self,
         table: TableDefinition<'_, &'static str, &'static [u8]>,
     ) -> Result<Vec<(String, T)>, JournalError> {
-        let read = self.database.begin_read()?;
-        let table = read.open_table(table)?;
-        let mut found = Vec::new();
-        for entry in table.iter()? {
-            let (key, value) = entry?;
-            found.push((key.value().to_owned(), serde_json::from_slice(value.value())?));
-        }
-        Ok(found)
+        self.on_store(|database| {
+            let table = database.begin_read()?.open_table(table)?;
+            let mut found = Vec::new();
+            for entry in table.iter()? {
+                let (key, value) = entry?;
+                found.push((key.value().to_owned(), serde_json::from_slice(value.value())?));
+            }
+            Ok(found)
+        })
     }
 }
 

@@ -16,8 +16,10 @@ exactly one host and answers an endpoint on every host, its memory is what it wr
 duplicated but what the table says may be, nothing of the move is left on any host, and the guest can be moved again.
 
 *Kill*: SIGKILL; a daemon is started again half a second later. *Stop*: SIGSTOP, SIGCONT 2 s later. *Cut*: the cable is pulled \
-for 2 s. *Disk full*: no write to a file succeeds for 2 s. *Lost*, *out of order*: packets, as the probes counted them, both \
-ways. *Silence*: longest time without a packet from the guest, that of the emulated guest's own pause included.
+for 2 s. *Disk full*: no write to a file succeeds for 2 s. *Clock*: the daemon's own wall clock, preloaded, for the machine's is \
+not a lab's to set. *Everything of ours on a host*: its agent and its QEMU; the kernel is that of all hosts here. *Lost*, *out of order*: packets, as the probes counted them, both \
+ways. *Silence*: longest time without a packet from the guest, its own pause and, where it is stopped or cut off, that time included. \
+A moment *hit* otherwise than asked was over when the signal went out, in three tries.
 
 ";
 
