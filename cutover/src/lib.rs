@@ -23,8 +23,8 @@ pub use destination::{
 pub use fence::{Mandate, Term};
 pub use machine::Machine;
 pub use model::{
-    Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, OnStall, OwnedGuest, Port,
-    PortPlan, Progress,
+    Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, OnStall, OwnedGuest,
+    Port, PortPlan, Progress,
 };
 pub use names::{FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName};
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, Mtu, PortId, Queues, Vni};

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use throughline_cutover::{
     Boot, CarryId, Coordinator, Destination, DestinationPhase, End, Generation, GuestSpec, HostName, Limits, MacAddr,
-    MarkerPeer, MigrationPlan, Port as PlannedPort, PortId, PortPlan, Queues, Source, Vni,
+    MarkerPeer, MigrationPlan, OnStall, Port as PlannedPort, PortId, PortPlan, Queues, Source, Vni,
 };
 
 use crate::{
@@ -15,7 +15,8 @@ use crate::{
 };
 
 pub(crate) const GENERATION: Generation = Generation(4);
-pub(crate) const LIMITS: Limits = Limits { longest_pause_ms: 300, bandwidth: 1_250_000_000, deadline_ms: 300_000 };
+pub(crate) const LIMITS: Limits =
+    Limits { longest_pause_ms: 300, bandwidth: 1_250_000_000, deadline_ms: 300_000, on_stall: OnStall::GiveUp };
 
 /// A host, by its part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -17,9 +17,10 @@ impl Journal {
     /// # Errors
     /// When the store cannot be read.
     pub fn mandate(&self) -> Result<Option<Mandate>, JournalError> {
-        let read = self.database.begin_read()?;
-        let value = read.open_table(META)?.get(MANDATE)?;
-        Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+        self.on_store(|database| {
+            let value = database.begin_read()?.open_table(META)?.get(MANDATE)?;
+            Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+        })
     }
 
     /// This host obeys a mandate.
@@ -49,8 +50,10 @@ impl Journal {
     /// # Errors
     /// When the store cannot be read.
     pub fn gone(&self, guest: &GuestName) -> Result<Option<Generation>, JournalError> {
-        let read = self.database.begin_read()?;
-        Ok(read.open_table(GONE)?.get(guest.as_str())?.map(|value| Generation(value.value())))
+        self.on_store(|database| {
+            let value = database.begin_read()?.open_table(GONE)?.get(guest.as_str())?;
+            Ok(value.map(|value| Generation(value.value())))
+        })
     }
 
     /// The highest generation at which this host knows a guest, there or gone.
@@ -75,12 +78,15 @@ impl Journal {
     }
 
     pub(super) fn forget_oldest_gone(&self) -> Result<(), JournalError> {
-        let read = self.database.begin_read()?;
-        let mut gone = Vec::new();
-        for entry in read.open_table(GONE)?.iter()? {
-            let (guest, generation) = entry?;
-            gone.push((generation.value(), guest.value().to_owned()));
-        }
+        let mut gone = self.on_store(|database| {
+            let table = database.begin_read()?.open_table(GONE)?;
+            let mut gone = Vec::new();
+            for entry in table.iter()? {
+                let (guest, generation) = entry?;
+                gone.push((generation.value(), guest.value().to_owned()));
+            }
+            Ok(gone)
+        })?;
         if gone.len() <= GONE_KEPT {
             return Ok(());
         }
