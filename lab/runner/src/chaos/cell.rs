@@ -138,7 +138,7 @@ impl Cell {
             cells.extend(Phase::ALL.map(|phase| cell(victim, Fault::Kill, phase)));
         }
         // Two seconds are longer than most moments: these are those that differ.
-        let cut_at = [Phase::Precopy, Phase::Arm, Phase::Told, Phase::Committed, Phase::Carry, Phase::Settle];
+        let cut_at = [Phase::Precopy, Phase::Arm, Phase::Told, Phase::Carry, Phase::Settle];
         for victim in Victim::LINKS {
             cells.extend(cut_at.map(|phase| cell(victim, Fault::Cut, phase)));
         }

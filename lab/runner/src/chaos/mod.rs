@@ -100,6 +100,7 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
         drop(world);
         guard.finish()?;
     }
+    results.write(&options.out)?;
     println!(
         "\n{} of {played} cells are green, {} were not played; see {}",
         played - broken.len(),

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -106,7 +106,9 @@ impl Strike {
                 signals::sleep(AGAIN)?;
                 world.start_again(node)?;
                 world.await_daemons()?;
+                let believed = clock::is_believed(world.stage.lab, node, hour(cell.fault))?;
                 clock::set(world.stage.lab, node, 0)?;
+                ensure!(believed, "the daemon of {node} does not go by the clock it was given");
             }
             Fault::Kill | Fault::Away if is_daemon(cell.victim) => {
                 signals::sleep(if cell.fault == Fault::Away { AWAY } else { AGAIN })?;
@@ -136,6 +138,11 @@ impl Strike {
     }
 }
 
+/// By how much a clock is set.
+fn hour(fault: Fault) -> i64 {
+    if fault == Fault::Behind { -HOUR } else { HOUR }
+}
+
 fn is_daemon(victim: Victim) -> bool {
     !matches!(victim, Victim::SourceQemu | Victim::DestinationQemu)
 }
@@ -160,7 +167,7 @@ fn blow(world: &mut World<'_>, cell: Cell, node: &str) -> Result<Blow> {
         }
         Fault::Ahead | Fault::Behind => {
             let (lab, node, pid) = (world.stage.lab.clone(), node.to_owned(), world.daemon(node)?.child.id() as i32);
-            let seconds = if cell.fault == Fault::Ahead { HOUR } else { -HOUR };
+            let seconds = hour(cell.fault);
             return Ok(Box::new(move || {
                 clock::set(&lab, &node, seconds)?;
                 kill(Pid::from_raw(pid), Signal::SIGKILL)?;
