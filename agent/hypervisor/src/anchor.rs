@@ -25,13 +25,8 @@ const GRANULARITY: u32 = 512;
 const ANCHORS_HOLD: std::ops::RangeInclusive<(i64, i64)> = (7, 2)..=(8, 2);
 
 impl Guest {
-    /// At both ends, before memory moves; at the destination that is all, for there the bitmap comes with the guest. True if
-    /// it has come already.
-    pub(crate) async fn add_anchor_node(&self) -> Result<bool, HypervisorError> {
-        let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
-        if let Some(node) = nodes.into_iter().find(|node| node.node_name.as_deref() == Some(ANCHOR)) {
-            return Ok(node.dirty_bitmaps.is_some_and(|bitmaps| !bitmaps.is_empty()));
-        }
+    /// At both ends, before memory moves; at the destination that is all, for there the bitmap comes with the guest.
+    pub(crate) async fn add_anchor_node(&self) -> Result<(), HypervisorError> {
         let base = qmp::BlockdevOptionsBase {
             node_name: Some(ANCHOR.to_owned()),
             auto_read_only: None,
@@ -43,8 +38,17 @@ impl Guest {
         };
         let size = Some(BITS * i64::from(GRANULARITY));
         let null_co = qmp::BlockdevOptionsNull { size, read_zeroes: Some(true), latency_ns: None };
-        self.execute(qmp::blockdev_add(qmp::BlockdevOptions::null_co { base, null_co })).await?;
-        Ok(false)
+        self.execute(qmp::blockdev_add(qmp::BlockdevOptions::null_co { base, null_co })).await.map(drop)
+    }
+
+    /// What an earlier migration left: a node that was cancelled in its last moment may have stayed inactive, and QEMU ends
+    /// with a failed assertion when it is to make it so again (block.c, `bdrv_inactivate_recurse`).
+    async fn remove_anchor_node(&self) -> Result<(), HypervisorError> {
+        let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
+        if nodes.iter().any(|node| node.node_name.as_deref() == Some(ANCHOR)) {
+            self.execute(qmp::blockdev_del { node_name: ANCHOR.to_owned() }).await?;
+        }
+        Ok(())
     }
 
     /// Source: from now on a migration does not end before [`Guest::let_stop`].
@@ -53,9 +57,8 @@ impl Guest {
         if !ANCHORS_HOLD.contains(&(major, minor)) {
             return Err(HypervisorError::Version { guest: self.name().clone(), major, minor });
         }
-        if self.add_anchor_node().await? {
-            return Ok(());
-        }
+        self.remove_anchor_node().await?;
+        self.add_anchor_node().await?;
         let bitmap = qmp::BlockDirtyBitmapAdd {
             node: ANCHOR.to_owned(),
             name: ANCHOR.to_owned(),
