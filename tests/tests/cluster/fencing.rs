@@ -19,7 +19,7 @@ use crate::probe::Probe;
 const SECOND: &str = "192.0.2.1:7800";
 const AGENTS: [&str; 3] = ["h1", "h2", "peer"];
 /// How long agents may take to find a controller that was away.
-const BACK: Duration = Duration::from_secs(20);
+const BACK: Duration = Duration::from_secs(60);
 
 /// The command line of a daemon.
 type CommandLine = Vec<String>;
