@@ -19,7 +19,7 @@ use crate::probe::Probe;
 const SECOND: &str = "192.0.2.1:7800";
 const AGENTS: [&str; 3] = ["h1", "h2", "peer"];
 /// How long agents may take to find a controller that was away.
-const BACK: Duration = Duration::from_secs(60);
+const BACK: Duration = Duration::from_secs(20);
 
 /// The command line of a daemon.
 type CommandLine = Vec<String>;
@@ -189,8 +189,13 @@ fn of_two_controllers_one_commands() {
     start_daemon(&mut lab, "ctl", &second);
 
     // A host is taken over by the second, and comes back to the first.
+    let obeyed =
+        |lab: &Lab| fs::read_to_string(lab.log("h1")).unwrap_or_default().matches("obeys this controller").count();
+    let before = obeyed(&lab);
     let agent = kill_daemon(&lab, "h1", "h1");
     start_daemon(&mut lab, "h1", &with(&agent, "--controller", &format!("http://{SECOND}")));
+    // It is connected a moment before it has written that down.
+    wait_for("h1 obeys the second controller", BACK, || (obeyed(&lab) > before).then_some(()));
     wait_for("the second controller commands h1", BACK, || {
         let url = format!("http://{SECOND}");
         let host = lab.throughline(&["--controller", &url, "host", "get", "h1"]);
