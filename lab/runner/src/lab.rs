@@ -89,6 +89,17 @@ impl Lab {
             .with_context(|| format!("lab {} is in use by another throughline-lab: end that one first", self.name))
     }
 
+    /// Makes its directory.
+    pub(crate) fn make_state(&self) -> Result<()> {
+        loop {
+            match fs::create_dir_all(&self.state) {
+                // Another lab took the common directory along just when this one's was to be made in it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                made => return made.with_context(|| format!("cannot make {}", self.state.display())),
+            }
+        }
+    }
+
     /// Forgets it, once nothing is left of it.
     pub(crate) fn remove_state(&self) -> Result<()> {
         match fs::remove_dir_all(&self.state) {

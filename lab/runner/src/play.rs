@@ -34,7 +34,7 @@ pub(crate) fn up(lab: &Lab, topology: &Topology) -> Result<Operator> {
 /// As [`up`], without the daemons.
 pub(crate) fn hosts_up(lab: &Lab, topology: &Topology) -> Result<()> {
     teardown::down(lab)?;
-    fs::create_dir_all(lab.state())?;
+    lab.make_state()?;
     for node in &topology.nodes {
         // The directory first: it is what a later `down` finds the namespace by.
         fs::create_dir_all(lab.node_state(&node.name))?;
