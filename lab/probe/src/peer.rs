@@ -77,6 +77,28 @@ pub struct Report {
     pub stream: StreamReport,
 }
 
+impl Report {
+    /// Numbered packets that have not arrived, echoes among them.
+    pub fn missing(&self) -> u64 {
+        self.to_guest.lost + self.echoes.lost + self.from_guest.lost
+    }
+
+    /// Packets and echoes the guest sent that did not arrive. An echo of a packet that never came was never sent.
+    pub fn lost_from_guest(&self) -> u64 {
+        self.from_guest.lost + self.to_guest.arrived.saturating_sub(self.echoes.arrived)
+    }
+
+    /// Arrivals of what had already arrived, both ways, pings included. A packet that came twice is echoed twice.
+    pub fn duplicated(&self) -> u64 {
+        self.to_guest.duplicated.max(self.echoes.duplicated) + self.from_guest.duplicated + self.ping.duplicated
+    }
+
+    /// Arrivals after a later one of the same probe, both ways, pings included. A packet that came late is echoed late.
+    pub fn reordered(&self) -> u64 {
+        self.to_guest.reordered.max(self.echoes.reordered) + self.from_guest.reordered + self.ping.reordered
+    }
+}
+
 /// The TCP stream between two marks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamReport {

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 mod bench;
 mod chaos;
 mod demo;
+mod kept;
 mod lab;
 mod namespace;
 mod operator;

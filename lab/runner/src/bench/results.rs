@@ -1,20 +1,18 @@
 //! What is kept of a bench: each part with its command, its time and its machine.
 
 use std::env;
-use std::fs;
-use std::io;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::continuity::Continuity;
 use super::cost::Cost;
 use super::report;
 use crate::demo::budget;
+use crate::kept;
 
 const JSON: &str = "results.json";
 const TEXT: &str = "results.md";
@@ -60,25 +58,12 @@ pub(super) struct Machine {
 impl Results {
     /// What an earlier bench left; nothing if there was none.
     pub(super) fn read(directory: &Path) -> Result<Self> {
-        let path = directory.join(JSON);
-        match fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json).with_context(|| {
-                format!("{} is of another version of the bench: remove it, and measure anew", path.display())
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-        }
+        kept::read(&directory.join(JSON), "measure anew")
     }
 
     /// Writes both files.
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
-        fs::create_dir_all(directory)?;
-        let json = serde_json::to_string_pretty(self)? + "\n";
-        for (name, text) in [(JSON, json), (TEXT, report::of(self))] {
-            let path = directory.join(name);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
+        kept::write(self, &directory.join(JSON), &report::of(self), &directory.join(TEXT))
     }
 }
 
@@ -93,14 +78,13 @@ impl<T> Part<T> {
         };
         Ok(Self {
             command,
-            at: said("date", &["-u", "+%F %H:%M"])?,
+            at: kept::now()?,
             minutes: began.elapsed().as_secs_f64() / 60.0,
             machine: Machine {
-                kernel: said("uname", &["-r"])?,
+                kernel: kept::said("uname", &["-r"])?,
                 cpus: thread::available_parallelism()?.get(),
-                qemu: said("qemu-system-x86_64", &["--version"])?,
-                // Built from no checkout: then it has no name.
-                version: said("git", &["describe", "--always", "--dirty"]).unwrap_or_default(),
+                qemu: kept::said("qemu-system-x86_64", &["--version"])?,
+                version: kept::version(),
             },
             result,
         })
@@ -114,15 +98,10 @@ impl<T> Part<T> {
     }
 }
 
-/// The first line a command prints.
-fn said(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
-    anyhow::ensure!(output.status.success(), "{program} ended with {}", output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

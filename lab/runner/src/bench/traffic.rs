@@ -11,9 +11,9 @@ use throughline_probe::peer::{Report, Retransmission};
 
 use super::load::{Flood, Load};
 use super::way::Moved;
-use crate::demo::cast;
 use crate::demo::probe::Probe;
 use crate::demo::probes::BOOT;
+use crate::demo::{cast, late};
 use crate::lab::Lab;
 use crate::play::sibling;
 use crate::signals;
@@ -27,8 +27,7 @@ const WARM_UP: Duration = Duration::from_millis(1000);
 /// After a move: late retransmissions (a timeout takes TCP at least 200 ms) still belong to it.
 const AFTERMATH: Duration = Duration::from_millis(700);
 
-/// After a window's last packet was sent: by then all should have arrived. What has not is waited for as long again, and
-/// again while there is less and less of it: a guest that is behind has not lost it.
+/// After a window's last packet was sent: by then all should have arrived. What has not is waited for as long again.
 const DRAIN: Duration = Duration::from_millis(1500);
 
 /// How often it is waited for.
@@ -144,19 +143,13 @@ impl<'a> Traffic<'a> {
     /// What the paced probes saw between two marks.
     fn report(&mut self, from: usize, to: usize) -> Result<Report> {
         let question = format!("report {from} {to}");
-        let missing = |report: &Report| report.to_guest.lost + report.echoes.lost + report.from_guest.lost;
-        let mut report: Report = self.paced.ask(&question, ANSWER)?;
-        for _ in 0..LATE {
-            if missing(&report) == 0 {
-                break;
-            }
-            signals::sleep(DRAIN)?;
-            let before = missing(&std::mem::replace(&mut report, self.paced.ask(&question, ANSWER)?));
-            if missing(&report) == before {
-                break;
-            }
-        }
-        Ok(report)
+        let mut before = None;
+        // What is lost by the thousand does not get less, and is not waited for to the end.
+        let whole = |report: &Report| {
+            let missing = report.missing();
+            missing == 0 || before.replace(missing) == Some(missing)
+        };
+        late::wait(DRAIN, LATE, whole, || self.paced.ask(&question, ANSWER))
     }
 }
 
@@ -193,17 +186,9 @@ impl Window {
             lost_after_run: late(lost_sent_at_ns)
                 + floods.iter().map(|flood| late(&flood.lost_sent_at_ns)).sum::<u64>(),
             sent_from_guest: from_guest.sent + to_guest.arrived,
-            // An echo of a packet that never came was never sent.
-            lost_from_guest: from_guest.lost + to_guest.arrived.saturating_sub(echoes.arrived),
-            // A packet that came twice is echoed twice, one that came late is echoed late.
-            duplicated: to_guest.duplicated.max(echoes.duplicated)
-                + from_guest.duplicated
-                + ping.duplicated
-                + sum(|flood| flood.duplicated),
-            reordered: to_guest.reordered.max(echoes.reordered)
-                + from_guest.reordered
-                + ping.reordered
-                + sum(|flood| flood.reordered),
+            lost_from_guest: paced.lost_from_guest(),
+            duplicated: paced.duplicated() + sum(|flood| flood.duplicated),
+            reordered: paced.reordered() + sum(|flood| flood.reordered),
             retransmits: segments(&after),
             retransmits_before: segments(&before),
             resets: Faults::of(paced).resets + sum(|flood| flood.bulk.resets),

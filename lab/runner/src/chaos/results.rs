@@ -2,17 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::cell::Cell;
 use super::report;
 use super::run::Seen;
+use crate::kept;
 
 /// All cells that were ever played; an absent one was not.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -40,55 +38,26 @@ pub(super) struct Played {
 
 impl Played {
     pub(super) fn new(tries: u32, seconds: f64, seen: Seen, broken: Vec<String>) -> Result<Self> {
-        Ok(Self {
-            at: said("date", &["-u", "+%F %H:%M"])?,
-            // Built from no checkout: then it has no name.
-            version: said("git", &["describe", "--always", "--dirty"]).unwrap_or_default(),
-            tries,
-            seconds,
-            seen,
-            broken,
-        })
+        Ok(Self { at: kept::now()?, version: kept::version(), tries, seconds, seen, broken })
     }
 }
 
 impl Results {
     /// What earlier runs left beside the table; nothing if there were none.
     pub(super) fn read(table: &Path) -> Result<Self> {
-        let path = json_beside(table);
-        match fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json).with_context(|| {
-                format!("{} is of another version of the suite: remove it, and play anew", path.display())
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-        }
+        kept::read(&json_beside(table), "play anew")
     }
 
     /// Writes the table, and the figures behind it beside it. Cells that are no more are forgotten.
     pub(super) fn write(&mut self, table: &Path) -> Result<()> {
         let names: Vec<String> = Cell::all().iter().map(Cell::to_string).collect();
         self.cells.retain(|name, _| names.contains(name));
-        if let Some(directory) = table.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        let json = serde_json::to_string_pretty(self)? + "\n";
-        for (path, text) in [(json_beside(table), json), (table.to_owned(), report::of(self))] {
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
+        kept::write(self, &json_beside(table), &report::of(self), table)
     }
 }
 
 fn json_beside(table: &Path) -> PathBuf {
     table.with_extension("json")
-}
-
-/// The first line a command prints.
-fn said(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
-    anyhow::ensure!(output.status.success(), "{program} ended with {}", output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
 }
 
 /// Where the agents' logs of cells that went wrong are put.
@@ -99,6 +68,8 @@ pub(super) fn evidence() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,14 +1,16 @@
 //! What the probes saw around one cell.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use throughline_probe::peer::Report;
 
+use crate::demo::late;
 use crate::demo::probes::Probes;
-use crate::signals;
 
-/// Before anybody asks what has arrived, and how often it is asked again if something has not.
-const DRAIN: std::time::Duration = std::time::Duration::from_millis(400);
+/// How long, and how often, what has not arrived is waited for.
+const DRAIN: Duration = Duration::from_millis(400);
 const LATE: u32 = 10;
 /// How many lost packets are traced.
 const TRACED: usize = 2;
@@ -63,15 +65,8 @@ impl Window {
     /// Ends it: what happened since it began.
     pub(super) fn end(&mut self, probes: &mut Probes, hosts: &[&str]) -> Result<Counts> {
         let (from, to) = (self.mark.take().unwrap_or_default(), probes.mark()?);
-        let mut report = probes.report(from, to)?;
-        for _ in 0..LATE {
-            let missing = report.to_guest.lost + report.echoes.lost + report.from_guest.lost + report.ping.lost;
-            if missing + report.stream.undelivered == 0 {
-                break;
-            }
-            signals::sleep(DRAIN)?;
-            report = probes.report(from, to)?;
-        }
+        let whole = |report: &Report| report.missing() + report.ping.lost + report.stream.undelivered == 0;
+        let report = late::wait(DRAIN, LATE, whole, || probes.report(from, to))?;
         let mut counts = self.counted(&report);
         if counts.lost_to_guest > 0 {
             for host in hosts {
@@ -90,7 +85,7 @@ impl Window {
     }
 
     fn counted(&mut self, report: &Report) -> Counts {
-        let Report { to_guest, echoes, from_guest, ping, memory, stream, lost_sent_at_ns } = report;
+        let Report { to_guest, from_guest, ping, memory, stream, lost_sent_at_ns, .. } = report;
         let since = |before: &mut u64, now: u64| {
             let more = now.saturating_sub(*before);
             *before = now;
@@ -99,11 +94,9 @@ impl Window {
         Counts {
             sent: to_guest.sent + from_guest.sent,
             lost_to_guest: to_guest.lost + ping.lost,
-            // An echo of a packet that never came was never sent.
-            lost_from_guest: from_guest.lost + to_guest.arrived.saturating_sub(echoes.arrived),
-            // A packet that came twice is echoed twice, one that came late is echoed late.
-            duplicated: to_guest.duplicated.max(echoes.duplicated) + from_guest.duplicated + ping.duplicated,
-            reordered: to_guest.reordered.max(echoes.reordered) + from_guest.reordered + ping.reordered,
+            lost_from_guest: report.lost_from_guest(),
+            duplicated: report.duplicated(),
+            reordered: report.reordered(),
             resets: since(&mut self.resets, stream.resets),
             damaged: since(&mut self.damaged, stream.corrupted) + stream.undelivered,
             corrupted: since(&mut self.corrupted, memory.corrupted),

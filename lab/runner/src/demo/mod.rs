@@ -5,6 +5,7 @@ pub(crate) mod budget;
 mod delivery;
 mod idle;
 pub(crate) mod image;
+pub(crate) mod late;
 pub(crate) mod move_guest;
 pub(crate) mod probe;
 pub(crate) mod probes;

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use throughline_probe::peer::Report;
 
 use super::cast;
+use super::late;
 use super::probes::Probes;
 use super::record::{Cutover, Run, Taps};
 use crate::bench::way::Moved;
@@ -18,7 +20,7 @@ const AFTERMATH: Duration = Duration::from_millis(500);
 /// After a run's last packet was sent, before anybody asks what has arrived.
 const DRAIN: Duration = Duration::from_millis(1500);
 
-/// How often it is asked again if something has not: a guest kept from running is late, and what is late is not lost.
+/// How often what has not is waited for as long again.
 const LATE: u32 = 4;
 
 /// Moves the guest as an operator would.
@@ -66,14 +68,8 @@ impl<'a> Judge<'a> {
         let end = self.probes.mark()?;
         signals::sleep(DRAIN)?;
         let taps = Taps { source: self.probes.sightings(from)?.frames, destination: self.probes.sightings(to)?.frames };
-        let mut report = self.probes.report(self.mark, end)?;
-        for _ in 0..LATE {
-            if report.to_guest.lost + report.echoes.lost + report.from_guest.lost == 0 {
-                break;
-            }
-            signals::sleep(DRAIN)?;
-            report = self.probes.report(self.mark, end)?;
-        }
+        let report =
+            late::wait(DRAIN, LATE, |report: &Report| report.missing() == 0, || self.probes.report(self.mark, end))?;
         self.mark = end;
         Run::of(from, to, &cutover, &report, &taps)
     }

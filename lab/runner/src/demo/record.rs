@@ -182,11 +182,9 @@ impl Run {
             lost_to_guest: to_guest.lost + ping.lost,
             pings_lost: ping.lost,
             lost_traces: to_guest.lost_numbers.iter().take(TRACED).map(trace).collect(),
-            // An echo of a packet that never came was never sent.
-            lost_from_guest: from_guest.lost + to_guest.arrived.saturating_sub(echoes.arrived),
-            // A packet that came twice is echoed twice, one that came late is echoed late.
-            duplicated: to_guest.duplicated.max(echoes.duplicated) + from_guest.duplicated + ping.duplicated,
-            reordered: to_guest.reordered.max(echoes.reordered) + from_guest.reordered + ping.reordered,
+            lost_from_guest: probes.lost_from_guest(),
+            duplicated: probes.duplicated(),
+            reordered: probes.reordered(),
             displacement: [to_guest, echoes, from_guest, ping]
                 .map(|probe| probe.displacement)
                 .into_iter()
