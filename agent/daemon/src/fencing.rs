@@ -29,12 +29,11 @@ pub async fn heed(host: &Arc<Host>, offered: Option<v1::Mandate>) -> Result<(), 
     let host = host.clone();
     // The disk may take its time, and others wait for this thread.
     let written = tokio::task::spawn_blocking(move || {
-        let journal = |error: crate::journal::JournalError| Failure::new("JOURNAL", error.to_string());
-        let known = host.journal.mandate().map_err(journal)?;
+        let known = host.journal.mandate()?;
         match fence::obey(known.as_ref(), &offered)? {
             Obedience::Known => Ok(()),
             Obedience::ToRecord => {
-                host.journal.obey(&offered).map_err(journal)?;
+                host.journal.obey(&offered)?;
                 info!(fabric = %offered.fabric, term = %offered.term, "obeys this controller");
                 Ok(())
             }

@@ -12,13 +12,7 @@ use throughline_cutover::{DestinationEvent, Failure, GuestName, MigrationPlan, S
 use throughline_wire::v1::FromDestination;
 use tokio::sync::mpsc;
 
-use crate::{
-    host::Host,
-    journal::{JournalError, Promise},
-    lock::lock,
-    slot::Slot,
-    uplink::MigrationNews,
-};
+use crate::{host::Host, journal::Promise, lock::lock, slot::Slot, uplink::MigrationNews};
 
 /// Answers to the source go in here.
 pub type ToSource = mpsc::UnboundedSender<Result<FromDestination, tonic::Status>>;
@@ -148,13 +142,12 @@ impl Host {
         let (host, plan) = (self.clone(), plan.clone());
         // The disk may take its time, and others wait for this thread.
         let written = tokio::task::spawn_blocking(move || {
-            let journal = |error: JournalError| Failure::new("JOURNAL", error.to_string());
-            if let Some(newest) = host.journal.newest(&plan.guest.name).map_err(journal)?
+            if let Some(newest) = host.journal.newest(&plan.guest.name)?
                 && newest > plan.generation
             {
                 return Err(fence::stale_generation(&plan.guest.name, plan.generation, newest));
             }
-            if host.journal.begin(&plan.id, Some(&plan), promise).map_err(journal)?.is_some() {
+            if host.journal.begin(&plan.id, Some(&plan), promise)?.is_some() {
                 let message = "this host has taken part in this migration before; begin a new one";
                 return Err(Failure::new("ALREADY_DECIDED", message));
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use throughline_cutover::{Failure, Generation, MigrationPlan, PortId};
+use throughline_cutover::{Failure, MigrationPlan};
 use throughline_hypervisor::{FdRole, Guest, RunState};
 use throughline_wire::v1;
 use tracing::{info, warn};
@@ -21,15 +21,14 @@ use crate::{
 /// # Errors
 /// When the journal cannot be read. A guest or move that cannot be taken back is logged and left as it is.
 pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
-    let journal = |error: crate::journal::JournalError| Failure::new("JOURNAL", error.to_string());
-    for owned in host.journal.guests().map_err(journal)? {
+    for owned in host.journal.guests()? {
         match host.adopt(&owned).await {
             Ok(Some(resident)) => host.settle_in(Arc::new(resident)).await,
             Ok(None) => warn!(guest = %owned.spec.name, "was here, its QEMU is gone"),
             Err(failure) => warn!(guest = %owned.spec.name, %failure, "cannot be taken back"),
         }
     }
-    let moves = host.journal.moves().map_err(journal)?;
+    let moves = host.journal.moves()?;
     for (id, record) in &moves {
         let (id, Some(plan)) = (id.clone(), record.plan.clone()) else { continue };
         if !is_newest(&moves, &plan, record.at_ms) {
@@ -41,29 +40,23 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
             Promise::Committed => stay(host, plan).await,
             Promise::Sending => keep(host, &id, &plan).await,
             Promise::GivenUp => go_on(host, plan).await,
-            Promise::Declined if plan.destination.host == *host.name() => discard_incoming(host, &plan).await,
-            Promise::Declined | Promise::Left => Ok(()),
+            Promise::Declined => discard_incoming(host, &plan).await,
+            Promise::Left => Ok(()),
         };
         if let Err(failure) = taken_up {
             warn!(migration = id, %failure, "could not be taken up after the restart");
         }
     }
     discard_leftovers(host).await;
-    host.journal.clear_out().map_err(journal)
+    Ok(host.journal.clear_out()?)
 }
 
 /// Whether no later migration of the same guest is on record: only the newest may touch the guest.
 fn is_newest(moves: &[(String, MoveRecord)], plan: &MigrationPlan, at_ms: u64) -> bool {
     let of_guest = moves.iter().filter_map(|(_, record)| Some((record.plan.as_ref()?, record.at_ms)));
     let of_guest = of_guest.filter(|(other, _)| other.guest.name == plan.guest.name);
-    let newest = of_guest.map(|(other, at)| age(other, at)).max();
-    newest == Some(age(plan, at_ms))
-}
-
-/// What grows from one migration of a guest to the next. A guest that was made anew under an old name begins again with its
-/// generations, but its ports have numbers of their own, higher ones.
-fn age(plan: &MigrationPlan, at_ms: u64) -> (Option<PortId>, Generation, u64) {
-    (plan.guest.ports.iter().map(|port| port.id).max(), plan.generation, at_ms)
+    let newest = of_guest.map(|(other, at)| (other.generation, at)).max();
+    newest == Some((plan.generation, at_ms))
 }
 
 /// A move that a later one has overtaken was undone, or it could not have been; only the record was left open.
@@ -77,18 +70,18 @@ fn end_stale(host: &Host, id: &str, plan: &MigrationPlan, promise: Promise) {
 
 /// A destination that had not committed: it never will.
 async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Failure> {
-    host.journal
-        .promise(id, Some(plan), Promise::Declined)
-        .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    host.journal.promise(id, Some(plan), Promise::Declined)?;
     discard_incoming(host, plan).await?;
     info!(migration = id, guest = %plan.guest.name, "declined after a restart");
     tell_aborted(host, plan, v1::Role::Destination);
     Ok(())
 }
 
-/// What was to receive a guest that this host declined, if the last agent did not get to undoing it.
+/// What was to receive a guest that this host declined, if the last agent did not get to undoing it. A guest on record here,
+/// taken back or not, is none of that.
 async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
-    if host.resident(&plan.guest.name).await.is_some() {
+    let owned = host.journal.guests()?.iter().any(|owned| owned.spec.name == plan.guest.name);
+    if owned || plan.destination.host != *host.name() {
         return Ok(());
     }
     let adopted =
@@ -123,7 +116,7 @@ async fn stay(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
 
 /// A destination that had committed, whose QEMU is gone: the guest was this host's, and the controller may not have heard of it.
 fn mourn(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
-    let owned = host.journal.guests().map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    let owned = host.journal.guests()?;
     let generation = plan.generation.next();
     if owned.iter().any(|guest| guest.spec.name == plan.guest.name && guest.generation == generation) {
         let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Destination);
@@ -146,9 +139,7 @@ async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Fa
             release_and_close(host, &resident, plan).await?;
         }
     }
-    host.journal
-        .promise(id, Some(plan), Promise::Declined)
-        .map_err(|error| Failure::new("JOURNAL", error.to_string()))?;
+    host.journal.promise(id, Some(plan), Promise::Declined)?;
     if host.resident(&plan.guest.name).await.is_none() {
         let news = MigrationNews::new(host.uplink.clone(), id.to_owned(), v1::Role::Source);
         news.aborted(source::lost_here(plan), v1::CutoverReport::default());

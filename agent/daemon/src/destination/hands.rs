@@ -53,7 +53,6 @@ pub(super) struct DestinationHands {
     to_source: Option<ToSource>,
     news: MigrationNews,
     vm: Option<Guest>,
-    /// Ends with the QEMU it watches.
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     line_watch: Option<AbortHandle>,
@@ -87,16 +86,6 @@ impl DestinationHands {
     pub(super) fn take_up(&mut self, resident: &Resident, ports: Vec<MovingPort>) {
         self.vm = Some(resident.vm.clone());
         *lock(&self.ports) = ports;
-    }
-
-    /// The plan it carries out.
-    pub(super) fn plan(&self) -> &Arc<MigrationPlan> {
-        &self.plan
-    }
-
-    /// What the controller hears of it.
-    pub(super) fn news(&self) -> &MigrationNews {
-        &self.news
     }
 
     /// Devices, programs (mute first, bridge after), QEMU listening.
@@ -165,7 +154,7 @@ impl DestinationHands {
                     lock(&report).committed_at_ns = real_ns();
                     DestinationEvent::CommitRecorded
                 }
-                Err(error) => DestinationEvent::CommitFailed(Failure::new("JOURNAL", error.to_string())),
+                Err(error) => DestinationEvent::CommitFailed(error.into()),
             };
             let committed = event == DestinationEvent::CommitRecorded;
             let _ = events.send(event);

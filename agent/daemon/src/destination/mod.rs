@@ -38,33 +38,7 @@ fn try_expect(host: &Arc<Host>, plan: MigrationPlan, news: MigrationNews) -> Res
     if host.config.peer_only {
         return Err(Failure::new("HOST_PEER_ONLY", format!("{} runs no guests", host.name())));
     }
-    let plan = Arc::new(plan);
-    let (events, mut queue) = mpsc::unbounded_channel();
-    let caller = Slot::empty();
-    let one =
-        Move::Destination { plan: plan.clone(), events: events.clone(), caller: caller.clone(), news: news.clone() };
-    if !host.moves.enter(one) {
-        return Err(already_migrating(&plan.guest.name));
-    }
-    // The queue is new and its receiver is here.
-    let _ = events.send(DestinationEvent::Announced);
-    let span = info_span!("destination", migration = plan.id, guest = %plan.guest.name);
-    let host = host.clone();
-    tokio::spawn(
-        async move {
-            let id = plan.id.clone();
-            if let Err(failure) = host.take_part(&plan, Promise::Receiving).await {
-                host.moves.withdraw(&id);
-                refuse(&news, failure);
-                return;
-            }
-            let machine = Destination::new(plan.generation, plan.limits, GatePeer::all(&plan));
-            let hands = DestinationHands::new(host.clone(), plan, events, caller, news);
-            play(&host, machine, hands, &mut queue).await;
-        }
-        .instrument(span),
-    );
-    Ok(())
+    run(host, plan, Part::New, news)
 }
 
 /// Takes up again a migration in which this host owned the guest when its agent ended: the gate still waits for what comes
@@ -80,10 +54,20 @@ pub async fn resume(host: &Arc<Host>, plan: MigrationPlan, resident: Arc<Residen
         host.watch_gate(&moving);
         ports.push(moving);
     }
-    let open = ports.iter().all(MovingPort::is_released);
-    let machine = Destination::committed_before(plan.generation, plan.limits, GatePeer::all(&plan), open);
-    let plan = Arc::new(plan);
     let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Destination);
+    run(host, plan, Part::Resumed(resident, ports), news)
+}
+
+/// This host's part in a migration.
+enum Part {
+    /// Not promised yet.
+    New,
+    /// Committed before this agent began, with the ports as they were.
+    Resumed(Arc<Resident>, Vec<MovingPort>),
+}
+
+fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -> Result<(), Failure> {
+    let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
     let caller = Slot::empty();
     let one =
@@ -97,28 +81,32 @@ pub async fn resume(host: &Arc<Host>, plan: MigrationPlan, resident: Arc<Residen
     let host = host.clone();
     tokio::spawn(
         async move {
-            let mut hands = DestinationHands::new(host.clone(), plan, events, caller, news);
-            hands.take_up(&resident, ports);
-            play(&host, machine, hands, &mut queue).await;
+            let (generation, limits, awaited) = (plan.generation, plan.limits, GatePeer::all(&plan));
+            let mut hands = DestinationHands::new(host.clone(), plan.clone(), events, caller, news.clone());
+            let machine = match part {
+                Part::New => {
+                    if let Err(failure) = host.take_part(&plan, Promise::Receiving).await {
+                        host.moves.withdraw(&plan.id);
+                        refuse(&news, failure);
+                        return;
+                    }
+                    Destination::new(generation, limits, awaited)
+                }
+                Part::Resumed(resident, ports) => {
+                    let open = ports.iter().all(MovingPort::is_released);
+                    hands.take_up(&resident, ports);
+                    Destination::committed_before(generation, limits, awaited, open)
+                }
+            };
+            let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
+            drive(machine, &mut hands, &mut queue, host.clock).await;
+            drop(hands);
+            drop(frozen);
+            host.moves.leave(&plan.id);
+            news.repeat();
+            host.look_again.notify_one();
         }
         .instrument(span),
     );
     Ok(())
-}
-
-/// This host's part, to its end.
-async fn play(
-    host: &Arc<Host>,
-    machine: Destination,
-    mut hands: DestinationHands,
-    events: &mut mpsc::UnboundedReceiver<DestinationEvent>,
-) {
-    let (plan, news) = (hands.plan().clone(), hands.news().clone());
-    let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
-    drive(machine, &mut hands, events, host.clock).await;
-    drop(hands);
-    drop(frozen);
-    host.moves.leave(&plan.id);
-    news.repeat();
-    host.look_again.notify_one();
 }

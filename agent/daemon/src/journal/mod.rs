@@ -16,7 +16,7 @@ use std::{
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use throughline_cutover::{GuestName, MigrationPlan, OwnedGuest};
+use throughline_cutover::{Failure, GuestName, MigrationPlan, OwnedGuest};
 
 use commits::{Commit, Commits};
 
@@ -32,7 +32,7 @@ fn owned_by_destination(plan: &MigrationPlan) -> OwnedGuest {
 }
 
 /// How far this host has bound itself in a migration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Promise {
     /// Source: takes part, has given nothing up.
     Sending,
@@ -106,6 +106,13 @@ pub enum JournalError {
         /// The newest that is known.
         known: u64,
     },
+}
+
+/// As the fabric reports it.
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        Self::new("JOURNAL", error.to_string())
+    }
 }
 
 macro_rules! from_redb {

@@ -15,7 +15,6 @@ use tracing::{info, warn};
 
 use crate::{
     host::Host,
-    journal::JournalError,
     resident::{Resident, hypervisor_failure},
 };
 
@@ -107,7 +106,7 @@ async fn have_guest(host: &Arc<Host>, spec: &GuestSpec, order: Order, failed: &m
     let name = &spec.name;
     let resident = host.resident(name).await;
     let held = resident.as_ref().map(|resident| resident.generation());
-    let gone = host.journal.gone(name).map_err(journal_failure)?;
+    let gone = host.journal.gone(name)?;
     match (resident, fence::have(name, held, gone, order.generation, order.boot)) {
         (Some(resident), Have::Raise) => raise(host, &resident, order.generation)?,
         (Some(_), Have::Refuse(failure)) => return Err(failure),
@@ -132,15 +131,10 @@ async fn have_guest(host: &Arc<Host>, spec: &GuestSpec, order: Order, failed: &m
 
 /// The record affirms at a higher generation that the guest is this host's.
 fn raise(host: &Host, resident: &Resident, generation: Generation) -> Result<(), Failure> {
-    host.journal.own(&resident.owned_at(generation)).map_err(journal_failure)?;
+    host.journal.own(&resident.owned_at(generation))?;
     info!(guest = %resident.spec.name, held = %resident.generation(), %generation, "held at a higher generation from now on");
     resident.raise(generation);
     Ok(())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "used as map_err's function")]
-fn journal_failure(error: JournalError) -> Failure {
-    Failure::new("JOURNAL", error.to_string())
 }
 
 async fn boot(host: &Host, spec: &GuestSpec, generation: Generation) -> Result<Arc<Resident>, Failure> {
@@ -159,7 +153,7 @@ async fn boot(host: &Host, spec: &GuestSpec, generation: Generation) -> Result<A
         return Err(Failure::new("GUEST_LOST", message));
     }
     let owned = OwnedGuest { spec: spec.clone(), generation, vnis };
-    host.journal.own(&owned).map_err(journal_failure)?;
+    host.journal.own(&owned)?;
     let booted = host.boot(spec, generation, &segments).await;
     if booted.is_err()
         && let Err(error) = host.journal.disown(&spec.name)
@@ -197,9 +191,9 @@ async fn end_guests(host: &Host, desired: &Desired, failed: &mut Failed, problem
 async fn end_guest(host: &Host, name: &GuestName, ordered: Generation) -> Result<bool, Failure> {
     let Some(resident) = host.resident(name).await else {
         // On record here, but it could not be taken back.
-        let owned = host.journal.guests().map_err(journal_failure)?.into_iter().find(|owned| owned.spec.name == *name);
+        let owned = host.journal.guests()?.into_iter().find(|owned| owned.spec.name == *name);
         if owned.is_some_and(|owned| owned.generation <= ordered) {
-            host.journal.ended(name, ordered).map_err(journal_failure)?;
+            host.journal.ended(name, ordered)?;
         }
         return Ok(false);
     };
@@ -207,6 +201,6 @@ async fn end_guest(host: &Host, name: &GuestName, ordered: Generation) -> Result
     resident.vm.quit().await.map_err(hypervisor_failure)?;
     info!(guest = %name, %ordered, "ended");
     host.move_out(name).await;
-    host.journal.ended(name, ordered).map_err(journal_failure)?;
+    host.journal.ended(name, ordered)?;
     Ok(true)
 }

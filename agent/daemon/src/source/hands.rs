@@ -188,7 +188,7 @@ impl SourceHands {
         self.waits.spawn_blocking(move || {
             let event = match host.journal.promise(&plan.id, Some(&plan), Promise::GivenUp) {
                 Ok(()) => SourceEvent::GiveUpRecorded,
-                Err(error) => SourceEvent::Abort(Failure::new("JOURNAL", error.to_string())),
+                Err(error) => SourceEvent::Abort(error.into()),
             };
             let _ = events.send(event);
         });
