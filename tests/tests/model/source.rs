@@ -220,16 +220,21 @@ impl Hands<'_> {
     }
 
     fn undo_at_source(&mut self) -> Option<On> {
+        self.take_back();
+        if self.part() {
+            self.state.source.promise = Some(Promise::Declined);
+        }
+        Some(On::Undone)
+    }
+
+    /// The guest runs on, and gets what was held.
+    fn take_back(&mut self) {
         if self.part() {
             self.resume_guest();
         }
         if self.part() {
             self.release_to_tap_and_close();
         }
-        if self.part() {
-            self.state.source.promise = Some(Promise::Declined);
-        }
-        Some(On::Undone)
     }
 
     /// QEMU's migration is cancelled and the guest runs again, whatever became of it.
@@ -275,12 +280,7 @@ impl Hands<'_> {
     /// It had given nothing up: the guest is its own.
     fn keep(&mut self, resident: bool) {
         if resident {
-            if self.part() {
-                self.resume_guest();
-            }
-            if self.part() {
-                self.release_to_tap_and_close();
-            }
+            self.take_back();
         }
         if self.part() {
             self.state.source.promise = Some(Promise::Declined);

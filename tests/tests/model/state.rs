@@ -1,22 +1,12 @@
 //! All there is at one moment: what is durable, what lives only as long as a process, what is on its way.
 
 use throughline_abi::{Sight, Verdict, decide};
+pub(crate) use throughline_agent::journal::Promise;
 
 use crate::machines::Id;
 
 /// Things on their way, or in line, first come first.
 pub(crate) type Queue<T> = Vec<T>;
-
-/// How far a host has bound itself: see `agent/daemon/src/journal`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Promise {
-    Sending,
-    GivenUp,
-    Receiving,
-    Committed,
-    Declined,
-    Left,
-}
 
 /// What an agent tells the controller. What the source says on its way, and what the destination says as an owner, makes
 /// no difference to anybody's decisions: one word stands for each.
