@@ -26,6 +26,6 @@ pub use model::{
     Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, OnStall, OwnedGuest,
     Port, PortPlan, Progress,
 };
-pub use names::{FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName};
+pub use names::{FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName};
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, Mtu, PortId, Queues, Vni};
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

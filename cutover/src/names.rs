@@ -110,6 +110,10 @@ name!(
     GuestName, 63
 );
 name!(
+    /// Name of an operator: a person or a program that uses the public API.
+    OperatorName, 63
+);
+name!(
     /// Name of a network.
     NetworkName, 63
 );

@@ -1,7 +1,7 @@
 //! The rule of the rooms: which crate may import which, and why.
 //!
 //! ```text
-//!   cutover ◄── wire ◄── ctl
+//!   cutover ◄── wire, identity ◄── ctl
 //!      ▲          ▲
 //!      ├──────────┴──────── controller            abi ◄── programs
 //!      └── netlink, hypervisor ◄── agent ──► loader ──► abi
@@ -64,7 +64,7 @@ struct Rule {
     why: &'static str,
 }
 
-const RULES: [Rule; 6] = [
+const RULES: [Rule; 7] = [
     Rule {
         package: "throughline-cutover",
         allowed: Allowed::Only(&["serde", "thiserror"]),
@@ -82,8 +82,13 @@ const RULES: [Rule; 6] = [
         why: "it converts between the protocol and the domain's types and knows nobody who speaks it",
     },
     Rule {
+        package: "throughline-identity",
+        allowed: Allowed::OfOurs(&["throughline-cutover"]),
+        why: "it says who is at the other end of a connection and knows nothing of what is said over it",
+    },
+    Rule {
         package: "throughline-ctl",
-        allowed: Allowed::OfOurs(&["throughline-wire"]),
+        allowed: Allowed::OfOurs(&["throughline-wire", "throughline-identity"]),
         why: "the operator's command is a client like any other: what it needs must be in the protocol",
     },
     Rule {
