@@ -1,7 +1,7 @@
 //! The destination's agent: what its hands do with each effect, as `agent/daemon/src/destination` has it, and what a restart
 //! does with what the journal holds.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use throughline_abi::mode;
 use throughline_cutover::{
@@ -193,12 +193,13 @@ impl Hands<'_> {
         destination.words.clear();
         let there = matches!(destination.vm, DestinationVm::Paused | DestinationVm::Runs);
         let resident = destination.owns && there;
+        let moving = destination.port.attached;
         let mut agent = DestinationAgent::default();
         agent.process.resident = resident;
         destination.agent = Some(agent);
         match destination.promise {
             Some(Promise::Receiving) => self.decline_after_restart(),
-            Some(Promise::Committed) if resident => self.open_gate_after_restart(),
+            Some(Promise::Committed) if resident && moving => self.take_up_at_restart(),
             Some(Promise::Declined) => self.discard_incoming(),
             _ => {}
         }
@@ -225,26 +226,18 @@ impl Hands<'_> {
         }
     }
 
-    /// Opens without waiting for markers; and it closes the landing, though the source may still carry, and its bridge leads
-    /// to the source until the controller's word comes. What that loses is excused here, and nowhere else.
-    fn open_gate_after_restart(&mut self) {
-        self.state.fate.may_lose = true;
-        if !self.state.destination.port.attached {
-            return;
-        }
-        if self.part() {
-            self.state.destination.vm = DestinationVm::Runs;
-            self.read_at_destination();
-        }
-        if self.part() {
-            self.state.fate.may_disorder = true;
-            let port = &mut self.state.destination.port;
-            let line = std::mem::take(&mut port.line);
-            port.ring.extend(line);
-            self.read_at_destination();
-            self.close_at_destination();
-        }
-        self.at_destination().process.news.extend([News::Owns, News::Settled]);
+    /// It had committed, and the move was under way: the machine goes on from there, behind its gate.
+    fn take_up_at_restart(&mut self) {
+        let open = self.state.destination.port.mode == mode::RELEASE;
+        let machine = Destination::committed_before(GENERATION, LIMITS, self.awaited(), open);
+        let id = self.fabric.destinations.enter(&machine);
+        self.at_destination().process.machine = Some(id);
+        self.drive_destination(On::Announced, When::Now);
+    }
+
+    /// The peers whose markers the gate waits for.
+    fn awaited(&self) -> BTreeSet<GatePeer> {
+        (0..self.state.peers.len()).map(|peer| GatePeer { port: 0, peer: peer as u32 }).collect()
     }
 
     pub(crate) fn destination_hears_order(&mut self) {
@@ -275,8 +268,7 @@ impl Hands<'_> {
         if self.part() {
             self.state.destination.promise = Some(Promise::Receiving);
         }
-        let awaited = (0..self.state.peers.len()).map(|peer| GatePeer { port: 0, peer: peer as u32 }).collect();
-        let id = self.fabric.destinations.enter(&Destination::new(GENERATION, LIMITS, awaited));
+        let id = self.fabric.destinations.enter(&Destination::new(GENERATION, LIMITS, self.awaited()));
         self.at_destination().process.machine = Some(id);
         self.drive_destination(On::Announced, When::Now);
     }

@@ -136,9 +136,11 @@ impl Hands<'_> {
             when(peer.sent < self.fabric.frames, Action::Sends(number));
             when(!peer.old_path.is_empty(), Action::ReachesSource(number));
             when(!peer.new_path.is_empty(), Action::ReachesDestination(number));
-            when(self.next_at_gate(number).is_some(), Action::GatePumps(number));
+            let pumped = state.destination.agent.is_some() && self.next_at_gate(number).is_some();
+            when(pumped, Action::GatePumps(number));
         }
-        when(state.source.port.pumping && !state.source.port.line.is_empty(), Action::SourcePumps);
+        let pumped = state.source.agent.is_some() && state.source.port.pumping;
+        when(pumped && !state.source.port.line.is_empty(), Action::SourcePumps);
         when(!state.carry.is_empty(), Action::Lands);
         self.controller_timers(&mut when);
     }

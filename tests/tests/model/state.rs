@@ -305,11 +305,10 @@ pub(crate) struct Fate {
     pub(crate) reborn: bool,
     /// A QEMU was killed: there may be no guest any more.
     pub(crate) killed: bool,
-    /// Frames may be lost: a QEMU died with the guest, or a port with the last of QEMU and agent; the source settled without
-    /// a peer whom nobody could tell; or the destination's agent was restarted after commit (see
-    /// `open_gate_after_restart`).
+    /// Frames may be lost: a QEMU died with the guest, or a port with the last of QEMU and agent; or the source settled
+    /// without a peer whom nobody could tell.
     pub(crate) may_lose: bool,
-    /// Order may be lost: the gate opened without knowing, by a deadline or a restart of the destination's agent.
+    /// Order may be lost: the gate opened without knowing, by a deadline.
     pub(crate) may_disorder: bool,
 }
 
