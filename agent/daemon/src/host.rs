@@ -1,6 +1,9 @@
 //! What every part of the agent shares: the outside systems, the guests that live here, the moves under way.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use throughline_cutover::{GuestName, HostName, MacAddr, Vni};
 use throughline_hypervisor::Accelerator;
@@ -18,8 +21,6 @@ use crate::{
 pub struct Host {
     /// What the operator decided.
     pub config: Config,
-    /// What the probe found.
-    pub accelerator: Accelerator,
     /// The kernel's network configuration.
     pub netlink: Netlink,
     /// The tc programs and their state.
@@ -40,6 +41,7 @@ pub struct Host {
     pub gates: Gates,
     /// Rung when the observed state should be looked at again.
     pub look_again: Notify,
+    accelerator: OnceLock<Accelerator>,
     residents: Mutex<BTreeMap<GuestName, Arc<Resident>>>,
 }
 
@@ -52,18 +54,16 @@ pub struct Systems {
     pub datapath: Datapath,
     /// The journal.
     pub journal: Journal,
-    /// The probe's verdict.
-    pub accelerator: Accelerator,
 }
 
 impl Host {
     /// An agent over its outside systems.
     pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
-        let Systems { netlink, datapath, journal, accelerator } = systems;
+        let Systems { netlink, datapath, journal } = systems;
         let hold_memory = Arc::new(Semaphore::new(config.hold_budget_mib() as usize));
         Self {
             config,
-            accelerator,
+            accelerator: OnceLock::new(),
             netlink,
             datapath,
             journal,
@@ -76,6 +76,16 @@ impl Host {
             look_again: Notify::new(),
             residents: Mutex::default(),
         }
+    }
+
+    /// Notes what the probe found; guests are started, and the controller is called, only after that.
+    pub fn offers(&self, accelerator: Accelerator) {
+        let _ = self.accelerator.set(accelerator);
+    }
+
+    /// What runs guests here; translation until [`Host::offers`] has said better.
+    pub fn accelerator(&self) -> Accelerator {
+        self.accelerator.get().copied().unwrap_or(Accelerator::Tcg)
     }
 
     /// This host's name.

@@ -69,7 +69,7 @@ fn hello(host: &Host) -> Result<v1::Hello, JournalError> {
         vtep: host.config.vtep.to_string(),
         peer_endpoint: host.config.peer_listen.to_string(),
         memory_kib: host.config.memory_kib(),
-        accelerator: host.accelerator.to_string(),
+        accelerator: host.accelerator().to_string(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         peer_only: host.config.peer_only,
         obeyed: host.journal.mandate()?.map(Into::into),

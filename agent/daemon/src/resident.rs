@@ -191,7 +191,7 @@ impl Host {
             vcpus: spec.vcpus,
             memory_kib: spec.memory_kib,
             boot: Boot::clone(&spec.boot),
-            accelerator: self.accelerator,
+            accelerator: self.accelerator(),
             nics,
             incoming,
         };

@@ -36,11 +36,18 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let systems = open_systems(&config).await?;
     let (uplink, news) = Uplink::new();
     let host = Arc::new(Host::new(config, systems, uplink));
+    // Beside the rest: it may take 2 s, and an end of a move may be waiting for this agent.
+    let probing = tokio::spawn(probe_accelerator(host.config.accel));
     recover::recover(&host).await?;
 
     let (desired, wanted) = watch::channel(None);
     let reconciling = tokio::spawn(reconcile::run(host.clone(), wanted));
-    let linking = tokio::spawn(link::run(host.clone(), news, desired));
+    let linked = host.clone();
+    let linking = tokio::spawn(async move {
+        linked.offers(probing.await??);
+        link::run(linked, news, desired).await;
+        anyhow::Ok(())
+    });
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<PeerServer<PeerService>>().await;
@@ -48,7 +55,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .register_encoded_file_descriptor_set(throughline_wire::DESCRIPTORS)
         .build_v1()
         .context("the protocol's own description does not read")?;
-    info!(host = %host.name(), listen = %host.config.peer_listen, accelerator = %host.accelerator, "agent is up");
+    info!(host = %host.name(), listen = %host.config.peer_listen, "agent is up");
     let served = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))
@@ -56,8 +63,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);
-    served.await.context("the Peer service failed")?;
-    linking.abort();
+    let unlink = linking.abort_handle();
+    tokio::select! {
+        served = served => served.context("the Peer service failed")?,
+        linked = linking => linked.context("the link to the controller died")??,
+    }
+    unlink.abort();
     reconciling.abort();
     info!("agent ends; guests run on");
     Ok(())
@@ -73,11 +84,10 @@ async fn open_systems(config: &Config) -> anyhow::Result<Systems> {
     {
         warn!(%fabric, "this host belongs to another fabric from now on, by its operator's word");
     }
-    let accelerator = probe_accelerator(config.accel).await?;
     let netlink = Netlink::open().context("the kernel's network configuration cannot be reached; run as root")?;
     let bpffs = config.bpffs.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(Some(&bpffs))).await?;
     let datapath =
         datapath.context("the tc programs could not be loaded; --bpffs must be on a mounted bpf file system")?;
-    Ok(Systems { netlink, datapath, journal, accelerator })
+    Ok(Systems { netlink, datapath, journal })
 }
