@@ -1,5 +1,5 @@
-//! The units under systemd itself, as they are installed: both daemons come up within what the units allow, a guest boots, and
-//! it runs on while its agent is restarted and stopped.
+//! The units under systemd itself, as they are installed: the daemons come up within what the units allow, a guest boots and
+//! moves between two agents, and it runs on while its agent is restarted and stopped.
 //!
 //! systemd is the first process of a pid namespace, with mounts, network and control groups of its own; it knows our units and
 //! no others. Needs root, cgroup2, systemd and all programs (`make build`).
@@ -113,7 +113,7 @@ fn image() -> PathBuf {
 }
 
 #[test]
-fn both_daemons_work_within_their_units_and_a_guest_outlives_its_agent() {
+fn a_guest_moves_within_the_units_and_outlives_its_agent() {
     let mut machine = Machine::installed();
     let told = machine.play();
     let text = told.join("\n");
@@ -137,4 +137,6 @@ fn both_daemons_work_within_their_units_and_a_guest_outlives_its_agent() {
     }
     let users: Vec<_> = status["controller Uid"].split('\t').collect();
     assert!(users.iter().all(|uid| *uid != "0"), "the controller runs as root: {users:?}");
+    // What /proc says of a process that its own user may neither trace nor dump.
+    assert_eq!(status["controller EnvironOwner"], "0", "the controller's memory is open to its user");
 }
