@@ -1,7 +1,7 @@
 # What a developer says. Everything here makes the machine ready by itself (Debian 12, root, rustup's stable toolchain) and
 # is cheap when there is nothing to do. One cargo profile throughout, `dev`: the demo and the tests share every artefact, and
 # what has to be fast runs in the kernel.
-.PHONY: help setup build lint test cures bench chaos demo clean-lab
+.PHONY: help setup build install lint test cures bench chaos demo clean-lab
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -11,6 +11,9 @@ setup: ## Install what is missing: system packages, eBPF toolchain, guest image
 
 build: setup ## All programs, and what the lab preloads
 	cargo build --workspace
+
+install: ## Place release programs, units and settings below DESTDIR (docs/install.md); they are built before, by anybody
+	@scripts/install.sh
 
 lint: setup ## Formatting, clippy (warnings being errors), and which crate may import which
 	cargo fmt --all --check

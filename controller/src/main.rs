@@ -4,6 +4,7 @@ use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
+use throughline_confine::{Confined, confine};
 use throughline_controller::{Config, serve};
 use tokio::{
     net::TcpListener,
@@ -19,7 +20,7 @@ struct Arguments {
     #[arg(long, default_value = "127.0.0.1:7700", env = "THROUGHLINE_LISTEN")]
     listen: SocketAddr,
     /// Where the record is kept; made if it is not there
-    #[arg(long, default_value = "/var/lib/throughline/controller", env = "THROUGHLINE_STATE_DIR")]
+    #[arg(long, default_value = "/var/lib/throughline-controller", env = "THROUGHLINE_STATE_DIR")]
     state_dir: PathBuf,
     /// May a host that nobody announced join?
     #[arg(long, value_enum, default_value_t = Enrol::Open)]
@@ -45,11 +46,11 @@ enum Log {
     Json,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     init_log(arguments.log);
-    match run(arguments).await {
+    // Nothing it does needs a capability, whoever starts it; and before there is a second thread, which would keep them.
+    match confine(&[]).context("privileges cannot be given up").and_then(|confined| run(arguments, confined)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -58,7 +59,9 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
+#[tokio::main]
+async fn run(arguments: Arguments, confined: Confined) -> anyhow::Result<()> {
+    tracing::info!(capabilities = %confined, "all privileges are given up");
     let Arguments { listen, state_dir, enroll, .. } = arguments;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr().context("cannot read the listener's address")?;

@@ -115,6 +115,9 @@ pub async fn serve(
         // Either told to drain, or this function is gone: the same.
         let _ = draining.await;
     }));
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd cannot be told that the controller serves");
+    }
     let outcome = watch_over(shutdown, task, stop, &mut server).await;
     health.set_not_serving::<FabricServer<FabricService>>().await;
     let _ = drain.send(());

@@ -7,6 +7,7 @@ use std::{fmt::Debug, path::PathBuf};
 
 pub(crate) use embedded::EmbeddedStore;
 use serde_json::Value;
+use throughline_confine::NotPrivate;
 pub(crate) use writer::{Batch, Writer};
 
 /// A table of the record.
@@ -76,14 +77,9 @@ pub(crate) trait Store: Debug + Send + 'static {
 /// Why the record could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The state directory cannot be used.
-    #[error("cannot use state directory {path}: {source}; check that it exists, is writable and has room", path = path.display())]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// The state directory, or the record in it, cannot be used.
+    #[error("--state-dir cannot be used: {0}")]
+    Files(#[from] NotPrivate),
     /// Opened by another process.
     #[error("the record in {path} is in use by another controller; stop that one or give another --state-dir", path = path.display())]
     InUse {

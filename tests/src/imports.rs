@@ -64,7 +64,7 @@ struct Rule {
     why: &'static str,
 }
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     Rule {
         package: "throughline-cutover",
         allowed: Allowed::Only(&["serde", "thiserror"]),
@@ -85,6 +85,11 @@ const RULES: [Rule; 7] = [
         package: "throughline-identity",
         allowed: Allowed::OfOurs(&["throughline-cutover"]),
         why: "it says who is at the other end of a connection and knows nothing of what is said over it",
+    },
+    Rule {
+        package: "throughline-confine",
+        allowed: Allowed::OfOurs(&[]),
+        why: "it gives up privileges and opens files, whoever's they are",
     },
     Rule {
         package: "throughline-ctl",

@@ -26,6 +26,7 @@ pub mod memory;
 pub mod moves;
 pub mod moving;
 pub mod peer;
+pub mod privilege;
 pub mod reconcile;
 pub mod recover;
 pub mod resident;

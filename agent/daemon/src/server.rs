@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use throughline_confine::{passage_dir, private_dir};
 use throughline_hypervisor::probe_accelerator;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
@@ -56,6 +57,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .build_v1()
         .context("the protocol's own description does not read")?;
     info!(host = %host.name(), listen = %host.config.peer_listen, "agent is up");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        warn!(%error, "systemd cannot be told that the agent is up");
+    }
     let served = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))
@@ -76,8 +80,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
 
 async fn open_systems(config: &Config) -> anyhow::Result<Systems> {
     let state_dir = &config.state_dir;
-    std::fs::create_dir_all(state_dir)
-        .with_context(|| format!("--state-dir {} cannot be made", state_dir.display()))?;
+    // Guests' users pass through it to their run directories.
+    let keep_to_itself = if config.peer_only { private_dir } else { passage_dir };
+    keep_to_itself(state_dir).context("--state-dir cannot be used")?;
+    private_dir(&config.bpffs).context("--bpffs cannot be used; it must be on a mounted bpf file system")?;
     let journal = Journal::open(&state_dir.join("journal.redb"))?;
     if let Some(fabric) = &config.join
         && journal.join(fabric)?

@@ -1,11 +1,13 @@
 //! The store on this machine's disk: one redb file.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use redb::{
-    Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    TableError, backends::FileBackend,
 };
 use serde_json::Value;
+use throughline_confine::{private_dir, private_file};
 
 use super::{Change, Store, StoreError, Table};
 
@@ -35,12 +37,12 @@ impl EmbeddedStore {
     /// Opens, or creates, the record in a directory.
     ///
     /// # Errors
-    /// [`StoreError::Directory`], [`StoreError::InUse`], [`StoreError::Format`], or the database's own.
+    /// [`StoreError::Files`], [`StoreError::InUse`], [`StoreError::Format`], or the database's own.
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
-        let unusable = |source| StoreError::Directory { path: directory.to_owned(), source };
-        fs::create_dir_all(directory).map_err(unusable)?;
+        private_dir(directory)?;
         let path = directory.join(FILE);
-        let database = match Database::create(&path) {
+        let file = private_file(&path)?;
+        let database = match FileBackend::new(file).and_then(|file| Builder::new().create_with_backend(file)) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::InUse { path: directory.to_owned() }),
             Err(error) => return Err(failed(error)),
@@ -116,7 +118,7 @@ impl Store for EmbeddedStore {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::{fs, path::PathBuf};
 
     use super::*;
 

@@ -1,6 +1,6 @@
 //! Who commands, and what a controller on an old or empty record may not do.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path};
 
 use crate::support::*;
 use throughline_wire::v1::{self, Role, Step, agent_message::Message as Up, controller_message::Message as Down};
@@ -32,7 +32,7 @@ fn owned(guest: &v1::Guest, generation: u64) -> v1::OwnedGuest {
 }
 
 fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         fs::copy(entry.path(), to.join(entry.file_name())).unwrap();

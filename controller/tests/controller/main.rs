@@ -4,6 +4,7 @@
 
 mod fencing;
 mod migration;
+mod privilege;
 mod resources;
 mod service;
 mod support;

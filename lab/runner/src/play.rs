@@ -93,7 +93,7 @@ fn set_up(lab: &Lab, node: &Node) -> Result<()> {
     if has_agent(node) {
         let bpffs = lab.bpffs(&node.name);
         fs::create_dir_all(&bpffs)?;
-        mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
+        mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
             .with_context(|| format!("cannot mount a BPF file system on {}", bpffs.display()))?;
     }
     Ok(())

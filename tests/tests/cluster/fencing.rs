@@ -2,6 +2,7 @@
 //! what the agents do without any.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::thread;
@@ -74,7 +75,7 @@ fn state(lab: &Lab, name: &str) -> PathBuf {
 fn copy_record(lab: &Lab, from: &str, to: &str) {
     let (from, to) = (state(lab, from), state(lab, to));
     let _ = fs::remove_dir_all(&to);
-    fs::create_dir_all(&to).unwrap();
+    fs::DirBuilder::new().mode(0o700).create(&to).unwrap();
     fs::copy(from.join("record.redb"), to.join("record.redb")).unwrap();
 }
 

@@ -19,6 +19,7 @@ mod lab;
 mod moving;
 mod operator;
 mod pings;
+mod privilege;
 mod probe;
 mod processes;
 mod restart;

@@ -89,7 +89,8 @@ impl Lab {
         self.processes(node, "throughline-")
     }
 
-    fn qemus(&self, node: &str) -> Vec<i32> {
+    /// Ids of the QEMUs on a node.
+    pub(crate) fn qemus(&self, node: &str) -> Vec<i32> {
         self.processes(node, QEMU)
     }
 

@@ -4,15 +4,10 @@
 //! `fdatasync`, which has no metadata to write. The store follows with its next transaction; until then, and after a crash,
 //! what is here counts. A page that was not written whole does not read, and nobody was told of it.
 
-use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    path::Path,
-    sync::Mutex,
-};
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Mutex};
 
 use serde::{Deserialize, Serialize};
+use throughline_confine::private_file;
 use throughline_cutover::Generation;
 
 use super::JournalError;
@@ -47,7 +42,7 @@ pub(super) struct Commits {
 impl Commits {
     /// Opens or makes the file. What reads in it may be outstanding: the store knows.
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = private_file(path)?;
         let size = PAGES * PAGE as u64;
         if file.metadata()?.len() != size {
             // Written, not just sized: a hole would be filled, which is metadata, at the first commit.

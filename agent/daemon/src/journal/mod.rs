@@ -14,8 +14,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use redb::{
+    Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
+    backends::FileBackend,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use throughline_confine::{NotPrivate, private_file};
 use throughline_cutover::{Failure, GuestName, MigrationPlan, OwnedGuest};
 
 use commits::{Commit, Commits};
@@ -87,6 +91,9 @@ pub enum JournalError {
         "the agent's file of commits failed ({0}); nothing was promised; check space and permissions of --state-dir"
     )]
     Commits(#[from] io::Error),
+    /// A file of it that is not for this agent alone.
+    #[error("the agent's journal is not used: {0}")]
+    NotPrivate(#[from] NotPrivate),
     /// A value that does not read.
     #[error("the agent's journal holds a value this version cannot read ({0}); was it written by a newer agent?")]
     Value(#[from] serde_json::Error),
@@ -140,7 +147,7 @@ impl Journal {
     /// When it cannot be opened, is locked by another agent, is damaged, or was written by another version: see
     /// [`JournalError::Format`].
     pub fn open(path: &Path) -> Result<Self, JournalError> {
-        let database = Database::create(path)?;
+        let database = open_store(path)?;
         format::check(&database, path)?;
         let commits = Commits::open(&path.with_extension("commits"))?;
         let journal = Self {
@@ -188,7 +195,7 @@ impl Journal {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         // Closed first: the file is locked for as long as it is open.
         *database = None;
-        *database = Some(Database::create(&self.path)?);
+        *database = Some(open_store(&self.path)?);
         Ok(())
     }
 
@@ -347,6 +354,10 @@ impl Journal {
             Ok(found)
         })
     }
+}
+
+fn open_store(path: &Path) -> Result<Database, JournalError> {
+    Ok(Builder::new().create_with_backend(FileBackend::new(private_file(path)?)?)?)
 }
 
 /// A commit that is on disk, into the store: a move this host was receiving is committed and its guest is this host's. Of
