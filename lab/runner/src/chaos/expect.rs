@@ -150,8 +150,9 @@ impl Promise {
 fn is_in_order(cell: Cell) -> bool {
     let Cell { victim, fault, phase } = cell;
     match (victim, fault) {
-        // The gate waits 2 s for a source that says nothing, and the source is silent for as long.
-        (Victim::SourceAgent | Victim::SourceHost, Fault::Kill | Fault::Stop) => {
+        // The gate waits 2 s for a source that says nothing: one that is killed is back by then, one that stands still or has
+        // lost its QEMU is not.
+        (Victim::SourceAgent, Fault::Stop) | (Victim::SourceHost, Fault::Kill | Fault::Stop) => {
             phase < Phase::Told || phase > Phase::Open
         }
         // What is cut while the old path is emptied is late, and the markers with it.
