@@ -11,7 +11,7 @@ use std::{
 use rustls::{
     crypto::{CryptoProvider, ring},
     pki_types::{
-        CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor,
+        CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor, UnixTime,
         pem::{self, PemObject},
     },
     sign::CertifiedKey,
@@ -19,7 +19,7 @@ use rustls::{
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
-use crate::{Certificate, Moment, SpiffeId};
+use crate::{Certificate, Moment, Refusal, SpiffeId, examination::Role};
 
 /// The CAs believed, one or more.
 pub(crate) const CA: &str = "ca.pem";
@@ -121,24 +121,32 @@ impl Credentials {
     /// What an operator should hear of soon: one sentence each.
     pub(crate) fn warnings(&self, directory: &Path) -> Vec<String> {
         let mut warnings = Vec::new();
-        let mut mind = |file: &str, whose: &str, until: Moment, what: &str| {
+        let mut mind = |file: &str, whose: &str, until: Moment| {
             let path = directory.join(file);
             match until.days_left() {
-                left if left < 0 => warnings.push(format!("{} {whose} {what} on {until}", path.display())),
+                left if left < 0 => warnings.push(format!("{} of {whose} expired on {until}", path.display())),
                 left if left < EXPIRES_SOON => {
-                    warnings.push(format!("{} {whose} will have {what} on {until}, in {left} days", path.display()));
+                    warnings.push(format!("{} of {whose} expires on {until}, in {left} days", path.display()));
                 }
                 _ => {}
             }
         };
-        mind(CERTIFICATE, &format!("of {}", self.id.identity), self.facts.not_after, "expired");
+        mind(CERTIFICATE, &self.id.identity.to_string(), self.facts.not_after);
         for root in &self.roots {
-            mind(CA, &format!("of {}", root.facts.subject), root.facts.not_after, "expired");
+            mind(CA, &root.facts.subject, root.facts.not_after);
         }
         if let Some(next) = self.next_crl.filter(|next| next.days_left() < 0) {
             let path = directory.join(CRL);
             warnings
                 .push(format!("{} was to be replaced by {next}; what was revoked since is not known", path.display()));
+        }
+        // Expiry is told above; a use that is excluded may be one nobody needs.
+        match self.examine(&self.key.cert, Role::Client, UnixTime::now()) {
+            Ok(_) | Err(Refusal::Expired(_) | Refusal::WrongUse) => {}
+            Err(refusal) => {
+                let path = directory.join(CERTIFICATE);
+                warnings.push(format!("{} would be refused by the files beside it: {refusal}", path.display()));
+            }
         }
         warnings
     }

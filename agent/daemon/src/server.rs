@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use throughline_hypervisor::probe_accelerator;
+use throughline_identity::{Door, Identity, Security};
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
 use throughline_wire::v1::peer_server::PeerServer;
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
@@ -30,10 +30,13 @@ const LARGEST_MESSAGE: usize = 1 << 20;
 /// # Errors
 /// When an outside system cannot be opened, or the listener fails.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+    let security = open_security(&config)?;
     let listener = TcpListener::bind(config.peer_listen)
         .await
         .with_context(|| format!("--peer-listen {} cannot be listened on", config.peer_listen))?;
-    let systems = open_systems(&config).await?;
+    let door = Door::new(listener, security.clone())
+        .with_context(|| format!("--peer-listen {} cannot be served on", config.peer_listen))?;
+    let systems = open_systems(&config, security).await?;
     let (uplink, news) = Uplink::new();
     let host = Arc::new(Host::new(config, systems, uplink));
     recover::recover(&host).await?;
@@ -50,12 +53,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .context("the protocol's own description does not read")?;
     info!(host = %host.name(), listen = %host.config.peer_listen, accelerator = %host.accelerator, "agent is up");
     let served = Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))
         .add_service(PeerServer::new(PeerService::new(host)).max_decoding_message_size(LARGEST_MESSAGE))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);
+        .serve_with_incoming_shutdown(door.incoming(), shutdown);
     served.await.context("the Peer service failed")?;
     linking.abort();
     reconciling.abort();
@@ -63,7 +65,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     Ok(())
 }
 
-async fn open_systems(config: &Config) -> anyhow::Result<Systems> {
+/// What proves that this is the agent of `--host`. What can be seen to be wrong now is said now, not at the first call.
+fn open_security(config: &Config) -> anyhow::Result<Security> {
+    let security = Security::of_daemon(&config.tls, config.insecure, &Identity::Agent(config.host.clone()))?;
+    let controller = config.controller().parse().context("--controller is no address")?;
+    security.check(&controller).context("--controller")?;
+    Ok(security)
+}
+
+async fn open_systems(config: &Config, security: Security) -> anyhow::Result<Systems> {
     let state_dir = &config.state_dir;
     std::fs::create_dir_all(state_dir)
         .with_context(|| format!("--state-dir {} cannot be made", state_dir.display()))?;
@@ -79,5 +89,5 @@ async fn open_systems(config: &Config) -> anyhow::Result<Systems> {
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(Some(&bpffs))).await?;
     let datapath =
         datapath.context("the tc programs could not be loaded; --bpffs must be on a mounted bpf file system")?;
-    Ok(Systems { netlink, datapath, journal, accelerator })
+    Ok(Systems { security, netlink, datapath, journal, accelerator })
 }

@@ -173,3 +173,20 @@ fn keys_are_for_their_owner_only() {
     }
     assert!(matches!(Authority::init(&directory.0, "throughline".parse().unwrap()), Err(AuthorityError::Exists(_))));
 }
+
+#[test]
+fn what_is_wrong_or_will_be_soon_is_warned_of() {
+    let directory = Directory::new("warnings");
+    let mut authority = directory.init();
+    let warnings = |identity: &str| directory.load(identity).warnings(&directory.0.join(identity)).join("\n");
+    assert_eq!(warnings("controller"), "");
+    authority.issue(identity("agent/soon"), Validity::days(10), None).unwrap();
+    assert!(warnings("agent/soon").contains("cert.pem of agent/soon expires on"), "{}", warnings("agent/soon"));
+    let past = Validity { from: Moment(1_000_000_000), until: Moment(1_100_000_000) };
+    authority.issue(identity("agent/late"), past, None).unwrap();
+    assert!(warnings("agent/late").contains("cert.pem of agent/late expired on 2004-11-09"));
+    authority.revoke("controller").unwrap();
+    assert!(
+        warnings("controller").contains("cert.pem would be refused by the files beside it: its certificate is revoked")
+    );
+}
