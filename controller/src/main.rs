@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use throughline_confine::{Confined, confine};
 use throughline_controller::{Config, serve};
+use throughline_identity::{DAEMON_DIRECTORY, Door, Identity, Security};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -14,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Keeps the fabric's record and moves its guests.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXAMPLES)]
 struct Arguments {
     /// Where to serve gRPC, address and port
     #[arg(long, default_value = "127.0.0.1:7700", env = "THROUGHLINE_LISTEN")]
@@ -22,6 +23,12 @@ struct Arguments {
     /// Where the record is kept; made if it is not there
     #[arg(long, default_value = "/var/lib/throughline-controller", env = "THROUGHLINE_STATE_DIR")]
     state_dir: PathBuf,
+    /// Directory of ca.pem, cert.pem (of `controller`), key.pem and crl.pem; changed files are used without a restart
+    #[arg(long, value_name = "DIR", default_value = DAEMON_DIRECTORY, env = "THROUGHLINE_TLS")]
+    tls: PathBuf,
+    /// Serve plaintext and let everybody do anything; refused unless --listen is a loopback address
+    #[arg(long)]
+    insecure: bool,
     /// May a host that nobody announced join?
     #[arg(long, value_enum, default_value_t = Enrol::Open)]
     enroll: Enrol,
@@ -29,6 +36,11 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = Log::Text)]
     log: Log,
 }
+
+const EXAMPLES: &str = "EXAMPLES:
+  throughline pki init --dir /root/pki && cp -r /root/pki/controller /etc/throughline/tls
+  throughline-controller --listen 192.0.2.10:7700
+  throughline-controller --insecure";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Enrol {
@@ -62,9 +74,11 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(arguments: Arguments, confined: Confined) -> anyhow::Result<()> {
     tracing::info!(capabilities = %confined, "all privileges are given up");
-    let Arguments { listen, state_dir, enroll, .. } = arguments;
+    let Arguments { listen, state_dir, tls, insecure, enroll, .. } = arguments;
+    let security = Security::of_daemon(&tls, insecure, &Identity::Controller)?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-    let address = listener.local_addr().context("cannot read the listener's address")?;
+    let door = Door::new(listener, security).with_context(|| format!("cannot serve on {listen}"))?;
+    let address = door.address();
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let shutdown = async move {
@@ -76,7 +90,7 @@ async fn run(arguments: Arguments, confined: Confined) -> anyhow::Result<()> {
     };
     tracing::info!(%address, state_dir = %state_dir.display(), "serving");
     let config = Config { open_enrolment: enroll == Enrol::Open, ..Config::new(state_dir) };
-    serve(listener, config, shutdown).await.context("the controller stopped")
+    serve(door, config, shutdown).await.context("the controller stopped")
 }
 
 fn init_log(log: Log) {

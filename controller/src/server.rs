@@ -3,17 +3,16 @@
 use std::{future::Future, path::PathBuf, time::Duration};
 
 use throughline_cutover::{Mandate, Term};
+use throughline_identity::Door;
 use throughline_wire::{
     DESCRIPTORS,
     v1::{agent_link_server::AgentLinkServer, fabric_server::FabricServer},
 };
 use tokio::{
-    net::TcpListener,
     sync::{oneshot, watch},
     task::JoinHandle,
     time,
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
 use crate::{
@@ -72,15 +71,11 @@ pub enum ServeError {
     Driver(#[from] tokio::task::JoinError),
 }
 
-/// Serves until `shutdown`, then lets open calls end.
+/// Serves those whom `door` lets in until `shutdown`, then lets open calls end.
 ///
 /// # Errors
 /// [`ServeError`]. After [`ServeError::Store`] the record on disk is what holds; start again from it.
-pub async fn serve(
-    listener: TcpListener,
-    config: Config,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), ServeError> {
+pub async fn serve(door: Door, config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
     let Running { driver, stop, task, mut standing } = start(&config)?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FabricServer<FabricService>>().await;
@@ -104,14 +99,12 @@ pub async fn serve(
         .timeout(CALL_TIMEOUT)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .tcp_nodelay(true)
         .add_service(health_service)
         .add_service(reflection)
         .add_service(fabric)
         .add_service(agents);
     let (drain, draining) = oneshot::channel();
-    let incoming = TcpListenerStream::new(listener);
-    let mut server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
+    let mut server = tokio::spawn(router.serve_with_incoming_shutdown(door.incoming(), async {
         // Either told to drain, or this function is gone: the same.
         let _ = draining.await;
     }));

@@ -1,6 +1,6 @@
 //! The command line as a whole.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser};
 use tonic::transport::Uri;
@@ -9,7 +9,7 @@ use crate::{
     commands::Command,
     exit,
     output::Format,
-    session::{DEFAULT_CONTROLLER, Session, controller},
+    session::{Session, controller, default_tls},
     units,
 };
 
@@ -40,16 +40,15 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Address of the controller
-    #[arg(
-        long,
-        global = true,
-        env = "THROUGHLINE_CONTROLLER",
-        value_name = "URL",
-        default_value = DEFAULT_CONTROLLER,
-        value_parser = controller
-    )]
-    controller: Uri,
+    /// Address of the controller [default: https://127.0.0.1:7700]
+    #[arg(long, global = true, env = "THROUGHLINE_CONTROLLER", value_name = "URL", value_parser = controller)]
+    controller: Option<Uri>,
+    /// Directory of your ca.pem, cert.pem, key.pem and crl.pem [default: ~/.config/throughline]
+    #[arg(long, global = true, env = "THROUGHLINE_TLS", value_name = "DIR")]
+    tls: Option<PathBuf>,
+    /// Speak plaintext, with a controller on a loopback address that was started with --insecure too
+    #[arg(long, global = true)]
+    insecure: bool,
     /// Form of the output; JSON is the protocol's own messages, streams are one object a line
     #[arg(short, long, global = true, value_enum, value_name = "FORM", default_value = "table")]
     output: Format,
@@ -60,7 +59,15 @@ pub(crate) struct Global {
 
 impl From<Global> for Session {
     fn from(global: Global) -> Self {
-        Self { controller: global.controller, timeout: global.timeout, output: global.output }
+        let Global { controller, tls, insecure, output, timeout } = global;
+        let tls = tls.or_else(default_tls);
+        Self {
+            controller: controller.unwrap_or_else(|| Self::default_controller(insecure)),
+            tls,
+            insecure,
+            timeout,
+            output,
+        }
     }
 }
 
@@ -131,13 +138,15 @@ mod tests {
 
     #[test]
     fn what_a_hint_tells_to_type_parses() {
-        let session = Session::from(Cli::parse_from(["throughline", "--controller=http://c:1", "host", "list"]).global);
+        let session = Session::from(
+            Cli::parse_from(["throughline", "--controller=https://c:1", "--tls=/t", "host", "list"]).global,
+        );
         for hint in
             ["migration watch m1", "migration cancel m1", "migration list --guest g", "guest get g", "guest delete g"]
         {
             let line = session.hint(hint);
             let again = Session::from(Cli::try_parse_from(words(&line)).expect(&line).global);
-            assert_eq!(again.controller, session.controller, "{line}");
+            assert_eq!((&again.controller, &again.tls), (&session.controller, &session.tls), "{line}");
         }
     }
 

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Write as _};
 
 use serde::Serialize;
+use throughline_identity::{DialError, HandshakeError};
 use throughline_wire::Explanation;
 use tonic::Status;
 
@@ -11,6 +12,9 @@ use crate::{
     output::Format,
     table::printable,
 };
+
+const CHECK_CONTROLLER: &str =
+    "check that throughline-controller runs, and that --controller or THROUGHLINE_CONTROLLER names it";
 
 /// A failure. Boxed, so that results stay small.
 #[derive(Debug)]
@@ -57,14 +61,33 @@ impl Failure {
 
     /// The controller was not reached, or the connection to it broke.
     pub(crate) fn unreachable(what: impl Into<String>, error: &dyn std::error::Error) -> Self {
-        Self::new(Exit::Unreachable, "CONTROLLER_UNREACHABLE", what, innermost(error))
-            .next("check that throughline-controller runs, and that --controller or THROUGHLINE_CONTROLLER names it")
+        Self::new(Exit::Unreachable, "CONTROLLER_UNREACHABLE", what, innermost(error)).next(CHECK_CONTROLLER)
+    }
+
+    /// The connection was not made: nobody is there, or one of the two would not have the other.
+    pub(crate) fn not_dialled(what: impl Into<String>, error: &DialError) -> Self {
+        let (exit, reason) = match error {
+            DialError::Address(_) => (Exit::Refused, "WRONG_SCHEME"),
+            DialError::NotLoopback(_) => (Exit::Refused, "NOT_LOOPBACK"),
+            DialError::Handshake { error: HandshakeError::Refused(_), .. } => (Exit::Refused, "CONTROLLER_NOT_TRUSTED"),
+            DialError::Handshake { error: HandshakeError::Objected(_), .. } => (Exit::Refused, "CERTIFICATE_REFUSED"),
+            DialError::Unreachable(_) | DialError::Handshake { .. } => (Exit::Unreachable, "CONTROLLER_UNREACHABLE"),
+        };
+        let failure = Self::new(exit, reason, what, error.to_string());
+        match error.advice() {
+            Some(advice) => failure.next(advice),
+            None if exit == Exit::Unreachable => failure.next(CHECK_CONTROLLER),
+            None => failure,
+        }
     }
 
     /// The controller's answer. A status that was made on this side, because the connection broke or the other end does
     /// not speak gRPC, has a source; one that was received has none.
     pub(crate) fn answered(what: impl Into<String>, status: &Status) -> Self {
         if let Some(source) = std::error::Error::source(status) {
+            if let Some(error) = DialError::find(source) {
+                return Self::not_dialled(what, error);
+            }
             return Self::unreachable(what, source);
         }
         let Explanation { reason, field, message } = status.into();

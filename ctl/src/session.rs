@@ -1,7 +1,13 @@
 //! The way to the controller: one connection, a time limit on every call.
 
-use std::time::Duration;
+use std::{
+    env,
+    io::{self, Write as _},
+    path::PathBuf,
+    time::Duration,
+};
 
+use throughline_identity::{Identity, Security};
 use throughline_wire::v1::fabric_client::FabricClient;
 use tonic::{
     Response, Status,
@@ -11,7 +17,7 @@ use tonic::{
 use crate::{exit::Exit, failure::Failure, output::Format};
 
 /// Where the controller listens unless told otherwise.
-pub(crate) const DEFAULT_CONTROLLER: &str = "http://127.0.0.1:7700";
+const DEFAULT_CONTROLLER: &str = "127.0.0.1:7700";
 
 /// How often an idle connection is probed, so that a watch notices a controller that vanished without a word.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -24,6 +30,10 @@ pub(crate) const PAGE_SIZE: u32 = 250;
 pub(crate) struct Session {
     /// The controller's address.
     pub(crate) controller: Uri,
+    /// Where the operator's credentials are; `None`: nobody said, and there is no home directory.
+    pub(crate) tls: Option<PathBuf>,
+    /// Without credentials, in plaintext.
+    pub(crate) insecure: bool,
     /// For each call.
     pub(crate) timeout: Duration,
     /// Form of the output.
@@ -31,19 +41,46 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// The controller's address unless one is given.
+    pub(crate) fn default_controller(insecure: bool) -> Uri {
+        let scheme = if insecure { "http" } else { "https" };
+        Uri::builder().scheme(scheme).authority(DEFAULT_CONTROLLER).path_and_query("/").build().unwrap_or_default()
+    }
+
     /// Connects.
     ///
     /// # Errors
-    /// Nobody answers at that address.
+    /// Nobody answers at that address, or it is not the controller, or it does not accept the operator's certificate.
     pub(crate) async fn connect(&self) -> Result<FabricClient<Channel>, Failure> {
+        let what = format!("reach the controller at {}", self.address());
+        let security = self.security(&what)?;
         let endpoint = Endpoint::from(self.controller.clone())
             .connect_timeout(self.timeout)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(self.timeout);
-        match endpoint.connect().await {
-            Ok(channel) => Ok(FabricClient::new(channel)),
-            Err(error) => Err(Failure::unreachable(format!("reach the controller at {}", self.address()), &error)),
+        let channel = security.dial(endpoint, &Identity::Controller).await;
+        channel.map(FabricClient::new).map_err(|error| Failure::not_dialled(what, &error))
+    }
+
+    fn security(&self, what: &str) -> Result<Security, Failure> {
+        let missing = |message: String| Failure::new(Exit::Other, "NO_CREDENTIALS", what, message);
+        if self.insecure {
+            self.notice("--insecure: PLAINTEXT, nothing is proved by either end");
+            return Ok(Security::Insecure);
         }
+        let Some(directory) = &self.tls else {
+            let message = "there is no home directory to look for credentials in; say with --tls where they are";
+            return Err(missing(message.to_owned()));
+        };
+        Security::load(directory, false).map_err(|error| missing(error.to_string()))
+    }
+
+    /// Says something on stderr that is only worth knowing. If stderr is gone nobody reads it.
+    fn notice(&self, text: &str) {
+        let _ = match self.output {
+            Format::Table => writeln!(io::stderr(), "{text}"),
+            Format::Json => writeln!(io::stderr(), "{}", serde_json::json!({ "notice": text })),
+        };
     }
 
     /// Waits for the answer to a call. `what` is what the call should do, for the error.
@@ -73,14 +110,29 @@ impl Session {
 
     /// A command line for the operator to type, aimed at the same controller.
     pub(crate) fn hint(&self, command: &str) -> String {
+        let mut line = format!("throughline {command}");
         let here = self.address();
-        let default = std::env::var("THROUGHLINE_CONTROLLER").unwrap_or_else(|_| DEFAULT_CONTROLLER.to_owned());
-        if default.trim_end_matches('/') == here {
-            format!("throughline {command}")
-        } else {
-            format!("throughline {command} --controller {here}")
+        let default =
+            env::var("THROUGHLINE_CONTROLLER").unwrap_or_else(|_| Self::default_controller(self.insecure).to_string());
+        if default.trim_end_matches('/') != here {
+            line += &format!(" --controller {here}");
         }
+        if self.insecure {
+            line += " --insecure";
+        } else if let Some(tls) = &self.tls
+            && self.tls != env::var_os("THROUGHLINE_TLS").map(PathBuf::from).or_else(default_tls)
+        {
+            line += &format!(" --tls {}", tls.display());
+        }
+        line
     }
+}
+
+/// Where an operator's credentials are unless said otherwise.
+pub(crate) fn default_tls() -> Option<PathBuf> {
+    let directory = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let config = directory("XDG_CONFIG_HOME").or_else(|| directory("HOME").map(|home| home.join(".config")));
+    config.map(|config| config.join("throughline"))
 }
 
 /// Reads a list to its end. `page` asks for the page at a token and gives its entries and the next token.
@@ -105,14 +157,15 @@ pub(crate) async fn all_pages<T>(
     }
 }
 
-/// The address of a controller: `http://HOST:PORT`.
+/// The address of a controller: `https://HOST:PORT`.
 pub(crate) fn controller(text: &str) -> Result<Uri, String> {
-    let uri: Uri = text.parse().map_err(|error| format!("{error}; expected http://HOST:PORT"))?;
+    const EXPECTED: &str = "expected https://HOST:PORT";
+    let uri: Uri = text.parse().map_err(|error| format!("{error}; {EXPECTED}"))?;
     match uri.scheme_str() {
-        Some("http") if uri.path() == "/" && uri.query().is_none() => Ok(uri),
-        Some("http") => Err("has a path; expected http://HOST:PORT".to_owned()),
-        Some(scheme) => Err(format!("cannot speak {scheme}; expected http://HOST:PORT")),
-        None => Err("expected http://HOST:PORT".to_owned()),
+        Some("https" | "http") if uri.path() == "/" && uri.query().is_none() => Ok(uri),
+        Some("https" | "http") => Err(format!("has a path; {EXPECTED}")),
+        Some(scheme) => Err(format!("cannot speak {scheme}; {EXPECTED}")),
+        None => Err(EXPECTED.to_owned()),
     }
 }
 
@@ -136,10 +189,14 @@ mod tests {
 
     #[test]
     fn addresses_are_checked() {
-        for good in [DEFAULT_CONTROLLER, "http://[::1]:7700", "http://controller.example:7700/"] {
+        for good in ["https://127.0.0.1:7700", "http://[::1]:7700", "https://controller.example:7700/"] {
             controller(good).expect(good);
         }
-        for bad in ["", "127.0.0.1:7700", "https://a:1", "http://", "http://a:1/v1", "http://a:1?x", "http://a b"] {
+        for insecure in [true, false] {
+            let default = Session::default_controller(insecure);
+            assert_eq!(controller(&default.to_string()), Ok(default));
+        }
+        for bad in ["", "127.0.0.1:7700", "ftp://a:1", "https://", "https://a:1/v1", "https://a:1?x", "https://a b"] {
             controller(bad).expect_err(bad);
         }
     }

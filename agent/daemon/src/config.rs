@@ -5,6 +5,7 @@ use std::{net::Ipv4Addr, net::SocketAddr, path::PathBuf};
 use clap::Parser;
 use throughline_cutover::{FabricId, HostName};
 use throughline_hypervisor::AcceleratorChoice;
+use throughline_identity::DAEMON_DIRECTORY;
 
 /// The agent of one host: runs its guests, keeps its networks, moves both.
 #[derive(Debug, Clone, Parser)]
@@ -13,9 +14,15 @@ pub struct Config {
     /// Name of this host in the fabric.
     #[arg(long, env = "THROUGHLINE_HOST")]
     pub host: HostName,
-    /// Where the controller listens.
-    #[arg(long, env = "THROUGHLINE_CONTROLLER", default_value = "http://127.0.0.1:7700")]
-    pub controller: String,
+    /// Where the controller listens; default: https://127.0.0.1:7700.
+    #[arg(long, env = "THROUGHLINE_CONTROLLER", value_name = "URL")]
+    pub controller: Option<String>,
+    /// Directory of ca.pem, cert.pem (of `agent/HOST`), key.pem and crl.pem; changed files are used without a restart.
+    #[arg(long, value_name = "DIR", default_value = DAEMON_DIRECTORY, env = "THROUGHLINE_TLS")]
+    pub tls: PathBuf,
+    /// Speak plaintext with everybody and let everybody do anything; refused unless all addresses are loopback ones.
+    #[arg(long)]
+    pub insecure: bool,
     /// This host's tunnel end point: an address of its underlay interface.
     #[arg(long)]
     pub vtep: Ipv4Addr,
@@ -58,8 +65,8 @@ pub struct Config {
 }
 
 const EXAMPLES: &str = "EXAMPLES:
-  throughline-agent --host h1 --controller http://192.0.2.10:7700 --vtep 192.0.2.1 --peer-listen 192.0.2.1:7701
-  throughline-agent --host gw --peer-only --controller http://192.0.2.10:7700 --vtep 192.0.2.3 --peer-listen 192.0.2.3:7701";
+  throughline-agent --host h1 --controller https://192.0.2.10:7700 --vtep 192.0.2.1 --peer-listen 192.0.2.1:7701
+  throughline-agent --host gw --peer-only --controller https://192.0.2.10:7700 --vtep 192.0.2.3 --peer-listen 192.0.2.3:7701";
 
 /// Form of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -71,6 +78,12 @@ pub enum LogFormat {
 }
 
 impl Config {
+    /// Where the controller listens.
+    pub fn controller(&self) -> String {
+        let default = || format!("{}://127.0.0.1:7700", if self.insecure { "http" } else { "https" });
+        self.controller.clone().unwrap_or_else(default)
+    }
+
     /// Memory for guests, KiB.
     pub fn memory_kib(&self) -> u64 {
         match self.memory_mib {

@@ -7,6 +7,7 @@ use std::{
 
 use throughline_cutover::{GuestName, HostName, MacAddr, Vni};
 use throughline_hypervisor::Accelerator;
+use throughline_identity::Security;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
 use tokio::sync::{Mutex, Notify, Semaphore};
@@ -21,6 +22,8 @@ use crate::{
 pub struct Host {
     /// What the operator decided.
     pub config: Config,
+    /// How connections are proved.
+    pub security: Security,
     /// The kernel's network configuration.
     pub netlink: Netlink,
     /// The tc programs and their state.
@@ -48,6 +51,8 @@ pub struct Host {
 /// The outside systems an agent is made of.
 #[derive(Debug)]
 pub struct Systems {
+    /// How connections are proved.
+    pub security: Security,
     /// The kernel's network configuration.
     pub netlink: Netlink,
     /// The tc programs.
@@ -59,10 +64,11 @@ pub struct Systems {
 impl Host {
     /// An agent over its outside systems.
     pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
-        let Systems { netlink, datapath, journal } = systems;
+        let Systems { security, netlink, datapath, journal } = systems;
         let hold_memory = Arc::new(Semaphore::new(config.hold_budget_mib() as usize));
         Self {
             config,
+            security,
             accelerator: OnceLock::new(),
             netlink,
             datapath,

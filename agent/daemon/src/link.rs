@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use throughline_cutover::{Failure, MigrationPlan};
+use throughline_identity::Identity;
 use throughline_wire::v1::{
     self, AgentMessage, ControllerMessage, agent_link_client::AgentLinkClient, agent_message::Message,
     controller_message::Message as Order,
@@ -27,16 +28,17 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Keeps the stream up for the agent's life.
 pub async fn run(host: Arc<Host>, mut news: UplinkQueue, desired: watch::Sender<Option<Desired>>) {
     let mut wait = FIRST_WAIT;
+    let controller = host.config.controller();
     loop {
         match attach(&host).await {
             Ok((up, down)) => {
-                info!(controller = host.config.controller, "attached");
+                info!(controller, "attached");
                 wait = FIRST_WAIT;
                 let ended = serve(&host, &mut news, &desired, up, down).await;
                 warn!(%ended, "the stream to the controller ended; guests run on, moves go on");
             }
             Err(status) => {
-                warn!(controller = host.config.controller, %status, "the controller cannot be reached; trying again")
+                warn!(controller, %status, "the controller cannot be reached; trying again")
             }
         }
         tokio::time::sleep(wait).await;
@@ -47,14 +49,14 @@ pub async fn run(host: Arc<Host>, mut news: UplinkQueue, desired: watch::Sender<
 type Up = mpsc::UnboundedSender<AgentMessage>;
 
 async fn attach(host: &Host) -> Result<(Up, Streaming<ControllerMessage>), tonic::Status> {
-    let endpoint = Endpoint::from_shared(host.config.controller.clone())
+    let endpoint = Endpoint::from_shared(host.config.controller())
         .map_err(|error| tonic::Status::invalid_argument(format!("--controller: {error}")))?
         .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(3))
         .keep_alive_while_idle(true);
-    let channel = endpoint.connect().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let channel = host.security.dial(endpoint, &Identity::Controller).await;
+    let channel = channel.map_err(|error| tonic::Status::unavailable(error.told()))?;
     let (up, queue) = mpsc::unbounded_channel();
     let hello = hello(host).map_err(|error| tonic::Status::internal(error.to_string()))?;
     let _ = up.send(AgentMessage { message: Some(Message::Hello(hello)) });

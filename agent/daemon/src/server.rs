@@ -5,11 +5,11 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use throughline_confine::{passage_dir, private_dir};
 use throughline_hypervisor::probe_accelerator;
+use throughline_identity::{Door, Identity, Security};
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
 use throughline_wire::v1::peer_server::PeerServer;
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
@@ -31,10 +31,13 @@ const LARGEST_MESSAGE: usize = 1 << 20;
 /// # Errors
 /// When an outside system cannot be opened, or the listener fails.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+    let security = open_security(&config)?;
     let listener = TcpListener::bind(config.peer_listen)
         .await
         .with_context(|| format!("--peer-listen {} cannot be listened on", config.peer_listen))?;
-    let systems = open_systems(&config).await?;
+    let door = Door::new(listener, security.clone())
+        .with_context(|| format!("--peer-listen {} cannot be served on", config.peer_listen))?;
+    let systems = open_systems(&config, security).await?;
     let (uplink, news) = Uplink::new();
     let host = Arc::new(Host::new(config, systems, uplink));
     // Beside the rest: it may take 2 s, and an end of a move may be waiting for this agent.
@@ -61,12 +64,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         warn!(%error, "systemd cannot be told that the agent is up");
     }
     let served = Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))
         .add_service(PeerServer::new(PeerService::new(host)).max_decoding_message_size(LARGEST_MESSAGE))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);
+        .serve_with_incoming_shutdown(door.incoming(), shutdown);
     let unlink = linking.abort_handle();
     tokio::select! {
         served = served => served.context("the Peer service failed")?,
@@ -78,7 +80,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     Ok(())
 }
 
-async fn open_systems(config: &Config) -> anyhow::Result<Systems> {
+/// What proves that this is the agent of `--host`. What can be seen to be wrong now is said now, not at the first call.
+fn open_security(config: &Config) -> anyhow::Result<Security> {
+    let security = Security::of_daemon(&config.tls, config.insecure, &Identity::Agent(config.host.clone()))?;
+    let controller = config.controller().parse().context("--controller is no address")?;
+    security.check(&controller).context("--controller")?;
+    Ok(security)
+}
+
+async fn open_systems(config: &Config, security: Security) -> anyhow::Result<Systems> {
     let state_dir = &config.state_dir;
     // Guests' users pass through it to their run directories.
     let keep_to_itself = if config.peer_only { private_dir } else { passage_dir };
@@ -95,5 +105,5 @@ async fn open_systems(config: &Config) -> anyhow::Result<Systems> {
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(Some(&bpffs))).await?;
     let datapath =
         datapath.context("the tc programs could not be loaded; --bpffs must be on a mounted bpf file system")?;
-    Ok(Systems { netlink, datapath, journal })
+    Ok(Systems { security, netlink, datapath, journal })
 }

@@ -2,7 +2,6 @@
 
 use throughline_controller::{Config, ServeError, StoreError, serve};
 use throughline_wire::v1;
-use tokio::net::TcpListener;
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -44,8 +43,7 @@ async fn a_record_has_one_controller() {
     let state = StateDir::new();
     let controller = Controller::start(&state).await;
     controller.fabric().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let second = serve(listener, Config::new(&state.0), std::future::pending()).await;
+    let second = serve(insecure_door().await, Config::new(&state.0), std::future::pending()).await;
     assert!(matches!(second, Err(ServeError::Store(StoreError::InUse { .. }))), "{second:?}");
     controller.stop().await;
 }

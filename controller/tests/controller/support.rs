@@ -8,6 +8,7 @@ use std::{
 };
 
 use throughline_controller::{Config, ServeError, serve};
+use throughline_identity::{Door, Security};
 use throughline_wire::{
     Explanation,
     v1::{
@@ -58,13 +59,13 @@ impl Controller {
     }
 
     pub(crate) async fn with(config: Config) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let door = insecure_door().await;
+        let address = door.address();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async {
             let _ = stopped.await;
         };
-        let task = tokio::spawn(serve(listener, config, shutdown));
+        let task = tokio::spawn(serve(door, config, shutdown));
         Self { address, stop, task }
     }
 
@@ -98,6 +99,12 @@ impl Controller {
         let hello = v1::Hello { peer_only: true, memory_kib: 0, ..hello(name, n) };
         Agent::connect(self.address, hello).await.expect("peer is taken in")
     }
+}
+
+/// A door on a free port of the loopback interface that asks nobody who they are.
+pub(crate) async fn insecure_door() -> Door {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Door::new(listener, Security::Insecure).unwrap()
 }
 
 pub(crate) fn hello(name: &str, n: u8) -> v1::Hello {

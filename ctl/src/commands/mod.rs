@@ -7,6 +7,7 @@ mod host;
 mod migrate;
 mod migration;
 mod network;
+mod pki;
 mod port;
 
 use clap::Subcommand;
@@ -33,6 +34,9 @@ pub(crate) enum Command {
     /// Migrations: those under way and those that ended
     #[command(subcommand, after_help = migration::EXAMPLES)]
     Migration(migration::Command),
+    /// Certificates: a private CA in a directory, for fabrics that have none
+    #[command(subcommand, after_help = pki::EXAMPLES)]
+    Pki(pki::Command),
     /// Print a completion script for a shell
     Completions(completions::Completions),
 }
@@ -50,6 +54,7 @@ impl Command {
             Self::Endpoint(command) => command.run(session).await,
             Self::Migrate(command) => command.run(session).await,
             Self::Migration(command) => command.run(session).await,
+            Self::Pki(command) => command.run(session.output),
             Self::Completions(command) => command.run(),
         }
     }

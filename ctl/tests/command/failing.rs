@@ -62,7 +62,7 @@ fn a_server_cannot_drive_the_terminal() {
 fn nobody_there() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let ended = run(address, "host list").with(6);
-    assert!(ended.stderr.starts_with(&format!("error: reach the controller at http://{address}: ")), "{ended:?}");
+    assert!(ended.stderr.starts_with(&format!("error: reach the controller at https://{address}: ")), "{ended:?}");
     assert!(ended.stderr.contains("(CONTROLLER_UNREACHABLE)\n  next: "), "{ended:?}");
     assert_eq!(run(address, "host list -o json").with(6).error()["reason"], json!("CONTROLLER_UNREACHABLE"));
 }

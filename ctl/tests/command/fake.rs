@@ -9,13 +9,16 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use throughline_identity::{Door, Security};
 use throughline_wire::v1::{
     fabric_server::{Fabric, FabricServer},
     *,
 };
 use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::Server};
+
+use crate::run::pki;
 
 /// What a call is answered with.
 pub(crate) enum Answer {
@@ -65,9 +68,12 @@ impl Controller {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind(address)).expect("a free port on the loopback interface");
         let address = listener.local_addr().unwrap();
+        let security = Security::load(&pki().join("controller"), false).unwrap();
+        let door = Door::new(listener, security).unwrap();
         let service = Service::default();
         let server = Server::builder().add_service(FabricServer::new(service.clone()));
-        runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        // On the runtime, which the door's own task needs.
+        runtime.spawn(async { server.serve_with_incoming(door.incoming()).await });
         Self { address, service, runtime: Some(runtime) }
     }
 

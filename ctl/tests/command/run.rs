@@ -1,9 +1,11 @@
 //! Running the command as a shell would.
 
 use std::{
+    fs,
     net::SocketAddr,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::mpsc,
+    sync::{LazyLock, mpsc},
     thread,
     time::Duration,
 };
@@ -13,6 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
+use throughline_identity::authority::Authority;
 
 /// Longest any run in these tests may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,12 +50,25 @@ impl Ended {
     }
 }
 
+/// The CA of all controllers and operators in these tests.
+pub(crate) fn pki() -> &'static Path {
+    static PKI: LazyLock<PathBuf> = LazyLock::new(|| {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("command-pki");
+        // Of the run before.
+        let _ = fs::remove_dir_all(&directory);
+        Authority::init(&directory, "throughline".parse().unwrap()).unwrap();
+        directory
+    });
+    &PKI
+}
+
 /// The command, aimed at a controller, not started yet. `line` is split at spaces.
 pub(crate) fn command(controller: SocketAddr, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_throughline"));
     command
         .args(line.split_whitespace())
-        .env("THROUGHLINE_CONTROLLER", format!("http://{controller}"))
+        .env("THROUGHLINE_CONTROLLER", format!("https://{controller}"))
+        .env("THROUGHLINE_TLS", pki().join("operator/admin"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

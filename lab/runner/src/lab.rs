@@ -53,6 +53,21 @@ impl Lab {
         self.node_state(node).join("log")
     }
 
+    /// What a node's daemon proves itself by.
+    pub(crate) fn credentials(&self, node: &str) -> PathBuf {
+        self.node_state(node).join("tls")
+    }
+
+    /// What the operator proves himself by, on the controller's node.
+    pub(crate) fn operator_credentials(&self, controller: &str) -> PathBuf {
+        self.node_state(controller).join("operator")
+    }
+
+    /// The lab's own CA, on the controller's node.
+    pub(crate) fn authority(&self, controller: &str) -> PathBuf {
+        self.node_state(controller).join("pki")
+    }
+
     /// The record of processes the runner started in it.
     pub(crate) fn record(&self) -> PathBuf {
         self.state.join("processes")

@@ -127,6 +127,8 @@ fn exec(lab: &Lab, topology: &Topology, node: &str, command: &[String]) -> Resul
     let [program, arguments @ ..] = command else { return Ok(()) };
     let program = play::sibling(program).unwrap_or_else(|_| program.into());
     let mut command = lab.namespace(node).command(program)?;
+    let controller = &topology.controller()?.name;
     command.args(arguments).env("THROUGHLINE_CONTROLLER", topology.controller_url()?);
+    command.env("THROUGHLINE_TLS", lab.operator_credentials(controller));
     Err(command.exec()).with_context(|| format!("cannot run {:?} on {node}", command.get_program()))
 }

@@ -1,6 +1,7 @@
 //! The operator's command, used as an operator would: as a program, on the controller's node.
 
 use std::io::{self, Read};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,13 +24,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Operator {
     namespace: Namespace,
     controller: String,
+    credentials: PathBuf,
 }
 
 impl Operator {
     /// The operator of a lab.
     pub(crate) fn new(lab: &Lab, topology: &Topology) -> Result<Self> {
-        let namespace = lab.namespace(&topology.controller()?.name);
-        Ok(Self { namespace, controller: topology.controller_url()? })
+        let node = &topology.controller()?.name;
+        let (namespace, credentials) = (lab.namespace(node), lab.operator_credentials(node));
+        Ok(Self { namespace, controller: topology.controller_url()?, credentials })
     }
 
     /// Runs a command to its end; it must succeed.
@@ -73,7 +76,8 @@ impl Operator {
 
     fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.namespace.command(sibling("throughline")?)?;
-        command.args(["--controller", &self.controller]).args(arguments).stdin(Stdio::null());
+        command.args(["--controller", &self.controller]).arg("--tls").arg(&self.credentials);
+        command.args(arguments).stdin(Stdio::null());
         Ok(command)
     }
 }

@@ -51,6 +51,26 @@ pub(crate) fn hosts_up(lab: &Lab, topology: &Topology) -> Result<()> {
     for node in &topology.nodes {
         set_up(lab, node).with_context(|| format!("node {}", node.name))?;
     }
+    hand_out_certificates(lab, topology).context("certificates")
+}
+
+/// Makes a CA for the lab, and a certificate for each daemon and the operator, as an operator would.
+fn hand_out_certificates(lab: &Lab, topology: &Topology) -> Result<()> {
+    let controller = &topology.controller()?.name;
+    let pki = |words: &[&str], out: Option<PathBuf>| {
+        let mut command = Command::new(sibling("throughline")?);
+        command.arg("pki").args(words).arg("--dir").arg(lab.authority(controller));
+        if let Some(out) = out {
+            command.arg("--out").arg(out);
+        }
+        run(command.stdin(Stdio::null()))
+    };
+    pki(&["init"], None)?;
+    pki(&["rotate", "controller"], Some(lab.credentials(controller)))?;
+    pki(&["rotate", "operator/admin"], Some(lab.operator_credentials(controller)))?;
+    for node in topology.nodes.iter().filter(|node| has_agent(node)) {
+        pki(&["issue", &format!("agent/{}", node.name)], Some(lab.credentials(&node.name)))?;
+    }
     Ok(())
 }
 
@@ -154,6 +174,7 @@ pub(crate) fn daemon(lab: &Lab, node: &Node) -> Result<Command> {
     let (program, arguments) = node.daemon.split_first().with_context(|| format!("node {} has no cmd", node.name))?;
     let mut command = lab.namespace(&node.name).command(sibling(program)?)?;
     command.args(arguments).arg("--state-dir").arg(lab.node_state(&node.name).join("state"));
+    command.arg("--tls").arg(lab.credentials(&node.name));
     if has_agent(node) {
         command.arg("--bpffs").arg(lab.bpffs(&node.name));
     }

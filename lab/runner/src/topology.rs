@@ -120,7 +120,7 @@ impl Topology {
         let address = words.iter().position(|word| word == "--listen").and_then(|index| words.get(index + 1));
         let address =
             address.with_context(|| format!("the cmd of {:?} has no --listen ADDRESS:PORT", controller.name))?;
-        Ok(format!("http://{address}"))
+        Ok(format!("https://{address}"))
     }
 
     /// The node that runs the controller.
@@ -288,7 +288,7 @@ mod tests {
     fn three_hosts_can_be_played() {
         let topology = Topology::parse(FILE).unwrap();
         assert_eq!(topology.name, "three-hosts");
-        assert_eq!(topology.controller_url().unwrap(), "http://192.0.2.1:7700");
+        assert_eq!(topology.controller_url().unwrap(), "https://192.0.2.1:7700");
         let hypervisors: Vec<_> = topology.with_role(Role::Hypervisor).map(|node| node.name.as_str()).collect();
         assert_eq!(hypervisors, ["h1", "h2"]);
         assert_eq!(topology.links[1].ends[0].to_string(), "h1:eth1");

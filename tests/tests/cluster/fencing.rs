@@ -194,11 +194,11 @@ fn of_two_controllers_one_commands() {
         |lab: &Lab| fs::read_to_string(lab.log("h1")).unwrap_or_default().matches("obeys this controller").count();
     let before = obeyed(&lab);
     let agent = kill_daemon(&lab, "h1", "h1");
-    start_daemon(&mut lab, "h1", &with(&agent, "--controller", &format!("http://{SECOND}")));
+    start_daemon(&mut lab, "h1", &with(&agent, "--controller", &format!("https://{SECOND}")));
     // It is connected a moment before it has written that down.
     wait_for("h1 obeys the second controller", BACK, || (obeyed(&lab) > before).then_some(()));
     wait_for("the second controller commands h1", BACK, || {
-        let url = format!("http://{SECOND}");
+        let url = format!("https://{SECOND}");
         let host = lab.throughline(&["--controller", &url, "host", "get", "h1"]);
         (host.result["connected"] == true).then_some(())
     });

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use throughline_identity::{Identity, Security};
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -33,6 +35,7 @@ fn garbage_on_every_port_hurts_nobody() {
     let lab = Lab::up("garbage");
     let daemons = NODES.map(|node| lab.daemons(node));
     let namespace = File::open(lab.namespace("ctl")).unwrap();
+    let operator = lab.state().join("ctl/operator");
     thread::spawn(move || {
         // Of this thread alone, which ends with the closure.
         setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
@@ -44,7 +47,9 @@ fn garbage_on_every_port_hurts_nobody() {
                 send(port.parse().unwrap(), garbage);
             }
         }
-        PORTS.into_iter().for_each(assert_serves);
+        for (node, port) in NODES.into_iter().zip(PORTS) {
+            assert_serves(&operator, node, port);
+        }
     })
     .join()
     .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -66,10 +71,13 @@ fn send(port: SocketAddr, garbage: &[u8]) {
 }
 
 /// The daemon answers the standard health question: it serves.
-fn assert_serves(port: &str) {
+fn assert_serves(credentials: &Path, node: &str, port: &str) {
+    let daemon = if node == "ctl" { "controller".to_owned() } else { format!("agent/{node}") };
+    let daemon: Identity = daemon.parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answer = runtime.block_on(async {
-        let channel = Endpoint::from_shared(format!("http://{port}"))?.timeout(SERVES).connect().await?;
+        let endpoint = Endpoint::from_shared(format!("https://{port}"))?.timeout(SERVES);
+        let channel = Security::load(credentials, false)?.dial(endpoint, &daemon).await?;
         let mut health = HealthClient::new(channel);
         let answer = health.check(HealthCheckRequest { service: String::new() }).await?;
         Ok::<_, Box<dyn std::error::Error>>(answer.into_inner().status())

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use throughline_cutover::{Failure, Generation, MigrationPlan, SourceEvent};
+use throughline_identity::{Identity, Security};
 use throughline_wire::v1::{
     FromDestination, FromSource, Prepare, ResolveRequest, from_destination::Message, from_source,
     peer_client::PeerClient,
@@ -25,7 +26,7 @@ pub(super) struct Call {
 
 impl Call {
     /// Calls the destination; everything it says, and that it cannot be reached, comes as events.
-    pub(super) fn place(plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) -> Self {
+    pub(super) fn place(security: &Security, plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) -> Self {
         let (to_destination, queue) = mpsc::unbounded_channel();
         let call = Self { to_destination };
         call.say(from_source::Message::Prepare(Prepare {
@@ -33,9 +34,9 @@ impl Call {
             token: plan.token.clone(),
             generation: plan.generation.0,
         }));
-        let address = plan.destination.peer_endpoint.clone();
+        let way = Way::to_destination(security, plan);
         tokio::spawn(async move {
-            let ended = match open(&address, queue).await {
+            let ended = match open(&way, queue).await {
                 Ok(stream) => listen(stream, &events).await,
                 Err(status) => Some(status),
             };
@@ -66,24 +67,40 @@ fn refused(status: &tonic::Status) -> bool {
     matches!(status.code(), FailedPrecondition | InvalidArgument | PermissionDenied | Unimplemented)
 }
 
-async fn connect(address: &str) -> Result<PeerClient<tonic::transport::Channel>, tonic::Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| tonic::Status::invalid_argument(format!("{address} is not an address: {error}")))?
-        .connect_timeout(CALL_DEADLINE)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
-        .keep_alive_while_idle(true);
-    let channel =
-        endpoint.connect().await.map_err(|error| tonic::Status::unavailable(format!("{address}: {error}")))?;
-    Ok(PeerClient::new(channel))
+/// Where the destination is, and who must be there.
+struct Way {
+    security: Security,
+    address: String,
+    agent: Identity,
+}
+
+impl Way {
+    fn to_destination(security: &Security, plan: &MigrationPlan) -> Self {
+        let (address, agent) = (plan.destination.peer_endpoint.clone(), Identity::Agent(plan.destination.host.clone()));
+        Self { security: security.clone(), address, agent }
+    }
+
+    async fn connect(&self) -> Result<PeerClient<tonic::transport::Channel>, tonic::Status> {
+        let Self { security, address, agent } = self;
+        let endpoint = Endpoint::from_shared(format!("{}://{address}", security.scheme()))
+            .map_err(|error| tonic::Status::invalid_argument(format!("{address} is not an address: {error}")))?
+            .connect_timeout(CALL_DEADLINE)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true);
+        match security.dial(endpoint, agent).await {
+            Ok(channel) => Ok(PeerClient::new(channel)),
+            Err(error) if error.is_refusal() => Err(tonic::Status::permission_denied(error.told())),
+            Err(error) => Err(tonic::Status::unavailable(error.told())),
+        }
+    }
 }
 
 async fn open(
-    address: &str,
+    way: &Way,
     queue: mpsc::UnboundedReceiver<FromSource>,
 ) -> Result<Streaming<FromDestination>, tonic::Status> {
-    let mut client = connect(address).await?;
+    let mut client = way.connect().await?;
     Ok(client.cutover(UnboundedReceiverStream::new(queue)).await?.into_inner())
 }
 
@@ -122,11 +139,11 @@ fn event_of(message: FromDestination) -> Option<SourceEvent> {
 }
 
 /// Asks the destination whether it committed; its answer comes as an event, no answer as none.
-pub(super) fn ask(plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) {
-    let address = plan.destination.peer_endpoint.clone();
+pub(super) fn ask(security: &Security, plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) {
+    let way = Way::to_destination(security, plan);
     let request = ResolveRequest { migration_id: plan.id.clone(), token: plan.token.clone() };
     tokio::spawn(async move {
-        let answer = async { connect(&address).await?.resolve(request).await };
+        let answer = async { way.connect().await?.resolve(request).await };
         match answer.await.map(tonic::Response::into_inner) {
             Ok(answer) if answer.committed => {
                 let _ = events.send(SourceEvent::PeerCommitted { generation: Generation(answer.generation) });

@@ -381,7 +381,9 @@ impl Hands for SourceHands {
 
     async fn execute(&mut self, effect: SourceEffect) -> Option<SourceEvent> {
         match effect {
-            SourceEffect::CallPeer => self.call = Some(Call::place(&self.plan, self.events.clone())),
+            SourceEffect::CallPeer => {
+                self.call = Some(Call::place(&self.host.security, &self.plan, self.events.clone()))
+            }
             SourceEffect::PrepareDatapath => {
                 return Some(match self.prepare().await {
                     Ok(()) => SourceEvent::Ready,
@@ -415,7 +417,7 @@ impl Hands for SourceHands {
             SourceEffect::TellAbort(failure) => {
                 self.say(from_source::Message::Abort(v1::Abort { failure: Some(failure.into()) }));
             }
-            SourceEffect::Resolve => caller::ask(&self.plan, self.events.clone()),
+            SourceEffect::Resolve => caller::ask(&self.host.security, &self.plan, self.events.clone()),
             SourceEffect::AwaitQuiet => self.await_quiet(),
             SourceEffect::RemoveGuest => {
                 self.remove_guest().await;

@@ -7,6 +7,7 @@ mod progress;
 use std::{sync::Arc, time::Duration};
 
 use throughline_cutover::{Failure, MigrationPlan, Source, SourceEvent};
+use throughline_identity::Security;
 use throughline_wire::v1;
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, info_span, warn};
@@ -83,7 +84,7 @@ pub fn bury(host: &Arc<Host>, plan: MigrationPlan) {
     let host = host.clone();
     tokio::spawn(
         async move {
-            let committed = has_committed(&plan).await;
+            let committed = has_committed(&host.security, &plan).await;
             let promise = if committed { Promise::Left } else { Promise::Declined };
             if let Err(error) = host.journal.promise(&plan.id, Some(&plan), promise) {
                 warn!(%error, "the journal still shows this migration as under way");
@@ -109,10 +110,10 @@ pub fn lost_here(plan: &MigrationPlan) -> Failure {
 }
 
 /// Asks the destination until it answers.
-async fn has_committed(plan: &MigrationPlan) -> bool {
+async fn has_committed(security: &Security, plan: &MigrationPlan) -> bool {
     let (events, mut answers) = mpsc::unbounded_channel();
     loop {
-        caller::ask(plan, events.clone());
+        caller::ask(security, plan, events.clone());
         match tokio::time::timeout(ASK_EVERY, answers.recv()).await {
             Ok(Some(SourceEvent::PeerCommitted { generation })) => return generation == plan.generation.next(),
             Ok(Some(SourceEvent::PeerDeclined(_))) => return false,
