@@ -6,16 +6,17 @@ cd "$(dirname "$0")/.."
 
 DESTDIR=${DESTDIR:-}
 BINARIES=${BINARIES:-target/release}
+PROGRAMS="throughline throughline-agent throughline-controller"
 
 fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
 
-for program in throughline throughline-agent throughline-controller; do
+for program in $PROGRAMS; do
     [ -x "$BINARIES/$program" ] || fail "$BINARIES/$program is not built: cargo build --release --workspace --bins"
 done
 
 put() { install -D -m "$1" "$2" "$DESTDIR$3"; }
 
-for program in throughline throughline-agent throughline-controller; do
+for program in $PROGRAMS; do
     put 0755 "$BINARIES/$program" "/usr/bin/$program"
 done
 for unit in packaging/systemd/*.service; do

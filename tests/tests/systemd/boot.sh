@@ -16,6 +16,7 @@ cp -r "$ROOT/usr/lib" /run/installed
 cp -r "$IMAGE" /run/image
 cp "$PLAY" /run/play.sh
 for place in /tmp /var/lib /var/tmp; do mount -t tmpfs tmpfs "$place"; done
+umount -R -l /sys
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
