@@ -4,7 +4,7 @@ use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
-use throughline_controller::{Config, serve};
+use throughline_controller::{CallLimits, Config, KEEP_MIGRATIONS, serve};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -24,9 +24,45 @@ struct Arguments {
     /// May a host that nobody announced join?
     #[arg(long, value_enum, default_value_t = Enrol::Open)]
     enroll: Enrol,
+    /// Which operator has which role, one `NAME ROLE` a line; read again when it changes. Who is not in it has none
+    #[arg(long, value_name = "FILE", env = "THROUGHLINE_ROLES")]
+    roles: Option<PathBuf>,
+    #[command(flatten)]
+    limits: Limits,
+    /// Migrations that are over and kept with all that happened; of older ones only how they ended is known
+    #[arg(long, value_name = "N", default_value_t = KEEP_MIGRATIONS as u32, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    keep_migrations: u32,
     /// How to write the log, on standard error; RUST_LOG says how much
     #[arg(long, value_enum, default_value_t = Log::Text)]
     log: Log,
+}
+
+/// How much one certificate may ask for.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Limits {
+    /// Calls that one caller may begin in a second; twice as many at once after a quiet time
+    #[arg(long, value_name = "N", default_value_t = CallLimits::default().per_second, value_parser = clap::value_parser!(u32).range(1..))]
+    calls_per_second: u32,
+    /// Calls that one caller may have under way
+    #[arg(long, value_name = "N", default_value_t = CallLimits::default().under_way, value_parser = clap::value_parser!(u32).range(1..))]
+    calls_under_way: u32,
+    /// Watches that one caller may have open
+    #[arg(long, value_name = "N", default_value_t = CallLimits::default().streams, value_parser = clap::value_parser!(u32).range(1..))]
+    watches: u32,
+    /// Migrations that one operator may have under way
+    #[arg(long, value_name = "N", default_value_t = CallLimits::default().migrations, value_parser = clap::value_parser!(u32).range(1..))]
+    migrations_per_operator: u32,
+}
+
+impl From<Limits> for CallLimits {
+    fn from(limits: Limits) -> Self {
+        Self {
+            per_second: limits.calls_per_second,
+            under_way: limits.calls_under_way,
+            streams: limits.watches,
+            migrations: limits.migrations_per_operator,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,7 +95,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { listen, state_dir, enroll, .. } = arguments;
+    let Arguments { listen, state_dir, enroll, roles, limits, keep_migrations, .. } = arguments;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr().context("cannot read the listener's address")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
@@ -72,7 +108,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         tracing::info!("stopping");
     };
     tracing::info!(%address, state_dir = %state_dir.display(), "serving");
-    let config = Config { open_enrolment: enroll == Enrol::Open, ..Config::new(state_dir) };
+    let config = Config {
+        open_enrolment: enroll == Enrol::Open,
+        roles,
+        limits: limits.into(),
+        keep_migrations: keep_migrations as usize,
+        ..Config::new(state_dir)
+    };
     serve(listener, config, shutdown).await.context("the controller stopped")
 }
 

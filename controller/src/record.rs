@@ -2,11 +2,13 @@
 
 mod command;
 mod migration;
+mod outline;
 mod removal;
 
 use std::{collections::BTreeMap, fmt::Display, net::Ipv4Addr};
 
-pub(crate) use migration::{Happening, MigrationRecord, Snapshot};
+pub(crate) use migration::{Asked, Happening, MigrationRecord, Snapshot};
+pub(crate) use outline::{Known, Outline};
 use removal::Removal;
 pub(crate) use removal::{Report, What};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -84,6 +86,7 @@ pub(crate) struct Record {
     guests: BTreeMap<GuestName, GuestRecord>,
     endpoints: BTreeMap<InterfaceName, Endpoint>,
     migrations: BTreeMap<String, MigrationRecord>,
+    outlines: BTreeMap<u64, Outline>,
     removals: BTreeMap<String, Removal>,
     changes: Vec<Change>,
 }
@@ -102,6 +105,7 @@ impl Record {
             guests: keyed(load(store, Table::Guests)?, |it: &GuestRecord| it.spec.name.clone()),
             endpoints: keyed(load(store, Table::Endpoints)?, |it: &Endpoint| it.name.clone()),
             migrations: keyed(load(store, Table::Migrations)?, |it: &MigrationRecord| it.id().to_owned()),
+            outlines: keyed(load(store, Table::Outlines)?, |it: &Outline| it.number),
             removals: load(store, Table::Removals)?.into_iter().map(|it: Removal| (it.key(), it)).collect(),
             changes: Vec::new(),
         };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use throughline_hypervisor::probe_accelerator;
+use throughline_identity::Caller;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
 use throughline_wire::v1::peer_server::PeerServer;
@@ -17,13 +18,17 @@ use crate::{
     host::{Host, Systems},
     journal::Journal,
     link,
-    peer::PeerService,
+    peer::{PeerService, Proof},
     reconcile, recover,
     uplink::Uplink,
 };
 
-/// Largest message another agent may send, bytes.
-const LARGEST_MESSAGE: usize = 1 << 20;
+/// Largest message another agent may send, bytes: what a guest has joined is the longest that a source has to say.
+const LARGEST_MESSAGE: usize = 256 << 10;
+/// Calls under way on one connection.
+const STREAMS: u32 = 16;
+/// Longest headers of a call, bytes.
+const LONGEST_HEADERS: u32 = 16 << 10;
 
 /// Runs an agent until `shutdown` completes. Guests run on.
 ///
@@ -52,7 +57,16 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let served = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))
-        .add_service(PeerServer::new(PeerService::new(host)).max_decoding_message_size(LARGEST_MESSAGE))
+        .max_concurrent_streams(STREAMS)
+        .http2_max_header_list_size(LONGEST_HEADERS)
+        // The door: nobody has to prove anything yet.
+        .layer(tonic::service::interceptor::InterceptorLayer::new(|mut request: tonic::Request<()>| {
+            request.extensions_mut().insert(Caller::Unproven);
+            Ok(request)
+        }))
+        .add_service(
+            PeerServer::new(PeerService::new(host, Proof::NotAsked)).max_decoding_message_size(LARGEST_MESSAGE),
+        )
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);

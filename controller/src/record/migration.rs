@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use throughline_cutover::{
-    Coordinator, CutoverReport, Failure, MigrationPlan, Phase, Progress, admission::MigrationRequest,
+    Coordinator, CutoverReport, Failure, MigrationPlan, OperatorName, Phase, Progress, admission::MigrationRequest,
 };
+
+/// Most that is told of one migration. A whole one has some twenty; an agent that says more and more must not fill the record.
+const LONGEST_HISTORY: usize = 500;
 
 /// What of a migration changes over time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +38,15 @@ pub(crate) struct Happening {
     pub(crate) after: Snapshot,
 }
 
+/// A wish, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// What is asked for.
+    pub(crate) request: MigrationRequest,
+    /// By which operator; `None`: by somebody unproven.
+    pub(crate) requested_by: Option<OperatorName>,
+}
+
 /// A migration, its coordinator included, so that it goes on after a restart.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MigrationRecord {
@@ -42,6 +54,9 @@ pub(crate) struct MigrationRecord {
     pub(crate) number: u64,
     /// As asked for.
     pub(crate) request: MigrationRequest,
+    /// The operator who asked; `None`: somebody unproven, or before that was noted.
+    #[serde(default)]
+    pub(crate) requested_by: Option<OperatorName>,
     /// When it was accepted, milliseconds since 1970.
     pub(crate) created_at_ms: u64,
     /// When it ended, milliseconds since 1970; 0: not yet.
@@ -55,10 +70,12 @@ pub(crate) struct MigrationRecord {
 
 impl MigrationRecord {
     /// A migration just admitted.
-    pub(crate) fn new(number: u64, request: MigrationRequest, plan: MigrationPlan, now: Duration) -> Self {
+    pub(crate) fn new(number: u64, wish: Asked, plan: MigrationPlan, now: Duration) -> Self {
+        let Asked { request, requested_by } = wish;
         Self {
             number,
             request,
+            requested_by,
             created_at_ms: milliseconds(now),
             ended_at_ms: 0,
             coordinator: Coordinator::new(plan, now),
@@ -123,6 +140,10 @@ impl MigrationRecord {
 
     fn push(&mut self, message: String, after: Snapshot, now: Duration) {
         self.sequence += 1;
+        if self.history.len() >= LONGEST_HISTORY {
+            // How it began and what was last are worth more than what lies between.
+            self.history.remove(LONGEST_HISTORY / 2);
+        }
         self.history.push(Happening { sequence: self.sequence, at_ms: milliseconds(now), message, after });
     }
 }

@@ -16,6 +16,9 @@ const FORMAT: u64 = 2;
 const OLDEST: u64 = 1;
 const FORMAT_KEY: &str = "schema";
 const FILE: &str = "record.redb";
+/// Pages of the file kept in memory, bytes. What is read is read once, at the start; unless told otherwise the store would go on
+/// to keep a gigabyte of what was written.
+const CACHE: usize = 4 << 20;
 
 const fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {
     TableDefinition::new(table.name())
@@ -40,7 +43,7 @@ impl EmbeddedStore {
         let unusable = |source| StoreError::Directory { path: directory.to_owned(), source };
         fs::create_dir_all(directory).map_err(unusable)?;
         let path = directory.join(FILE);
-        let database = match Database::create(&path) {
+        let database = match Database::builder().set_cache_size(CACHE).create(&path) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::InUse { path: directory.to_owned() }),
             Err(error) => return Err(failed(error)),

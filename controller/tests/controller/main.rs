@@ -2,8 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod audit;
 mod fencing;
+mod limits;
 mod migration;
 mod resources;
+mod retention;
+mod roles;
 mod service;
+mod stolen;
 mod support;
