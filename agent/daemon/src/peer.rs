@@ -27,7 +27,7 @@ use crate::{
     host::Host,
     journal::Promise,
     memberships,
-    moves::{Move, ToSource},
+    moves::{Move, Moves, ToSource},
 };
 
 /// How long a source must say who it is.
@@ -63,24 +63,22 @@ impl PeerService {
     fn admit(&self, caller: &Caller) -> Result<Permit, Status> {
         self.visitors.admit(caller).map_err(|refused| self.refuse(caller, "", &refused))
     }
+}
 
-    /// Takes the source's one call for an announced migration.
-    fn answer_call(&self, caller: &Caller, prepare: &Prepare) -> Result<Called, Refused> {
-        let Some(Move::Destination { plan, events, caller: slot, called, .. }) =
-            self.host.moves.get(&prepare.migration_id)
-        else {
-            return Err(Refused::NotAnnounced);
-        };
-        let offered = Generation(prepare.generation);
-        may_call(caller, self.proof, &plan, &prepare.token, offered, called.load(Ordering::Acquire))?;
-        // Of two calls at one time one is the first.
-        if called.swap(true, Ordering::AcqRel) {
-            return Err(Refused::CalledBefore);
-        }
-        let (to_source, answers) = mpsc::unbounded_channel();
-        slot.put(to_source);
-        Ok(Called { plan, events, answers })
+/// Takes the source's one call for an announced migration.
+fn take_call(moves: &Moves, caller: &Caller, proof: Proof, prepare: &Prepare) -> Result<Called, Refused> {
+    let Some(Move::Destination { plan, events, caller: slot, called, .. }) = moves.get(&prepare.migration_id) else {
+        return Err(Refused::NotAnnounced);
+    };
+    let offered = Generation(prepare.generation);
+    may_call(caller, proof, &plan, &prepare.token, offered, called.load(Ordering::Acquire))?;
+    // Of two calls at one time one is the first.
+    if called.swap(true, Ordering::AcqRel) {
+        return Err(Refused::CalledBefore);
     }
+    let (to_source, answers) = mpsc::unbounded_channel();
+    slot.put(to_source);
+    Ok(Called { plan, events, answers })
 }
 
 /// A call that was taken.
@@ -103,7 +101,8 @@ impl Peer for PeerService {
         let Some(Message::Prepare(prepare)) = first.and_then(|first| first.message) else {
             return Err(Status::invalid_argument("prepare must be the first message of a cutover"));
         };
-        let called = check_id(&prepare.migration_id).map(|()| self.answer_call(&caller, &prepare))?;
+        check_id(&prepare.migration_id)?;
+        let called = take_call(&self.host.moves, &caller, self.proof, &prepare);
         let Called { plan, events, answers } =
             called.map_err(|refused| self.refuse(&caller, &prepare.migration_id, &refused))?;
         let gone = || Status::aborted("the migration has ended here");
@@ -219,5 +218,60 @@ fn event_of(message: FromSource) -> Option<DestinationEvent> {
 pub fn answer(to_source: Option<&ToSource>, message: throughline_wire::v1::from_destination::Message) {
     if let Some(to_source) = to_source {
         let _ = to_source.send(Ok(FromDestination { message: Some(message) }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use throughline_wire::v1::Role;
+
+    use super::*;
+    use crate::{
+        slot::Slot,
+        uplink::{MigrationNews, Uplink},
+    };
+
+    /// A host that expects the guest of a plan.
+    fn expecting(plan: &Arc<MigrationPlan>) -> (Moves, mpsc::UnboundedReceiver<DestinationEvent>) {
+        let (events, queue) = mpsc::unbounded_channel();
+        let moves = Moves::default();
+        let (caller, called) = (Slot::empty(), Arc::new(AtomicBool::new(false)));
+        let news = MigrationNews::new(Uplink::new().0, plan.id.clone(), Role::Destination);
+        assert!(moves.enter(Move::Destination { plan: plan.clone(), events, caller, called, news }));
+        (moves, queue)
+    }
+
+    fn call(moves: &Moves, who: &str, prepare: &Prepare) -> Result<(), &'static str> {
+        let caller = Caller::Known(who.parse().unwrap());
+        take_call(moves, &caller, Proof::Required, prepare).map(|_| ()).map_err(|refused| refused.reason())
+    }
+
+    #[test]
+    fn a_token_is_good_for_one_call_and_dies_with_the_move() {
+        let plan = Arc::new(entry::tests::plan());
+        let (moves, _queue) = expecting(&plan);
+        let prepare = Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3 };
+        let wrong = Prepare { token: "cd".repeat(32), ..prepare.clone() };
+        assert_eq!(call(&moves, "agent/h3", &prepare), Err("NOT_THE_SOURCE"), "the right token of the wrong host");
+        assert_eq!(call(&moves, "agent/h1", &wrong), Err("NOT_ANNOUNCED"), "the right host with the wrong token");
+        let stale = Prepare { generation: 2, ..prepare.clone() };
+        assert_eq!(call(&moves, "agent/h1", &stale), Err("STALE_GENERATION"));
+        assert_eq!(call(&moves, "agent/h1", &prepare), Ok(()), "what was refused has used nothing up");
+        assert_eq!(call(&moves, "agent/h1", &prepare), Err("CALLED_BEFORE"));
+        moves.leave(&plan.id);
+        assert_eq!(call(&moves, "agent/h1", &prepare), Err("NOT_ANNOUNCED"), "after the end");
+    }
+
+    #[test]
+    fn a_source_is_not_called() {
+        let plan = Arc::new(entry::tests::plan());
+        let (events, _queue) = mpsc::unbounded_channel();
+        let news = MigrationNews::new(Uplink::new().0, plan.id.clone(), Role::Source);
+        let moves = Moves::default();
+        assert!(moves.enter(Move::Source { plan: plan.clone(), events, news }));
+        let prepare = Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3 };
+        assert_eq!(call(&moves, "agent/h1", &prepare), Err("NOT_ANNOUNCED"));
     }
 }

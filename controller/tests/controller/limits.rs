@@ -81,7 +81,7 @@ async fn watches_are_counted_until_they_end() {
 async fn one_operator_does_not_take_all_moves() {
     let state = StateDir::new();
     let controller = controller(&state, CallLimits { migrations: 1, ..CallLimits::default() }).await;
-    let (mut anyone, [h1, ..]) = controller.three_hosts().await;
+    let (mut anyone, [h1, _h2, _h3]) = controller.three_hosts().await;
     anyone.create_guest(web(2, "h1")).await.unwrap();
     let running = |name: &str, generation| {
         let mut guest = v1::ObservedGuest { name: name.into(), generation, ..Default::default() };

@@ -97,12 +97,13 @@ pub(super) fn may_call(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use throughline_cutover::{Boot, End, GuestSpec, Limits, Queues};
 
     use super::*;
 
-    fn plan() -> MigrationPlan {
+    /// Of web-1, at generation 3, from h1 to h2.
+    pub(in crate::peer) fn plan() -> MigrationPlan {
         let end = |host: &str, n: u8| End {
             host: host.parse().unwrap(),
             vtep: [192, 0, 2, n].into(),
