@@ -25,7 +25,7 @@ use entry::{Line, Who};
 pub(crate) use entry::{Object, Outcome};
 use file::Order;
 use repeats::Repeats;
-use throughline_cutover::{Failure, OperatorName};
+use throughline_cutover::{Failure, GuestName, HostName, OperatorName};
 use throughline_identity::{Caller, Identity};
 use tokio::{sync::oneshot, time::Instant};
 
@@ -91,6 +91,13 @@ impl Audit {
         let who = asked_by.map_or(Who::Unproven, |name| Who::Known(Identity::Operator(name.clone())));
         let outcome = Outcome::ended(moved, failure.map(|failure| failure.reason.as_str()));
         self.post(&Line::new(who, None, "Migration", object, outcome));
+    }
+
+    /// A host says that it has a guest that was never given to it.
+    pub(crate) fn doubted(&self, host: &HostName, guest: &GuestName) {
+        let who = Who::Known(Identity::Agent(host.clone()));
+        let object = Object { host: Some(host.clone()), ..Object::guest(guest) };
+        self.write_unless_repeated(Line::new(who, None, "Claim", object, Outcome::refused("CLAIM_NOT_BELIEVED")));
     }
 
     /// Everything handed in so far is written, or cannot be.

@@ -41,6 +41,8 @@ type Deferred = Box<dyn FnOnce(&mut Core) + Send>;
 pub(crate) struct Policy {
     /// May hosts nobody announced join?
     pub(crate) open_enrolment: bool,
+    /// The record was restored from a copy: hosts that have guests at newer generations are believed.
+    pub(crate) restored: bool,
     /// Migrations that are over and kept with all that happened; the oldest go first.
     pub(crate) keep_migrations: usize,
     /// Migrations that one operator asked for and that have not ended.
@@ -56,6 +58,8 @@ pub(crate) struct Core {
     unknown: BTreeMap<GuestName, UnknownGuest>,
     /// Hosts that belong to another fabric.
     strangers: BTreeMap<HostName, Stranger>,
+    /// The record is an older copy: what hosts say of guests is newer.
+    is_old: bool,
     /// Hosts commanded in this life.
     commanded: BTreeSet<HostName>,
     standing: watch::Sender<Standing>,
@@ -89,6 +93,7 @@ impl Core {
             observed: BTreeMap::new(),
             unknown: BTreeMap::new(),
             strangers: BTreeMap::new(),
+            is_old: policy.restored,
             commanded: BTreeSet::new(),
             standing,
             live: BTreeMap::new(),

@@ -27,6 +27,10 @@ struct Arguments {
     /// Which operator has which role, one `NAME ROLE` a line; read again when it changes. Who is not in it has none
     #[arg(long, value_name = "FILE", env = "THROUGHLINE_ROLES")]
     roles: Option<PathBuf>,
+    /// The record was restored from a copy: until the next start, believe hosts that have guests at newer generations. A copy from
+    /// before the last start is recognised without this
+    #[arg(long)]
+    restored: bool,
     #[command(flatten)]
     limits: Limits,
     /// Migrations that are over and kept with all that happened; of older ones only how they ended is known
@@ -95,7 +99,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { listen, state_dir, enroll, roles, limits, keep_migrations, .. } = arguments;
+    let Arguments { listen, state_dir, enroll, roles, restored, limits, keep_migrations, .. } = arguments;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr().context("cannot read the listener's address")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
@@ -111,6 +115,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = Config {
         open_enrolment: enroll == Enrol::Open,
         roles,
+        restored,
         limits: limits.into(),
         keep_migrations: keep_migrations as usize,
         ..Config::new(state_dir)

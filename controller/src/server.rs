@@ -54,6 +54,9 @@ pub struct Config {
     pub open_enrolment: bool,
     /// How often agents are to send a heartbeat, 100 ms to 60 s.
     pub heartbeat: Duration,
+    /// The record was restored from a copy: until the next start, hosts that have guests at newer generations are believed. A
+    /// copy from before the last start is recognised without being told.
+    pub restored: bool,
     /// Which operator has which role; `None`: nobody has one. Read again when it changes.
     pub roles: Option<PathBuf>,
     /// How much one identity may ask for.
@@ -70,6 +73,7 @@ impl Config {
             state_dir: state_dir.into(),
             open_enrolment: true,
             heartbeat: Duration::from_secs(1),
+            restored: false,
             roles: None,
             limits: CallLimits::default(),
             keep_migrations: KEEP_MIGRATIONS,
@@ -199,6 +203,7 @@ fn start(config: &Config) -> Result<Running, StoreError> {
     let (standing, told) = watch::channel(Standing::Commands);
     let policy = Policy {
         open_enrolment: config.open_enrolment,
+        restored: config.restored,
         keep_migrations: config.keep_migrations,
         migrations_per_operator: config.limits.migrations,
     };

@@ -113,7 +113,7 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::UnknownGuest { .. }
         | Denial::UnknownEndpoint { .. }
         | Denial::UnknownMigration => Code::NotFound,
-        Denial::HostNotEnrolled { .. } | Denial::OtherFabric(_) => Code::PermissionDenied,
+        Denial::HostNotEnrolled { .. } | Denial::OtherFabric(_) | Denial::TermUnproved(_) => Code::PermissionDenied,
         Denial::NotEnoughMemory { .. }
         | Denial::NoDestination { .. }
         | Denial::PortsExhausted

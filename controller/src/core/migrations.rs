@@ -166,6 +166,10 @@ impl Core {
         let now = self.clock.now();
         let Some(migration) = self.record.migration_mut(id) else { return };
         let effects = migration.coordinator.step(event, now);
+        let mere_words = |effect: &CoordinatorEffect| matches!(effect, CoordinatorEffect::Event { .. });
+        if migration.has_talked_enough() && effects.iter().all(mere_words) {
+            return;
+        }
         let changed = effects.iter().any(|effect| *effect != CoordinatorEffect::Progressed);
         for effect in effects {
             self.execute(id, effect);

@@ -7,8 +7,9 @@ use throughline_cutover::{
     Coordinator, CutoverReport, Failure, MigrationPlan, OperatorName, Phase, Progress, admission::MigrationRequest,
 };
 
-/// Most that is told of one migration. A whole one has some twenty; an agent that says more and more must not fill the record.
-const LONGEST_HISTORY: usize = 500;
+/// Most that is told of one migration without anything coming of it. A whole one has some twenty; an agent that says more and more
+/// must not fill the record.
+const MOST_TALK: u32 = 256;
 
 /// What of a migration changes over time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,9 @@ pub(crate) struct MigrationRecord {
     /// What happened, in order. Of progress reports in a row only the last is kept.
     pub(crate) history: Vec<Happening>,
     sequence: u64,
+    /// Happenings with words.
+    #[serde(default)]
+    told: u32,
 }
 
 impl MigrationRecord {
@@ -81,6 +85,7 @@ impl MigrationRecord {
             coordinator: Coordinator::new(plan, now),
             history: Vec::new(),
             sequence: 0,
+            told: 0,
         }
     }
 
@@ -115,11 +120,17 @@ impl MigrationRecord {
         }
     }
 
+    /// Words of which nothing comes are kept no more.
+    pub(crate) fn has_talked_enough(&self) -> bool {
+        self.told >= MOST_TALK
+    }
+
     /// Something worth telling happened; `phase` is where the migration was after it.
     pub(crate) fn happened(&mut self, phase: Phase, message: String, now: Duration) {
         if phase.is_end() {
             self.ended_at_ms = milliseconds(now);
         }
+        self.told = self.told.saturating_add(1);
         let after = Snapshot { phase, ..self.snapshot() };
         self.push(message, after, now);
     }
@@ -140,10 +151,6 @@ impl MigrationRecord {
 
     fn push(&mut self, message: String, after: Snapshot, now: Duration) {
         self.sequence += 1;
-        if self.history.len() >= LONGEST_HISTORY {
-            // How it began and what was last are worth more than what lies between.
-            self.history.remove(LONGEST_HISTORY / 2);
-        }
         self.history.push(Happening { sequence: self.sequence, at_ms: milliseconds(now), message, after });
     }
 }

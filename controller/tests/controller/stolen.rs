@@ -196,3 +196,86 @@ async fn an_acknowledgement_counts_only_from_whom_it_was_asked() {
     let Down::Rebind(_) = h1.order().await else { panic!("now the source's turn has come") };
     controller.stop().await;
 }
+
+#[tokio::test]
+async fn it_cannot_end_the_controllers_command() {
+    let state = StateDir::new();
+    let controller = controller(&state).await;
+    let (mut fabric, [mut h1, h2, _h3]) = controller.three_hosts().await;
+    let own = h2.mandate.clone();
+    drop(h2);
+    let forged = [
+        v1::Mandate { term: u64::MAX, life: 7, ..own.clone() },
+        v1::Mandate { term: own.term + 1, life: 7, proof: vec![], ..own.clone() },
+        v1::Mandate { life: 7, ..own.clone() },
+    ];
+    for obeyed in forged {
+        let claimed = v1::Hello { obeyed: Some(obeyed), ..hello("h2", 2) };
+        let refused = refused(&controller, claimed).await;
+        assert_eq!(refused, (Code::PermissionDenied, "TERM_UNPROVED".into(), "hello.obeyed".into()));
+    }
+    // Nor by a refusal, nor by another fabric's id.
+    let thief = thief(&controller).await;
+    assert_eq!(thief.mandate, own, "no term was raised");
+    let beaten = v1::Failure { reason: "STALE_TERM".into(), message: "term 1 is beaten".into() };
+    thief.send(Up::Refused(beaten)).await;
+    let elsewhere = v1::Mandate { fabric_id: "elsewhere".into(), term: u64::MAX, life: 1, proof: vec![] };
+    let theirs = v1::Hello { obeyed: Some(elsewhere), ..hello("h2", 2) };
+    assert_eq!(refused(&controller, theirs).await.1, "OTHER_FABRIC");
+    let red = v1::Network { name: "red".into(), vni: 8, mtu: 0 };
+    fabric.create_network(v1::CreateNetworkRequest { network: Some(red) }).await.expect("it commands");
+    h1.desired(|it| it.networks.len() == 2).await;
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn it_cannot_take_another_hosts_guest_by_claiming_it() {
+    let state = StateDir::new();
+    let controller = controller(&state).await;
+    let (mut fabric, [_h1, h2, mut h3]) = controller.three_hosts().await;
+    drop(h2);
+    let before = guest(&mut fabric, "web-1").await;
+    let spec = before.spec.clone().unwrap();
+    let ghost = |name: &str| {
+        let mut spec = v1::GuestSpec { name: name.into(), ..spec.clone() };
+        spec.ports[0].id = u32::MAX;
+        spec
+    };
+    // By its name, and by its addresses under another name.
+    for (spec, generation) in [(spec.clone(), 2), (spec.clone(), u64::MAX), (ghost("ghost"), u64::MAX)] {
+        let guests = vec![v1::OwnedGuest { spec: Some(spec), generation, vnis: vec![7] }];
+        let claimed = v1::Hello { guests, ..hello("h2", 2) };
+        drop(Agent::connect(controller.door("agent/h2"), claimed).await.expect("it is h2"));
+        assert_eq!(guest(&mut fabric, "web-1").await, before);
+    }
+    // Numbers that it used up are there for others.
+    let made =
+        fabric.create_guest(v1::CreateGuestRequest { host: "h1".into(), ..web(2, "h1") }).await.unwrap().into_inner();
+    assert_eq!((made.generation, made.spec.unwrap().ports[0].id), (2, 2));
+    let told = h3.desired(|it| it.networks[0].bindings.len() >= 2).await;
+    for binding in &told.networks[0].bindings {
+        assert_eq!((binding.host.as_str(), binding.vtep.as_str()), ("h1", "192.0.2.1"), "{binding:?}");
+    }
+    controller.stop().await;
+    let log = std::fs::read_to_string(state.0.join("audit.log")).unwrap();
+    assert!(log.contains("CLAIM_NOT_BELIEVED"), "{log}");
+}
+
+#[tokio::test]
+async fn a_restored_record_believes_what_hosts_say_when_it_is_told_to() {
+    let state = StateDir::new();
+    let first = self::controller(&state).await;
+    let (mut fabric, agents) = first.three_hosts().await;
+    let spec = guest(&mut fabric, "web-1").await.spec;
+    first.stop().await;
+    drop(agents);
+    let owned = v1::OwnedGuest { spec, generation: 2, vnis: vec![7] };
+    for (restored, host) in [(false, "h1"), (true, "h2")] {
+        let controller = Controller::with_doors(Config { restored, ..Config::new(&state.0) }, &["agent/h2"]).await;
+        let mut fabric = controller.fabric().await;
+        let claimed = v1::Hello { guests: vec![owned.clone()], ..hello("h2", 2) };
+        let _h2 = Agent::connect(controller.door("agent/h2"), claimed).await.unwrap();
+        assert_eq!(guest(&mut fabric, "web-1").await.host, host);
+        controller.stop().await;
+    }
+}

@@ -103,6 +103,8 @@ pub enum Denial {
     StoodDown(Failure),
     #[error("{0}")]
     OtherFabric(Failure),
+    #[error("{0}")]
+    TermUnproved(Failure),
 }
 
 impl Denial {
@@ -139,6 +141,7 @@ impl Denial {
             Self::DestinationConnected { .. } => "DESTINATION_CONNECTED",
             Self::StoodDown(_) => "STALE_TERM",
             Self::OtherFabric(_) => "OTHER_FABRIC",
+            Self::TermUnproved(_) => "TERM_UNPROVED",
         }
     }
 
@@ -164,7 +167,7 @@ impl Denial {
             | Self::TooLate { .. }
             | Self::NotUnresolved { .. }
             | Self::DestinationConnected { .. } => "id",
-            Self::StoodDown(_) | Self::OtherFabric(_) => "hello.obeyed",
+            Self::StoodDown(_) | Self::OtherFabric(_) | Self::TermUnproved(_) => "hello.obeyed",
             Self::SameHost { .. } | Self::NoDestination { .. } => "destination_host",
             Self::AlreadyMigrating { .. } | Self::GuestNotRunning { .. } | Self::TooManyMigrations { .. } => "guest",
             Self::RequestIdReused { .. } => "request_id",
