@@ -29,7 +29,7 @@ use throughline_cutover::{Failure, GuestName, HostName, OperatorName};
 use throughline_identity::{Caller, Identity};
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::{door::Deed, store::StoreError};
+use crate::{guard::Deed, store::StoreError};
 
 /// Who calls, and from where.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! The controller: the record of who owns what, and the one who tells the peers.
 //!
 //! ```text
-//!                 door: roles, limits ─► audit log, by its own thread
+//!                 guard: roles, limits ─► audit log, by its own thread
 //!                  │                                    ┌─► store (redb), by its own thread
 //!   operators ──►──┼─► rpc::fabric ────┐                │
 //!                  │                   ├─ jobs ─► driver: core
@@ -15,8 +15,8 @@
 mod audit;
 mod core;
 mod desired;
-mod door;
 mod driver;
+mod guard;
 mod links;
 mod planner;
 mod record;
@@ -25,7 +25,7 @@ mod rpc;
 mod server;
 mod store;
 
-pub use door::{Accepted, Arrival, CallLimits};
+pub use guard::{Accepted, Arrival, CallLimits};
 pub use roles::{BadLine, BadRoles, RolesError};
 pub use server::{Config, KEEP_MIGRATIONS, ServeError, serve, serve_connections};
 pub use store::StoreError;

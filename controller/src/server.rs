@@ -21,8 +21,8 @@ use tonic::transport::{Server, server::Connected};
 use crate::{
     audit::Audit,
     core::{Core, Policy, Standing},
-    door::{Accepted, Arrival, CallLimits, Door},
     driver::{self, Handle},
+    guard::{Accepted, Arrival, CallLimits, Guard},
     record::Record,
     roles::{self, Book, RolesError},
     rpc::{AgentLinkService, FabricService},
@@ -135,7 +135,7 @@ where
     let Running { driver, stop, task, mut standing, audit } = start(&config)?;
     let (book, roles) = watch::channel(book);
     if let Some(path) = config.roles.clone() {
-        // Ends with the door, which reads what it says.
+        // Ends with the guard, which reads what it says.
         tokio::spawn(roles::follow(path, book));
     }
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -161,7 +161,7 @@ where
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .tcp_nodelay(true)
-        .layer(Door::new(roles, config.limits, audit.clone()))
+        .layer(Guard::new(roles, config.limits, audit.clone()))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(fabric)

@@ -137,9 +137,9 @@ fn stale_term(ours: Term, theirs: Term) -> Failure {
 
 fn term_unproved(ours: Term, theirs: Term) -> Failure {
     let message = format!(
-        "the host says that it obeyed term {theirs}, this controller's is {ours}, and no controller of this fabric gave it that \
-         term; nothing was believed; if its journal was damaged, stop its guests and start its agent with a new --state-dir; \
-         if it was not, its certificate may be in wrong hands: revoke it"
+        "the host says that it obeyed term {theirs}, this controller's is {ours}, and it does not prove that a controller of \
+         this fabric gave it that term; nothing was believed; if nobody restored a record, its certificate may be in wrong \
+         hands: revoke it"
     );
     Failure::new("TERM_UNPROVED", message)
 }

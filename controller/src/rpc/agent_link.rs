@@ -20,8 +20,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::{
     audit::Object,
     core::Uplink,
-    door::Deed,
     driver::Handle,
+    guard::Deed,
     links::{Line, QUEUE},
 };
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::{convert, page::Page};
-use crate::{audit::Object, core::Chapter, door::Deed, driver::Handle, record::Asked};
+use crate::{audit::Object, core::Chapter, driver::Handle, guard::Deed, record::Asked};
 
 type Answer<T> = Result<Response<T>, Status>;
 

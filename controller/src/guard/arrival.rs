@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, and where: said by whoever accepted it, read by the door.
+//! Who is at the other end of a connection, and where: said by whoever accepted it, read by the guard.
 
 use std::{
     io,

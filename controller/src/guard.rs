@@ -32,9 +32,9 @@ use crate::{
     roles::{self, Barred, Book, Kind, Method},
 };
 
-/// The door. Cheap to clone.
+/// The guard. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Door(Arc<Keeper>);
+pub(crate) struct Guard(Arc<Keeper>);
 
 struct Keeper {
     roles: watch::Receiver<Book>,
@@ -42,7 +42,7 @@ struct Keeper {
     audit: Audit,
 }
 
-impl Door {
+impl Guard {
     pub(crate) fn new(roles: watch::Receiver<Book>, limits: CallLimits, audit: Audit) -> Self {
         Self(Arc::new(Keeper { roles, meter: Arc::new(Meter::new(limits)), audit }))
     }
@@ -95,19 +95,19 @@ fn refusal_of(answer: &Response<Body>) -> Option<Explanation> {
     answer.extensions().get::<Status>().map(Explanation::from)
 }
 
-impl<S> Layer<S> for Door {
+impl<S> Layer<S> for Guard {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, door: self.clone() }
+        Guarded { inner, guard: self.clone() }
     }
 }
 
-/// The services behind the door.
+/// The services behind the guard.
 #[derive(Clone)]
 pub(crate) struct Guarded<S> {
     inner: S,
-    door: Door,
+    guard: Guard,
 }
 
 impl<S> Service<Request<Body>> for Guarded<S>
@@ -124,7 +124,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let Visit { caller, visitor, method, permit } = match self.door.0.admit(&request) {
+        let Visit { caller, visitor, method, permit } = match self.guard.0.admit(&request) {
             Ok(visit) => visit,
             Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
         };
@@ -132,7 +132,7 @@ where
         request.extensions_mut().insert(caller);
         request.extensions_mut().insert(deed.clone());
         let entry = matches!(method.kind, Kind::Deed | Kind::Stream)
-            .then(|| self.door.0.audit.begin(visitor, method.name(), deed));
+            .then(|| self.guard.0.audit.begin(visitor, method.name(), deed));
         let answering = self.inner.call(request);
         Box::pin(async move {
             let answer = answering.await?;
