@@ -122,6 +122,17 @@ pub fn private_file(path: &Path) -> Result<File, NotPrivate> {
     Ok(file)
 }
 
+/// A [`private_file`] to which is only ever added, wherever its end is by then.
+///
+/// # Errors
+/// [`NotPrivate`].
+pub fn private_log(path: &Path) -> Result<File, NotPrivate> {
+    let file = private_file(path)?;
+    let appending = rustix::fs::fcntl_setfl(&file, OFlags::APPEND);
+    appending.map_err(|source| NotPrivate::Io { path: path.to_owned(), source: source.into() })?;
+    Ok(file)
+}
+
 fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), NotPrivate> {
     let (owner, own) = (metadata.uid(), geteuid().as_raw());
     if owner == own { Ok(()) } else { Err(NotPrivate::Owner { path: path.to_owned(), owner, own }) }
@@ -267,6 +278,20 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         let refused = private_file(&pipe).unwrap_err();
         assert!(matches!(refused, NotPrivate::Kind { wanted: "file", .. }), "{refused}");
+    }
+
+    #[test]
+    fn a_log_is_added_to_at_its_end_wherever_that_is() {
+        use std::io::Write as _;
+        let scratch = Scratch::new("log");
+        let path = scratch.path("log");
+        let mut log = private_log(&path).unwrap();
+        log.write_all(b"one\n").unwrap();
+        fs::File::options().write(true).truncate(true).open(&path).unwrap();
+        log.write_all(b"two\n").unwrap();
+        private_log(&path).unwrap().write_all(b"three\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two\nthree\n");
+        assert_eq!(mode(&path), 0o600);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use tokio::{sync::watch, time::Instant};
 pub(crate) use view::{GuestState, GuestView, HostView, Observation};
 
 use crate::{
+    audit::Audit,
     desired::desired,
     links::Links,
     record::Record,
@@ -34,6 +35,19 @@ use crate::{
 
 /// Something to be done once everything before it is durable.
 type Deferred = Box<dyn FnOnce(&mut Core) + Send>;
+
+/// What the operator decided about what may be done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    /// May hosts nobody announced join?
+    pub(crate) open_enrolment: bool,
+    /// The record was restored from a copy: hosts that have guests at newer generations are believed.
+    pub(crate) restored: bool,
+    /// Migrations that are over and kept with all that happened; the oldest go first.
+    pub(crate) keep_migrations: usize,
+    /// Migrations that one operator asked for and that have not ended.
+    pub(crate) migrations_per_operator: u32,
+}
 
 /// The controller's state. See the module.
 pub(crate) struct Core {
@@ -44,13 +58,15 @@ pub(crate) struct Core {
     unknown: BTreeMap<GuestName, UnknownGuest>,
     /// Hosts that belong to another fabric.
     strangers: BTreeMap<HostName, Stranger>,
+    /// The record is an older copy: what hosts say of guests is newer.
+    is_old: bool,
     /// Hosts commanded in this life.
     commanded: BTreeSet<HostName>,
     standing: watch::Sender<Standing>,
     /// Live migrations, with the number of the last thing that happened to each.
     live: BTreeMap<String, watch::Sender<u64>>,
-    /// May hosts nobody announced join?
-    open: bool,
+    policy: Policy,
+    audit: Audit,
     clock: Clock,
     writer: Writer,
     /// Number of the last batch handed to the writer, and of the last that is durable.
@@ -67,8 +83,9 @@ impl Core {
         record: Record,
         writer: Writer,
         standing: watch::Sender<Standing>,
-        open: bool,
         heartbeat: Duration,
+        policy: Policy,
+        audit: Audit,
     ) -> Self {
         let mut core = Self {
             record,
@@ -76,10 +93,12 @@ impl Core {
             observed: BTreeMap::new(),
             unknown: BTreeMap::new(),
             strangers: BTreeMap::new(),
+            is_old: policy.restored,
             commanded: BTreeSet::new(),
             standing,
             live: BTreeMap::new(),
-            open,
+            policy,
+            audit,
             clock: Clock::start(),
             writer,
             written: 0,
@@ -88,6 +107,7 @@ impl Core {
             waiting: VecDeque::new(),
             push_desired: false,
         };
+        core.record.outline_oldest(policy.keep_migrations);
         core.resume_migrations();
         core
     }

@@ -1,23 +1,31 @@
 //! The controller: the record of who owns what, and the one who tells the peers.
 //!
 //! ```text
-//!   operators ──► rpc::fabric ─┐                       ┌─► store (redb), by its own thread
-//!                              ├─ jobs ─► driver: core ─┤
-//!   agents ─► rpc::agent_link ─┘          (one task)    └─► links ─► agents
+//!                 guard: roles, limits ─► audit log, by its own thread
+//!                  │                                    ┌─► store (redb), by its own thread
+//!   operators ──►──┼─► rpc::fabric ────┐                │
+//!                  │                   ├─ jobs ─► driver: core
+//!   agents ─────►──┴─► rpc::agent_link ┘       (one task) │
+//!                                                       └─► links ─► agents
 //! ```
 //!
 //! Tasks: the driver owns all state and never waits but for its next job; one task an agent reads its stream; one thread
 //! writes. All of them end when the driver does.
 
+mod audit;
 mod core;
 mod desired;
 mod driver;
+mod guard;
 mod links;
 mod planner;
 mod record;
+mod roles;
 mod rpc;
 mod server;
 mod store;
 
-pub use server::{Config, ServeError, serve};
+pub use guard::{Accepted, Arrival, CallLimits};
+pub use roles::{BadLine, BadRoles, RolesError};
+pub use server::{Config, KEEP_MIGRATIONS, ServeError, serve, serve_connections};
 pub use store::StoreError;

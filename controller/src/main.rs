@@ -5,7 +5,7 @@ use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use throughline_confine::{Confined, confine};
-use throughline_controller::{Config, serve};
+use throughline_controller::{CallLimits, Config, KEEP_MIGRATIONS, serve};
 use throughline_identity::{DAEMON_DIRECTORY, Door, Identity, Security};
 use tokio::{
     net::TcpListener,
@@ -32,6 +32,19 @@ struct Arguments {
     /// May a host that nobody announced join?
     #[arg(long, value_enum, default_value_t = Enrol::Open)]
     enroll: Enrol,
+    /// Which operator has which role, one `NAME ROLE` a line; read again when it changes. Who is not in it has none. Default: `roles`
+    /// in the directory of the certificates
+    #[arg(long, value_name = "FILE", env = "THROUGHLINE_ROLES")]
+    roles: Option<PathBuf>,
+    /// The record was restored from a copy: until the next start, believe hosts that have guests at newer generations. A copy from
+    /// before the last start is recognised without this
+    #[arg(long)]
+    restored: bool,
+    #[command(flatten)]
+    limits: Limits,
+    /// Migrations that are over and kept with all that happened; of older ones only how they ended is known
+    #[arg(long, value_name = "N", default_value_t = KEEP_MIGRATIONS as u32, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    keep_migrations: u32,
     /// How to write the log, on standard error; RUST_LOG says how much
     #[arg(long, value_enum, default_value_t = Log::Text)]
     log: Log,
@@ -41,6 +54,33 @@ const EXAMPLES: &str = "EXAMPLES:
   throughline pki init --dir /root/pki && cp -r /root/pki/controller /etc/throughline/tls
   throughline-controller --listen 192.0.2.10:7700
   throughline-controller --insecure";
+/// How much one certificate may ask for.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Limits {
+    /// Calls that one caller may begin in a second; twice as many at once after a quiet time
+    #[arg(long, value_name = "N", default_value_t = CallLimits::default().per_second, value_parser = clap::value_parser!(u32).range(1..))]
+    calls_per_second: u32,
+    /// Calls that one caller may have under way
+    #[arg(long, value_name = "N", default_value_t = CallLimits::default().under_way, value_parser = clap::value_parser!(u32).range(1..))]
+    calls_under_way: u32,
+    /// Watches that one caller may have open
+    #[arg(long, value_name = "N", default_value_t = CallLimits::default().streams, value_parser = clap::value_parser!(u32).range(1..))]
+    watches: u32,
+    /// Migrations that one operator may have under way
+    #[arg(long, value_name = "N", default_value_t = CallLimits::default().migrations, value_parser = clap::value_parser!(u32).range(1..))]
+    migrations_per_operator: u32,
+}
+
+impl From<Limits> for CallLimits {
+    fn from(limits: Limits) -> Self {
+        Self {
+            per_second: limits.calls_per_second,
+            under_way: limits.calls_under_way,
+            streams: limits.watches,
+            migrations: limits.migrations_per_operator,
+        }
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Enrol {
@@ -74,7 +114,8 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(arguments: Arguments, confined: Confined) -> anyhow::Result<()> {
     tracing::info!(capabilities = %confined, "all privileges are given up");
-    let Arguments { listen, state_dir, tls, insecure, enroll, .. } = arguments;
+    let Arguments { listen, state_dir, tls, insecure, enroll, roles, restored, limits, keep_migrations, .. } =
+        arguments;
     let security = Security::of_daemon(&tls, insecure, &Identity::Controller)?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let door = Door::new(listener, security).with_context(|| format!("cannot serve on {listen}"))?;
@@ -89,7 +130,16 @@ async fn run(arguments: Arguments, confined: Confined) -> anyhow::Result<()> {
         tracing::info!("stopping");
     };
     tracing::info!(%address, state_dir = %state_dir.display(), "serving");
-    let config = Config { open_enrolment: enroll == Enrol::Open, ..Config::new(state_dir) };
+    // Without identities there are no roles; with them there is no looking without one.
+    let roles = roles.or_else(|| (!insecure).then(|| tls.join("roles")));
+    let config = Config {
+        open_enrolment: enroll == Enrol::Open,
+        roles,
+        restored,
+        limits: limits.into(),
+        keep_migrations: keep_migrations as usize,
+        ..Config::new(state_dir)
+    };
     serve(door, config, shutdown).await.context("the controller stopped")
 }
 

@@ -2,11 +2,13 @@
 
 mod command;
 mod migration;
+mod outline;
 mod removal;
 
 use std::{collections::BTreeMap, fmt::Display, net::Ipv4Addr};
 
-pub(crate) use migration::{Happening, MigrationRecord, Snapshot};
+pub(crate) use migration::{Asked, Happening, MigrationRecord, Snapshot};
+pub(crate) use outline::{Known, Outline};
 use removal::Removal;
 pub(crate) use removal::{Report, What};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -22,6 +24,10 @@ use crate::store::{Change, Store, StoreError, Table};
 /// First two octets of an allotted MAC address; the second counts up in the rare case that somebody chose the same.
 const MAC_PREFIX: [u8; 2] = [0x02, 0x54];
 const COUNTERS: &str = "counters";
+/// Hosts say which generations and port numbers are in use. No fabric comes to these by itself; a host that says more must not
+/// use up what all others need.
+const HIGHEST_GENERATION: u64 = 1 << 62;
+const HIGHEST_PORT: u32 = 1 << 31;
 
 /// A host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,12 +84,14 @@ struct Counters {
 #[derive(Debug)]
 pub(crate) struct Record {
     mandate: Mandate,
+    secret: command::Secret,
     counters: Counters,
     networks: BTreeMap<NetworkName, Network>,
     hosts: BTreeMap<HostName, HostRecord>,
     guests: BTreeMap<GuestName, GuestRecord>,
     endpoints: BTreeMap<InterfaceName, Endpoint>,
     migrations: BTreeMap<String, MigrationRecord>,
+    outlines: BTreeMap<u64, Outline>,
     removals: BTreeMap<String, Removal>,
     changes: Vec<Change>,
 }
@@ -94,14 +102,17 @@ impl Record {
     /// # Errors
     /// [`StoreError`] when it cannot be read.
     pub(crate) fn load(store: &impl Store) -> Result<Self, StoreError> {
+        let (mandate, secret) = command::load(store)?;
         let mut record = Self {
-            mandate: command::load(store)?,
+            mandate,
+            secret,
             counters: one(store, COUNTERS)?.unwrap_or_default(),
             networks: keyed(load(store, Table::Networks)?, |it: &Network| it.name.clone()),
             hosts: keyed(load(store, Table::Hosts)?, |it: &HostRecord| it.name.clone()),
             guests: keyed(load(store, Table::Guests)?, |it: &GuestRecord| it.spec.name.clone()),
             endpoints: keyed(load(store, Table::Endpoints)?, |it: &Endpoint| it.name.clone()),
             migrations: keyed(load(store, Table::Migrations)?, |it: &MigrationRecord| it.id().to_owned()),
+            outlines: keyed(load(store, Table::Outlines)?, |it: &Outline| it.number),
             removals: load(store, Table::Removals)?.into_iter().map(|it: Removal| (it.key(), it)).collect(),
             changes: Vec::new(),
         };
@@ -113,12 +124,16 @@ impl Record {
 
     /// A generation that is in use, however it came to be: what is new gets a higher one.
     pub(crate) fn saw_generation(&mut self, generation: Generation) {
-        self.counters.generation = self.counters.generation.max(generation.0);
+        if generation.0 <= HIGHEST_GENERATION {
+            self.counters.generation = self.counters.generation.max(generation.0);
+        }
     }
 
     /// A port that exists, whoever made it: its number is not given again.
     pub(crate) fn saw_port(&mut self, port: PortId) {
-        self.counters.ports = self.counters.ports.max(port.get().into());
+        if port.get() <= HIGHEST_PORT {
+            self.counters.ports = self.counters.ports.max(port.get().into());
+        }
     }
 
     /// A generation above every one the fabric has seen, for an owner whose ports' addresses somebody may have had before.

@@ -1,6 +1,6 @@
 //! The process: store, driver and services, started and stopped together.
 
-use std::{future::Future, path::PathBuf, time::Duration};
+use std::{future::Future, io, path::PathBuf, time::Duration};
 
 use throughline_cutover::{Mandate, Term};
 use throughline_identity::Door;
@@ -9,16 +9,21 @@ use throughline_wire::{
     v1::{agent_link_server::AgentLinkServer, fabric_server::FabricServer},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     sync::{oneshot, watch},
     task::JoinHandle,
     time,
 };
-use tonic::transport::Server;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::{Server, server::Connected};
 
 use crate::{
-    core::{Core, Standing},
+    audit::Audit,
+    core::{Core, Policy, Standing},
     driver::{self, Handle},
+    guard::{Accepted, Arrival, CallLimits, Guard},
     record::Record,
+    roles::{self, Book, RolesError},
     rpc::{AgentLinkService, FabricService},
     store::{EmbeddedStore, Store as _, StoreError, Writer},
 };
@@ -36,6 +41,9 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// How long open calls may take to end once the controller stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Migrations that are over and kept, if nobody says otherwise.
+pub const KEEP_MIGRATIONS: usize = 1000;
+
 /// What the operator decides.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -45,12 +53,30 @@ pub struct Config {
     pub open_enrolment: bool,
     /// How often agents are to send a heartbeat, 100 ms to 60 s.
     pub heartbeat: Duration,
+    /// The record was restored from a copy: until the next start, hosts that have guests at newer generations are believed. A
+    /// copy from before the last start is recognised without being told.
+    pub restored: bool,
+    /// Which operator has which role; `None`: nobody has one. Read again when it changes.
+    pub roles: Option<PathBuf>,
+    /// How much one identity may ask for.
+    pub limits: CallLimits,
+    /// How many migrations that are over are kept with all that happened; older ones only so that a request that comes again
+    /// is recognised.
+    pub keep_migrations: usize,
 }
 
 impl Config {
-    /// The defaults: anybody may join, a heartbeat a second.
+    /// The defaults: anybody may join, a heartbeat a second, nobody has a role.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
-        Self { state_dir: state_dir.into(), open_enrolment: true, heartbeat: Duration::from_secs(1) }
+        Self {
+            state_dir: state_dir.into(),
+            open_enrolment: true,
+            heartbeat: Duration::from_secs(1),
+            restored: false,
+            roles: None,
+            limits: CallLimits::default(),
+            keep_migrations: KEEP_MIGRATIONS,
+        }
     }
 }
 
@@ -60,6 +86,9 @@ pub enum ServeError {
     /// The record cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It cannot be said who may do what.
+    #[error(transparent)]
+    Roles(#[from] RolesError),
     /// gRPC cannot be served.
     #[error("cannot serve gRPC: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -71,12 +100,39 @@ pub enum ServeError {
     Driver(#[from] tokio::task::JoinError),
 }
 
-/// Serves those whom `door` lets in until `shutdown`, then lets open calls end.
+/// Serves those whom `door` lets in, see [`serve_connections`].
+///
+/// # Errors
+/// As [`serve_connections`].
+pub async fn serve(door: Door, config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+    let incoming = door.incoming().map(|connection| {
+        let io = connection?;
+        let arrival = Arrival { caller: io.caller().clone(), from: Some(io.peer()) };
+        Ok(Accepted { io, arrival })
+    });
+    serve_connections(incoming, config, shutdown).await
+}
+
+/// Serves connections until `shutdown`, then lets open calls end. A connection says who is at its other end, by an [`Arrival`] or
+/// a [`Caller`](throughline_identity::Caller) as its `ConnectInfo`; over one that does not, nothing may be called.
 ///
 /// # Errors
 /// [`ServeError`]. After [`ServeError::Store`] the record on disk is what holds; start again from it.
-pub async fn serve(door: Door, config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
-    let Running { driver, stop, task, mut standing } = start(&config)?;
+pub async fn serve_connections<IO>(
+    incoming: impl Stream<Item = io::Result<IO>> + Send + 'static,
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let book = config.roles.as_deref().map_or_else(|| Ok(Book::default()), roles::read)?;
+    let Running { driver, stop, task, mut standing, audit } = start(&config)?;
+    let (book, roles) = watch::channel(book);
+    if let Some(path) = config.roles.clone() {
+        // Ends with the guard, which reads what it says.
+        tokio::spawn(roles::follow(path, book));
+    }
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FabricServer<FabricService>>().await;
     health.set_serving::<AgentLinkServer<AgentLinkService>>().await;
@@ -99,12 +155,13 @@ pub async fn serve(door: Door, config: Config, shutdown: impl Future<Output = ()
         .timeout(CALL_TIMEOUT)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .layer(Guard::new(roles, config.limits, audit.clone()))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(fabric)
         .add_service(agents);
     let (drain, draining) = oneshot::channel();
-    let mut server = tokio::spawn(router.serve_with_incoming_shutdown(door.incoming(), async {
+    let mut server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
         // Either told to drain, or this function is gone: the same.
         let _ = draining.await;
     }));
@@ -117,6 +174,7 @@ pub async fn serve(door: Door, config: Config, shutdown: impl Future<Output = ()
     if time::timeout(STOP_PATIENCE, &mut server).await.is_err() {
         server.abort();
     }
+    audit.flush().await;
     outcome
 }
 
@@ -126,6 +184,7 @@ struct Running {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), StoreError>>,
     standing: watch::Receiver<Standing>,
+    audit: Audit,
 }
 
 /// Opens the record, takes command in a new term, and starts the driver on it.
@@ -136,13 +195,20 @@ fn start(config: &Config) -> Result<Running, StoreError> {
     store.commit(&record.take_changes())?;
     let Mandate { fabric, term, .. } = record.mandate();
     tracing::info!(%fabric, %term, "takes command");
+    let audit = Audit::open(&config.state_dir)?;
     let (writer, durable) = Writer::start(store);
     let (standing, told) = watch::channel(Standing::Commands);
-    let core = Core::new(record, writer, standing, config.open_enrolment, config.heartbeat);
+    let policy = Policy {
+        open_enrolment: config.open_enrolment,
+        restored: config.restored,
+        keep_migrations: config.keep_migrations,
+        migrations_per_operator: config.limits.migrations,
+    };
+    let core = Core::new(record, writer, standing, config.heartbeat, policy, audit.clone());
     let (driver, jobs) = Handle::new();
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(driver::run(core, jobs, durable, stopped));
-    Ok(Running { driver, stop, task, standing: told })
+    Ok(Running { driver, stop, task, standing: told, audit })
 }
 
 /// Waits for the shutdown, or for the driver or the server to fail. Ends the driver, and with it every stream.

@@ -25,14 +25,24 @@ pub(crate) enum Table {
     Endpoints,
     /// Migrations by id.
     Migrations,
+    /// What is left of migrations that were over long ago, by number.
+    Outlines,
     /// What hosts are still to be rid of.
     Removals,
 }
 
 impl Table {
     /// Every table.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Meta, Self::Networks, Self::Hosts, Self::Guests, Self::Endpoints, Self::Migrations, Self::Removals];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Meta,
+        Self::Networks,
+        Self::Hosts,
+        Self::Guests,
+        Self::Endpoints,
+        Self::Migrations,
+        Self::Outlines,
+        Self::Removals,
+    ];
 
     /// Its name on disk.
     pub(crate) const fn name(self) -> &'static str {
@@ -43,6 +53,7 @@ impl Table {
             Self::Guests => "guests",
             Self::Endpoints => "endpoints",
             Self::Migrations => "migrations",
+            Self::Outlines => "outlines",
             Self::Removals => "removals",
         }
     }

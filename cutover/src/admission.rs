@@ -126,6 +126,8 @@ pub struct HostFacts {
     pub peer_only: bool,
     /// Its tunnel end point, once known.
     pub vtep: Option<Ipv4Addr>,
+    /// Its `Peer` service, once known.
+    pub peer_endpoint: Option<String>,
     /// Memory for guests, KiB.
     pub memory_kib: u64,
     /// Of it promised, guests on their way here included, KiB.

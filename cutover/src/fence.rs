@@ -38,12 +38,16 @@ pub struct Mandate {
     pub term: Term,
     /// Drawn at random when the controller started: controllers on copies of one store may come to the same term.
     pub life: u64,
+    /// Proves to a controller of the fabric that one of its kind gave it; nothing to anybody else. Those on record from before
+    /// there were proofs have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proof: Vec<u8>,
 }
 
 impl Mandate {
     /// What a host has that its operator gave to a fabric and that has obeyed nobody there yet.
     pub fn to_join(fabric: FabricId) -> Self {
-        Self { fabric, term: Term(0), life: 0 }
+        Self { fabric, term: Term(0), life: 0, proof: Vec::new() }
     }
 
     /// Whether it comes from the past where `other` is known.
@@ -95,16 +99,21 @@ pub enum Claim {
     Leave(Failure),
     /// Commands nobody any more: another controller has taken over a host that was this one's.
     StandDown(Failure),
+    /// Commands all others, and not this host: what it says of another controller is not proved.
+    Doubt(Failure),
 }
 
-/// Whether a controller with the mandate `own` may command a host that says which it has obeyed. `commanded`: this controller
-/// has commanded that host in this life.
-pub fn claim(own: &Mandate, obeyed: Option<&Mandate>, commanded: bool) -> Claim {
+/// Whether a controller with the mandate `own` may command a host that says which it has obeyed. `proved`: that mandate was given
+/// by a controller of this fabric, whoever the host is. `commanded`: this controller has commanded that host in this life.
+///
+/// A host's word alone moves nobody's term and ends nobody's command: whoever came by one host's certificate could say as much.
+pub fn claim(own: &Mandate, obeyed: Option<&Mandate>, proved: bool, commanded: bool) -> Claim {
     match obeyed {
         Some(obeyed) if obeyed.fabric != own.fabric => Claim::Leave(other_fabric(&obeyed.fabric, &own.fabric)),
-        Some(obeyed) if obeyed.life != own.life && own.is_beaten_by(obeyed) => match commanded {
-            true => Claim::StandDown(stale_term(own.term, obeyed.term)),
-            false => Claim::RaiseAbove(obeyed.term),
+        Some(obeyed) if obeyed.life != own.life && own.is_beaten_by(obeyed) => match (proved, commanded) {
+            (false, _) => Claim::Doubt(term_unproved(own.term, obeyed.term)),
+            (true, true) => Claim::StandDown(stale_term(own.term, obeyed.term)),
+            (true, false) => Claim::RaiseAbove(obeyed.term),
         },
         Some(_) | None => Claim::Command,
     }
@@ -124,6 +133,15 @@ fn stale_term(ours: Term, theirs: Term) -> Failure {
          one that was beaten commands again only after it is started anew"
     );
     Failure::new("STALE_TERM", message)
+}
+
+fn term_unproved(ours: Term, theirs: Term) -> Failure {
+    let message = format!(
+        "the host says that it obeyed term {theirs}, this controller's is {ours}, and it does not prove that a controller of \
+         this fabric gave it that term; nothing was believed; if nobody restored a record, its certificate may be in wrong \
+         hands: revoke it"
+    );
+    Failure::new("TERM_UNPROVED", message)
 }
 
 /// What a host does when it is told to have a guest.
@@ -224,7 +242,7 @@ mod tests {
     use super::*;
 
     fn mandate(fabric: &str, term: u64, life: u64) -> Mandate {
-        Mandate { fabric: fabric.parse().expect("valid"), term: Term(term), life }
+        Mandate { fabric: fabric.parse().expect("valid"), term: Term(term), life, proof: Vec::new() }
     }
 
     fn guest() -> GuestName {
@@ -251,37 +269,51 @@ mod tests {
     #[test]
     fn a_controller_on_an_old_store_goes_above_what_it_hears() {
         let own = mandate("a", 5, 1);
-        assert_eq!(claim(&own, None, false), Claim::Command);
-        assert_eq!(claim(&own, Some(&mandate("a", 4, 7)), false), Claim::Command);
-        assert_eq!(claim(&own, Some(&own), true), Claim::Command);
-        assert_eq!(claim(&own, Some(&mandate("a", 5, 7)), false), Claim::RaiseAbove(Term(5)));
-        assert_eq!(claim(&own, Some(&mandate("a", 9, 7)), false), Claim::RaiseAbove(Term(9)));
+        assert_eq!(claim(&own, None, true, false), Claim::Command);
+        assert_eq!(claim(&own, Some(&mandate("a", 4, 7)), true, false), Claim::Command);
+        assert_eq!(claim(&own, Some(&own), true, true), Claim::Command);
+        assert_eq!(claim(&own, Some(&mandate("a", 5, 7)), true, false), Claim::RaiseAbove(Term(5)));
+        assert_eq!(claim(&own, Some(&mandate("a", 9, 7)), true, false), Claim::RaiseAbove(Term(9)));
     }
 
     #[test]
     fn a_controller_whose_host_was_taken_stands_down() {
         let own = mandate("a", 5, 1);
-        let Claim::StandDown(why) = claim(&own, Some(&mandate("a", 6, 7)), true) else { panic!("it was beaten") };
+        let Claim::StandDown(why) = claim(&own, Some(&mandate("a", 6, 7)), true, true) else { panic!("it was beaten") };
         assert_eq!(why.reason, "STALE_TERM");
         assert!(why.message.contains("term 5 is beaten by term 6"), "{why}");
-        let Claim::Leave(why) = claim(&own, Some(&mandate("b", 1, 7)), true) else { panic!("not its host") };
+        let Claim::Leave(why) = claim(&own, Some(&mandate("b", 1, 7)), true, true) else { panic!("not its host") };
         assert_eq!(why.reason, "OTHER_FABRIC");
+    }
+
+    #[test]
+    fn a_hosts_word_alone_moves_no_term() {
+        let own = mandate("a", 5, 1);
+        for term in [5, 6, u64::MAX] {
+            for commanded in [false, true] {
+                let Claim::Doubt(why) = claim(&own, Some(&mandate("a", term, 7)), false, commanded) else {
+                    panic!("term {term} was believed")
+                };
+                assert_eq!(why.reason, "TERM_UNPROVED");
+            }
+        }
+        assert_eq!(claim(&own, Some(&mandate("a", 4, 7)), false, false), Claim::Command, "what is older moves nothing");
     }
 
     #[test]
     fn of_two_controllers_one_commands() {
         let (mut a, mut b) = (mandate("f", 5, 1), mandate("f", 5, 2));
         let host = a.clone();
-        let Claim::RaiseAbove(above) = claim(&b, Some(&host), false) else { panic!("b starts on a copy") };
+        let Claim::RaiseAbove(above) = claim(&b, Some(&host), true, false) else { panic!("b starts on a copy") };
         b.term = above.next();
         assert_eq!(obey(Some(&host), &b), Ok(Obedience::ToRecord));
         assert!(obey(Some(&b), &a).is_err(), "the host refuses a now");
-        assert!(matches!(claim(&a, Some(&b), true), Claim::StandDown(_)), "and a is told");
+        assert!(matches!(claim(&a, Some(&b), true, true), Claim::StandDown(_)), "and a is told");
         // Started anew by its operator, it may take the host back: then b is told.
         a = mandate("f", 6, 3);
-        let Claim::RaiseAbove(above) = claim(&a, Some(&b), false) else { panic!("the same term, another life") };
+        let Claim::RaiseAbove(above) = claim(&a, Some(&b), true, false) else { panic!("the same term, another life") };
         a.term = above.next();
-        assert!(matches!(claim(&b, Some(&a), true), Claim::StandDown(_)));
+        assert!(matches!(claim(&b, Some(&a), true, true), Claim::StandDown(_)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod names;
 mod status;
 
 pub use convert::{InvalidField, Problem, nested, parsed};
-pub use status::{ERROR_DOMAIN, Explanation, Refusal, status};
+pub use status::{ERROR_DOMAIN, Explanation, Refusal, status, try_again};
 
 /// Generated from `proto/throughline/v1/*.proto`.
 pub mod v1 {

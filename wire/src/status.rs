@@ -3,7 +3,7 @@
 //! Every status carries `google.rpc.ErrorInfo` (domain `throughline`, a stable reason) and, where a field is at fault,
 //! `google.rpc.BadRequest` with its path; the message ends with what to do.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use throughline_cutover::{Failure, InvalidNetworkValue, admission::Denial};
 use tonic::{Code, Status};
@@ -48,6 +48,13 @@ pub fn status(code: Code, reason: &str, field: Option<&str>, message: impl Into<
     if let Some(field) = field {
         details.add_bad_request_violation(field, &message);
     }
+    Status::with_error_details(code, message, details)
+}
+
+/// A status that says when to try again (`google.rpc.RetryInfo`).
+pub fn try_again(code: Code, reason: &str, message: impl Into<String>, after: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::<String, String>::new());
+    details.set_retry_info(Some(after));
     Status::with_error_details(code, message, details)
 }
 
@@ -99,16 +106,18 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::MacInUse { .. }
         | Denial::IpInUse { .. }
         | Denial::VtepInUse { .. }
+        | Denial::PeerEndpointInUse { .. }
         | Denial::RequestIdReused { .. } => Code::AlreadyExists,
         Denial::UnknownNetwork { .. }
         | Denial::UnknownHost { .. }
         | Denial::UnknownGuest { .. }
         | Denial::UnknownEndpoint { .. }
         | Denial::UnknownMigration => Code::NotFound,
-        Denial::HostNotEnrolled { .. } | Denial::OtherFabric(_) => Code::PermissionDenied,
-        Denial::NotEnoughMemory { .. } | Denial::NoDestination { .. } | Denial::PortsExhausted => {
-            Code::ResourceExhausted
-        }
+        Denial::HostNotEnrolled { .. } | Denial::OtherFabric(_) | Denial::TermUnproved(_) => Code::PermissionDenied,
+        Denial::NotEnoughMemory { .. }
+        | Denial::NoDestination { .. }
+        | Denial::PortsExhausted
+        | Denial::TooManyMigrations { .. } => Code::ResourceExhausted,
         Denial::HostDown { .. }
         | Denial::HostPeerOnly { .. }
         | Denial::SameHost { .. }
@@ -146,6 +155,15 @@ mod tests {
         assert_eq!(status.code(), Code::InvalidArgument);
         let explanation = Explanation::from(&status);
         assert_eq!((explanation.reason.as_str(), explanation.field.as_deref()), ("INVALID_VNI", Some("network.vni")));
+    }
+
+    #[test]
+    fn a_status_says_when_to_try_again() {
+        let after = Duration::from_millis(40);
+        let status = try_again(Code::ResourceExhausted, "TOO_MANY_CALLS", "wait", after);
+        assert_eq!(Explanation::from(&status).reason, "TOO_MANY_CALLS");
+        let details = status.get_error_details();
+        assert_eq!(details.retry_info().and_then(|retry| retry.retry_delay), Some(after));
     }
 
     #[test]

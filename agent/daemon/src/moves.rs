@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -37,6 +37,8 @@ pub enum Move {
         events: mpsc::UnboundedSender<DestinationEvent>,
         /// Where the source's stream leaves the way back.
         caller: Slot<ToSource>,
+        /// The source has called: its token is good for no other call.
+        called: Arc<AtomicBool>,
         /// What the controller hears of it.
         news: MigrationNews,
     },

@@ -1,51 +1,91 @@
 //! The `Peer` service: what a source may ask of this host as a destination.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+mod entry;
+mod visitors;
 
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+pub use entry::Proof;
+use entry::{Refused, may_ask, may_call};
 use futures::Stream;
 use throughline_cutover::{DestinationEvent, Failure, Generation, MigrationPlan};
+use throughline_identity::Caller;
 use throughline_wire::v1::{
-    FromDestination, FromSource, ResolveRequest, ResolveResponse, from_source::Message, peer_server::Peer,
+    FromDestination, FromSource, Prepare, ResolveRequest, ResolveResponse, from_source::Message, peer_server::Peer,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
+use visitors::{Permit, Visitors};
 
 use crate::{
     host::Host,
     journal::Promise,
     memberships,
-    moves::{Move, ToSource},
+    moves::{Move, Moves, ToSource},
 };
 
 /// How long a source must say who it is.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a question waits for a decision that is being written.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
+/// Most that a source says after its first message: it has five things to say.
+const LONGEST_CALL: u32 = 16;
+/// Longest id of a migration, bytes.
+const LONGEST_ID: usize = 64;
 
 /// Serves sources.
 #[derive(Debug, Clone)]
 pub struct PeerService {
     host: Arc<Host>,
+    proof: Proof,
+    visitors: Arc<Visitors>,
 }
 
 impl PeerService {
     /// For this host.
-    pub fn new(host: Arc<Host>) -> Self {
-        Self { host }
+    pub fn new(host: Arc<Host>, proof: Proof) -> Self {
+        Self { host, proof, visitors: Arc::default() }
     }
 
-    /// The announced move that `id` and `token` name.
-    fn announced(&self, id: &str, token: &str) -> Result<Move, Status> {
-        let found = self.host.moves.get(id).filter(|one| matches!(one, Move::Destination { .. }));
-        match found {
-            Some(one) if one.plan().token == token => Ok(one),
-            _ => Err(Status::permission_denied(
-                "no such migration was announced to this host, or the token is not its token; migrations are begun through the controller",
-            )),
-        }
+    /// A refusal, noted.
+    fn refuse(&self, caller: &Caller, id: &str, refused: &Refused) -> Status {
+        self.visitors.refused(caller, id, refused);
+        refused.into()
     }
+
+    /// A call that counts while its permit lives.
+    fn admit(&self, caller: &Caller) -> Result<Permit, Status> {
+        self.visitors.admit(caller).map_err(|refused| self.refuse(caller, "", &refused))
+    }
+}
+
+/// Takes the source's one call for an announced migration.
+fn take_call(moves: &Moves, caller: &Caller, proof: Proof, prepare: &Prepare) -> Result<Called, Refused> {
+    let Some(Move::Destination { plan, events, caller: slot, called, .. }) = moves.get(&prepare.migration_id) else {
+        return Err(Refused::NotAnnounced);
+    };
+    let offered = Generation(prepare.generation);
+    may_call(caller, proof, &plan, &prepare.token, offered, called.load(Ordering::Acquire))?;
+    // Of two calls at one time one is the first.
+    if called.swap(true, Ordering::AcqRel) {
+        return Err(Refused::CalledBefore);
+    }
+    let (to_source, answers) = mpsc::unbounded_channel();
+    slot.put(to_source);
+    Ok(Called { plan, events, answers })
+}
+
+/// A call that was taken.
+struct Called {
+    plan: Arc<MigrationPlan>,
+    events: mpsc::UnboundedSender<DestinationEvent>,
+    answers: mpsc::UnboundedReceiver<Result<FromDestination, Status>>,
 }
 
 #[tonic::async_trait]
@@ -53,59 +93,57 @@ impl Peer for PeerService {
     type CutoverStream = Pin<Box<dyn Stream<Item = Result<FromDestination, Status>> + Send>>;
 
     async fn cutover(&self, request: Request<Streaming<FromSource>>) -> Result<Response<Self::CutoverStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let permit = self.admit(&caller)?;
         let mut from_source = request.into_inner();
         let first = tokio::time::timeout(HELLO_DEADLINE, from_source.message());
         let first = first.await.map_err(|_| Status::deadline_exceeded("no prepare message within 5 s"))??;
         let Some(Message::Prepare(prepare)) = first.and_then(|first| first.message) else {
             return Err(Status::invalid_argument("prepare must be the first message of a cutover"));
         };
-        let one = self.announced(&prepare.migration_id, &prepare.token)?;
-        let Move::Destination { plan, events, caller, .. } = one else {
-            return Err(Status::internal("a source's move was taken for a destination's"));
-        };
-        if Generation(prepare.generation) != plan.generation {
-            return Err(Status::failed_precondition(format!(
-                "generation {} was offered, the plan is for {}; the source's knowledge is stale",
-                prepare.generation, plan.generation
-            )));
-        }
-        let (to_source, answers) = mpsc::unbounded_channel();
-        caller.put(to_source);
+        check_id(&prepare.migration_id)?;
+        let called = take_call(&self.host.moves, &caller, self.proof, &prepare);
+        let Called { plan, events, answers } =
+            called.map_err(|refused| self.refuse(&caller, &prepare.migration_id, &refused))?;
         let gone = || Status::aborted("the migration has ended here");
         events.send(DestinationEvent::SourceCalled).map_err(|_| gone())?;
         info!(migration = plan.id, guest = %plan.guest.name, source = %plan.source.host, "source called");
-        tokio::spawn(listen(from_source, events, self.host.clone(), plan));
+        tokio::spawn(listen(from_source, events, self.host.clone(), plan, permit));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(answers))))
     }
 
     async fn resolve(&self, request: Request<ResolveRequest>) -> Result<Response<ResolveResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let _permit = self.admit(&caller)?;
         let ResolveRequest { migration_id, token } = request.into_inner();
-        if migration_id.is_empty() || migration_id.len() > 64 {
-            return Err(Status::invalid_argument("migration_id must have 1 to 64 bytes"));
-        }
+        check_id(&migration_id)?;
+        let refuse = |refused: Refused| self.refuse(&caller, &migration_id, &refused);
         match self.host.moves.get(&migration_id) {
-            Some(_) => {
-                if let Move::Destination { events, .. } = self.announced(&migration_id, &token)? {
-                    let _ = events.send(DestinationEvent::Asked);
-                }
+            Some(Move::Destination { plan, events, .. }) => {
+                may_ask(&caller, self.proof, &plan, &token).map_err(refuse)?;
+                let _ = events.send(DestinationEvent::Asked);
             }
-            None => self.recorded(&migration_id, &token)?,
+            Some(Move::Source { .. }) => return Err(refuse(Refused::NotAnnounced)),
+            // One that never reached this host's journal was never expected here, and its controller has the last word.
+            None => {
+                let record = self.host.journal.find_move(&migration_id);
+                let record = record.map_err(|error| Status::unavailable(error.to_string()))?;
+                let plan = record.and_then(|record| record.plan).ok_or(Refused::NotAnnounced).map_err(refuse)?;
+                may_ask(&caller, self.proof, &plan, &token).map_err(refuse)?;
+            }
         }
         self.decision(&migration_id).await.map(Response::new)
     }
 }
 
-impl PeerService {
-    /// Whether the asker knows the token of a move that this host remembers. A plan that never reached this host's journal
-    /// was never expected here, and its controller has the last word.
-    fn recorded(&self, id: &str, token: &str) -> Result<(), Status> {
-        let record = self.host.journal.find_move(id).map_err(|error| Status::unavailable(error.to_string()))?;
-        match record.and_then(|record| record.plan) {
-            Some(plan) if plan.token == token => Ok(()),
-            _ => Err(Status::permission_denied("no such migration is remembered here, or the token is not its token")),
-        }
+fn check_id(id: &str) -> Result<(), Status> {
+    if id.is_empty() || id.len() > LONGEST_ID {
+        return Err(Status::invalid_argument(format!("migration_id must have 1 to {LONGEST_ID} bytes")));
     }
+    Ok(())
+}
 
+impl PeerService {
     /// What this host has durably decided; decides against if nothing is under way.
     async fn decision(&self, id: &str) -> Result<ResolveResponse, Status> {
         let asked = tokio::time::Instant::now();
@@ -129,14 +167,20 @@ impl PeerService {
     }
 }
 
-/// Turns the source's messages into events until its stream ends.
+/// Turns the source's messages into events until its stream ends. The permit goes with it.
 async fn listen(
     mut from_source: Streaming<FromSource>,
     events: mpsc::UnboundedSender<DestinationEvent>,
     host: Arc<Host>,
     plan: Arc<MigrationPlan>,
+    _permit: Permit,
 ) {
-    loop {
+    for said in 0.. {
+        if said == LONGEST_CALL {
+            warn!(source = %plan.source.host, "the source says more than a source has to say; its stream is ended");
+            let _ = events.send(DestinationEvent::SourceLost);
+            return;
+        }
         let event = match from_source.next().await {
             Some(Ok(FromSource { message: Some(Message::Joined(joined)) })) => {
                 memberships::take_over(&host, &plan, &joined).await;
@@ -174,5 +218,60 @@ fn event_of(message: FromSource) -> Option<DestinationEvent> {
 pub fn answer(to_source: Option<&ToSource>, message: throughline_wire::v1::from_destination::Message) {
     if let Some(to_source) = to_source {
         let _ = to_source.send(Ok(FromDestination { message: Some(message) }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use throughline_wire::v1::Role;
+
+    use super::*;
+    use crate::{
+        slot::Slot,
+        uplink::{MigrationNews, Uplink},
+    };
+
+    /// A host that expects the guest of a plan.
+    fn expecting(plan: &Arc<MigrationPlan>) -> (Moves, mpsc::UnboundedReceiver<DestinationEvent>) {
+        let (events, queue) = mpsc::unbounded_channel();
+        let moves = Moves::default();
+        let (caller, called) = (Slot::empty(), Arc::new(AtomicBool::new(false)));
+        let news = MigrationNews::new(Uplink::new().0, plan.id.clone(), Role::Destination);
+        assert!(moves.enter(Move::Destination { plan: plan.clone(), events, caller, called, news }));
+        (moves, queue)
+    }
+
+    fn call(moves: &Moves, who: &str, prepare: &Prepare) -> Result<(), &'static str> {
+        let caller = Caller::Known(who.parse().unwrap());
+        take_call(moves, &caller, Proof::Required, prepare).map(|_| ()).map_err(|refused| refused.reason())
+    }
+
+    #[test]
+    fn a_token_is_good_for_one_call_and_dies_with_the_move() {
+        let plan = Arc::new(entry::tests::plan());
+        let (moves, _queue) = expecting(&plan);
+        let prepare = Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3 };
+        let wrong = Prepare { token: "cd".repeat(32), ..prepare.clone() };
+        assert_eq!(call(&moves, "agent/h3", &prepare), Err("NOT_THE_SOURCE"), "the right token of the wrong host");
+        assert_eq!(call(&moves, "agent/h1", &wrong), Err("NOT_ANNOUNCED"), "the right host with the wrong token");
+        let stale = Prepare { generation: 2, ..prepare.clone() };
+        assert_eq!(call(&moves, "agent/h1", &stale), Err("STALE_GENERATION"));
+        assert_eq!(call(&moves, "agent/h1", &prepare), Ok(()), "what was refused has used nothing up");
+        assert_eq!(call(&moves, "agent/h1", &prepare), Err("CALLED_BEFORE"));
+        moves.leave(&plan.id);
+        assert_eq!(call(&moves, "agent/h1", &prepare), Err("NOT_ANNOUNCED"), "after the end");
+    }
+
+    #[test]
+    fn a_source_is_not_called() {
+        let plan = Arc::new(entry::tests::plan());
+        let (events, _queue) = mpsc::unbounded_channel();
+        let news = MigrationNews::new(Uplink::new().0, plan.id.clone(), Role::Source);
+        let moves = Moves::default();
+        assert!(moves.enter(Move::Source { plan: plan.clone(), events, news }));
+        let prepare = Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3 };
+        assert_eq!(call(&moves, "agent/h1", &prepare), Err("NOT_ANNOUNCED"));
     }
 }

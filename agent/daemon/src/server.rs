@@ -18,13 +18,17 @@ use crate::{
     host::{Host, Systems},
     journal::Journal,
     link,
-    peer::PeerService,
+    peer::{PeerService, Proof},
     reconcile, recover,
     uplink::Uplink,
 };
 
-/// Largest message another agent may send, bytes.
-const LARGEST_MESSAGE: usize = 1 << 20;
+/// Largest message another agent may send, bytes: what a guest has joined is the longest that a source has to say.
+const LARGEST_MESSAGE: usize = 256 << 10;
+/// Calls under way on one connection.
+const STREAMS: u32 = 16;
+/// Longest headers of a call, bytes.
+const LONGEST_HEADERS: u32 = 16 << 10;
 
 /// Runs an agent until `shutdown` completes. Guests run on.
 ///
@@ -63,9 +67,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         warn!(%error, "systemd cannot be told that the agent is up");
     }
+    let proof = if host.config.insecure { Proof::NotAsked } else { Proof::Required };
     let served = Server::builder()
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))
-        .add_service(PeerServer::new(PeerService::new(host)).max_decoding_message_size(LARGEST_MESSAGE))
+        .max_concurrent_streams(STREAMS)
+        .http2_max_header_list_size(LONGEST_HEADERS)
+        .add_service(PeerServer::new(PeerService::new(host, proof)).max_decoding_message_size(LARGEST_MESSAGE))
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(door.incoming(), shutdown);

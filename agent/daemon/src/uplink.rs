@@ -1,32 +1,67 @@
 //! The way up to the controller: news queue here while the stream is down and go out, in order, when it is back.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+};
 
 use throughline_cutover::{Failure, Generation, Progress};
 use throughline_wire::v1::{self, agent_message::Message};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 use crate::lock::lock;
 
 /// Sends news to the controller. Cheap to clone; never blocks.
 #[derive(Debug, Clone)]
-pub struct Uplink {
-    queue: mpsc::UnboundedSender<Message>,
-}
+pub struct Uplink(Arc<Waiting>);
 
 /// The other end, read by the link.
-pub type UplinkQueue = mpsc::UnboundedReceiver<Message>;
+#[derive(Debug)]
+pub struct UplinkQueue(Arc<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    messages: Mutex<VecDeque<Message>>,
+    more: Notify,
+}
 
 impl Uplink {
     /// A way up and the queue it fills.
     pub fn new() -> (Self, UplinkQueue) {
-        let (queue, receiver) = mpsc::unbounded_channel();
-        (Self { queue }, receiver)
+        let waiting = Arc::<Waiting>::default();
+        (Self(waiting.clone()), UplinkQueue(waiting))
     }
 
-    /// Sends one message. When nobody reads any more the agent is stopping, and the news is in the journal.
+    /// Sends one message. What it makes old goes: the controller may be away for days, and guests and moves go on meanwhile.
     pub fn send(&self, message: Message) {
-        let _ = self.queue.send(message);
+        let mut messages = lock(&self.0.messages);
+        messages.retain(|earlier| !replaces(&message, earlier));
+        messages.push_back(message);
+        self.0.more.notify_one();
+    }
+}
+
+impl UplinkQueue {
+    /// The next message, when there is one. Cancel-safe.
+    pub async fn recv(&mut self) -> Option<Message> {
+        loop {
+            if let Some(message) = lock(&self.0.messages).pop_front() {
+                return Some(message);
+            }
+            self.0.more.notified().await;
+        }
+    }
+}
+
+/// Whether nobody needs `earlier` any more once there is `later`.
+fn replaces(later: &Message, earlier: &Message) -> bool {
+    match (later, earlier) {
+        (Message::Observed(_), Message::Observed(_)) => true,
+        (Message::Migration(later), Message::Migration(earlier)) => {
+            earlier.step() == v1::Step::Progress
+                && (&later.migration_id, later.role) == (&earlier.migration_id, earlier.role)
+        }
+        _ => false,
     }
 }
 
@@ -115,5 +150,38 @@ impl MigrationNews {
             *lock(&self.last) = Some(update.clone());
         }
         self.uplink.send(Message::Migration(update));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news(uplink: &Uplink, id: &str) -> MigrationNews {
+        MigrationNews::new(uplink.clone(), id.to_owned(), v1::Role::Source)
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_the_controller_does_not_grow_with_time() {
+        let (uplink, mut queue) = Uplink::new();
+        let (one, two) = (news(&uplink, "m-1"), news(&uplink, "m-2"));
+        one.step(v1::Step::Precopy, v1::CutoverReport::default());
+        for revision in 0..1000 {
+            uplink.send(Message::Observed(v1::ObservedState { revision, ..Default::default() }));
+            one.progress(Progress { transferred: revision, ..Progress::default() });
+            two.progress(Progress::default());
+        }
+        one.step(v1::Step::Armed, v1::CutoverReport::default());
+        let mut came = Vec::new();
+        for _ in 0..4 {
+            came.push(match queue.recv().await.unwrap() {
+                Message::Observed(observed) => format!("observed {}", observed.revision),
+                Message::Migration(update) => format!("{} {:?}", update.migration_id, update.step()),
+                other => panic!("{other:?}"),
+            });
+        }
+        assert_eq!(came, ["m-1 Precopy", "observed 999", "m-2 Progress", "m-1 Armed"]);
+        let more = tokio::time::timeout(std::time::Duration::from_millis(10), queue.recv()).await;
+        assert!(more.is_err(), "{more:?}");
     }
 }

@@ -65,7 +65,7 @@ impl Core {
     pub(crate) fn attach(&mut self, greeting: Greeting, line: Line) -> Result<u64, Denial> {
         self.commands()?;
         let Greeting { enrolment, obeyed, guests } = greeting;
-        admission::enrol(self, &enrolment, self.open)?;
+        admission::enrol(self, &enrolment, self.policy.open_enrolment)?;
         self.claim(&enrolment, obeyed.as_ref())?;
         let host = enrolment.host.clone();
         tracing::info!(%host, vtep = %enrolment.vtep, version = enrolment.agent_version, "agent connected");

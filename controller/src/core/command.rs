@@ -1,7 +1,9 @@
 //! Who obeys this controller, and what it learns from those it does not know everything of.
 
+use std::net::IpAddr;
+
 use throughline_cutover::{
-    Binding, Failure, Generation, GuestName, HostName, Mandate, OwnedGuest, Term,
+    Binding, Failure, Generation, GuestName, HostName, Mandate, OwnedGuest, Port, Term, Vni,
     admission::{Denial, Enrolment},
     fence::{self, Claim, Ownership, Recorded},
 };
@@ -17,6 +19,10 @@ pub(crate) enum Standing {
     Commands,
     /// Another one has taken over: it only answers questions, from a record that grows old.
     StoodDown(Failure),
+}
+
+fn shares(some: &[IpAddr], others: &[IpAddr]) -> bool {
+    some.iter().any(|ip| others.contains(ip))
 }
 
 /// A host of another fabric.
@@ -61,10 +67,11 @@ impl Core {
     /// Takes command of a host that connects, or finds that it may not.
     ///
     /// # Errors
-    /// `OTHER_FABRIC`, `STALE_TERM`.
+    /// `OTHER_FABRIC`, `STALE_TERM`, `TERM_UNPROVED`.
     pub(super) fn claim(&mut self, enrolment: &Enrolment, obeyed: Option<&Mandate>) -> Result<(), Denial> {
         let host = &enrolment.host;
-        match fence::claim(self.record.mandate(), obeyed, self.commanded.contains(host)) {
+        let proved = obeyed.is_some_and(|obeyed| self.record.proves(obeyed));
+        match fence::claim(self.record.mandate(), obeyed, proved, self.commanded.contains(host)) {
             Claim::Command => {}
             Claim::RaiseAbove(term) => self.raise_term(host, term),
             Claim::Leave(refusal) => {
@@ -72,6 +79,10 @@ impl Core {
                 self.strangers
                     .insert(host.clone(), Stranger { enrolment: enrolment.clone(), refusal: refusal.clone() });
                 return Err(Denial::OtherFabric(refusal));
+            }
+            Claim::Doubt(refusal) => {
+                tracing::error!(%host, %refusal, "the host's word is not believed");
+                return Err(Denial::TermUnproved(refusal));
             }
             Claim::StandDown(beaten) => {
                 self.stand_down(beaten.clone());
@@ -86,6 +97,7 @@ impl Core {
     /// This record is a copy from before `heard`. Agents that are connected hear of the new term as soon as it is durable.
     fn raise_term(&mut self, host: &HostName, heard: Term) {
         self.record.take_command(heard);
+        self.is_old = true;
         let mandate = self.record.mandate().clone();
         tracing::warn!(%host, %heard, term = %mandate.term, "the host has obeyed a later term; this record is an older copy");
         self.when_durable(move |core| core.links.welcome_all(&mandate));
@@ -99,11 +111,9 @@ impl Core {
         self.standing.send_replace(Standing::StoodDown(beaten));
     }
 
-    /// An agent does not obey the mandate it was offered.
+    /// An agent does not obey the mandate it was offered. That concerns its host alone: what it obeys instead it proves when it
+    /// attaches again.
     pub(super) fn refused(&mut self, host: &HostName, session: u64, failure: Failure) {
-        if failure.reason == "STALE_TERM" {
-            return self.stand_down(failure);
-        }
         tracing::warn!(%host, %failure, "the agent does not obey");
         let enrolment = self.record.hosts().get(host).and_then(|record| record.enrolment.clone());
         if let Some(enrolment) = enrolment {
@@ -124,7 +134,8 @@ impl Core {
             let recorded = self.recorded(host, &name);
             match fence::ownership(owned.generation, recorded, self.record.ended(host, &name)) {
                 Ownership::AsRecorded => self.started(host, &name),
-                Ownership::TakeOver => self.take_over(host, owned),
+                Ownership::TakeOver if self.is_old => self.take_over(host, owned),
+                Ownership::TakeOver => self.doubt(host, &owned),
                 Ownership::End(generation) => self.record.end_guest(host.clone(), name, generation),
                 Ownership::Unknown => self.note_unknown(host, owned),
             }
@@ -151,6 +162,16 @@ impl Core {
         }
     }
 
+    /// Nobody but this controller gives a guest to a host, and its record is no older copy: what the host says cannot be. Its
+    /// copy, if there is one, is left alone, and nothing leads there.
+    fn doubt(&self, host: &HostName, owned: &OwnedGuest) {
+        let OwnedGuest { spec, generation, .. } = owned;
+        tracing::error!(guest = %spec.name, %host, %generation, "CLAIM_NOT_BELIEVED: the host says it has the guest at a generation \
+            that this controller never gave it; if the record was restored from a copy, start the controller once with \
+            --restored; if not, the host's certificate may be in wrong hands");
+        self.audit.doubted(host, &spec.name);
+    }
+
     fn take_over(&mut self, host: &HostName, owned: OwnedGuest) {
         let OwnedGuest { spec, generation, .. } = owned;
         let name = spec.name.clone();
@@ -172,11 +193,18 @@ impl Core {
         }
     }
 
-    /// Ports of guests the record does not know: they lead where they are all the same.
+    /// Ports of guests the record does not know: they lead where they are all the same, unless the record has given an address of
+    /// theirs to somebody else. Only of an older copy that says nothing.
     pub(super) fn unknown_bindings(&self) -> Vec<Binding> {
+        let recorded: Vec<_> = self.record.networks().values().flat_map(|it| self.record.bindings(it)).collect();
+        let is_taken = |port: &Port, vni: Vni| {
+            let same = |it: &&Binding| it.vni == vni && (it.port.mac == port.mac || shares(&it.port.ips, &port.ips));
+            !self.is_old && recorded.iter().any(|it| same(&it))
+        };
         let ports = self.unknown.values().flat_map(|it| {
             let OwnedGuest { spec, generation, vnis } = &it.owned;
-            spec.ports.iter().zip(vnis).map(move |(port, vni)| Binding {
+            let free = spec.ports.iter().zip(vnis).filter(|(port, vni)| !is_taken(port, **vni)).collect::<Vec<_>>();
+            free.into_iter().map(move |(port, vni)| Binding {
                 vni: *vni,
                 port: port.clone(),
                 host: it.host.clone(),

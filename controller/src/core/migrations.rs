@@ -3,22 +3,20 @@
 use std::collections::BTreeMap;
 
 use throughline_cutover::{
-    Binding, CoordinatorEffect, CoordinatorEvent, Failure, Generation, GuestName, HostName, Limits, News, RebindId,
-    Role, Step,
-    admission::{self, Denial, MigrationRequest, Verdict},
+    Binding, CoordinatorEffect, CoordinatorEvent, Failure, Generation, GuestName, HostName, Limits, News, Phase,
+    RebindId, Role, Step,
+    admission::{self, Denial, Verdict},
     fence::Word,
 };
 use tokio::sync::watch;
 
 use super::{Core, GuestState, Observation, resources::page_of};
 use crate::{
+    audit::Object,
     links::{Downlink, Rebind},
     planner::{self, Wish},
-    record::{Happening, MigrationRecord},
+    record::{Asked, Happening, Known, MigrationRecord},
 };
-
-/// Migrations that are over and still remembered, with their request ids; the oldest are forgotten first.
-const REMEMBERED: usize = 10_000;
 
 /// Part of a migration's history.
 #[derive(Debug)]
@@ -35,23 +33,33 @@ impl Core {
     /// Moves a guest; the same request again gives the same migration.
     ///
     /// # Errors
-    /// See [`admission::migrate`].
-    pub(crate) fn migrate(&mut self, request: MigrationRequest, limits: Limits) -> Result<MigrationRecord, Denial> {
-        let earlier = self.record.migrations().values().find(|it| it.request.request_id == request.request_id);
-        let earlier = earlier.map(|it| (it.id(), &it.request));
-        match admission::migrate(self, &request, earlier)? {
-            Verdict::Known { migration } => self.migration(&migration),
-            Verdict::Admitted { destination, .. } => self.begin(request, &destination, limits),
+    /// See [`admission::migrate`], and `TOO_MANY_MIGRATIONS`.
+    pub(crate) fn migrate(&mut self, wish: Asked, limits: Limits) -> Result<Known, Denial> {
+        let earlier = self.record.begun_by(&wish.request.request_id);
+        match admission::migrate(self, &wish.request, earlier)? {
+            Verdict::Known { migration } => self.known(&migration),
+            Verdict::Admitted { destination, .. } => {
+                self.has_room_for_another(&wish)?;
+                self.begin(wish, &destination, limits).map(|begun| Known::Whole(Box::new(begun)))
+            }
         }
     }
 
-    fn begin(
-        &mut self,
-        request: MigrationRequest,
-        destination: &HostName,
-        limits: Limits,
-    ) -> Result<MigrationRecord, Denial> {
+    /// One operator's migrations must not take what all others need: a host moves so many ports at one time and no more.
+    fn has_room_for_another(&self, wish: &Asked) -> Result<(), Denial> {
+        let Some(operator) = &wish.requested_by else { return Ok(()) };
+        let live = self.live.keys().filter_map(|id| self.record.migrations().get(id));
+        let theirs = live.filter(|it| it.requested_by.as_ref() == Some(operator)).count();
+        let most = self.policy.migrations_per_operator;
+        if theirs < most as usize {
+            return Ok(());
+        }
+        Err(Denial::TooManyMigrations { operator: operator.clone(), most })
+    }
+
+    fn begin(&mut self, wish: Asked, destination: &HostName, limits: Limits) -> Result<MigrationRecord, Denial> {
         let hosts = self.connections();
+        let request = &wish.request;
         let unknown = || Denial::UnknownGuest { field: "guest".to_owned(), name: request.guest.clone() };
         let guest = self.record.guests().get(&request.guest).ok_or_else(unknown)?;
         let plan = planner::plan(&self.record, &Wish { guest, destination, limits, hosts: &hosts }, &mut rand::rng())?;
@@ -59,7 +67,7 @@ impl Core {
         let (source, target) = (plan.source.host.clone(), plan.destination.host.clone());
         tracing::info!(migration = id, guest = %name, %source, destination = %target, "migration admitted");
         let number = self.record.next_migration();
-        self.record.put_migration(MigrationRecord::new(number, request, plan, self.clock.now()));
+        self.record.put_migration(MigrationRecord::new(number, wish, plan, self.clock.now()));
         self.record.change_guest(&name, |guest| guest.migration = Some(id.clone()));
         self.live.insert(id.clone(), watch::Sender::new(0));
         let hosts: BTreeMap<_, _> = hosts.into_iter().collect();
@@ -67,7 +75,15 @@ impl Core {
         self.migration(&id)
     }
 
-    /// One migration.
+    /// One migration, as much as is left of it.
+    ///
+    /// # Errors
+    /// `UNKNOWN_MIGRATION`.
+    pub(crate) fn known(&self, id: &str) -> Result<Known, Denial> {
+        self.record.known(id).ok_or(Denial::UnknownMigration)
+    }
+
+    /// One migration, with all that happened.
     ///
     /// # Errors
     /// `UNKNOWN_MIGRATION`.
@@ -150,10 +166,15 @@ impl Core {
         let now = self.clock.now();
         let Some(migration) = self.record.migration_mut(id) else { return };
         let effects = migration.coordinator.step(event, now);
+        let mere_words = |effect: &CoordinatorEffect| matches!(effect, CoordinatorEffect::Event { .. });
+        if migration.has_talked_enough() && effects.iter().all(mere_words) {
+            return;
+        }
         let changed = effects.iter().any(|effect| *effect != CoordinatorEffect::Progressed);
         for effect in effects {
             self.execute(id, effect);
         }
+        // One that has ended may be kept as an outline only, by now.
         if changed {
             self.record.save_migration(id);
         }
@@ -277,24 +298,23 @@ impl Core {
 
     fn end(&mut self, id: &str) {
         let Some(migration) = self.record.migrations().get(id) else { return };
-        let guest = migration.plan().guest.name.clone();
+        let (plan, coordinator) = (migration.plan(), &migration.coordinator);
+        let guest = plan.guest.name.clone();
+        let object = Object {
+            source: Some(plan.source.host.clone()),
+            destination: Some(plan.destination.host.clone()),
+            guest: Some(guest.clone()),
+            ..Object::migration(id)
+        };
+        let (asked_by, moved) = (migration.requested_by.as_ref(), coordinator.phase() == Phase::Done);
+        self.audit.ended(asked_by, object, coordinator.failure(), moved);
         self.record.change_guest(&guest, |guest| {
             if guest.migration.as_deref() == Some(id) {
                 guest.migration = None;
             }
         });
         self.live.remove(id);
-        self.forget_oldest();
-    }
-
-    fn forget_oldest(&mut self) {
-        let ended = self.record.migrations().values().filter(|it| it.has_ended());
-        let mut ended: Vec<_> = ended.map(|it| (it.number, it.id().to_owned())).collect();
-        if ended.len() > REMEMBERED {
-            ended.sort_unstable();
-            let surplus = ended.len() - REMEMBERED;
-            ended[..surplus].iter().for_each(|(_, id)| self.record.remove_migration(id));
-        }
+        self.record.outline_oldest(self.policy.keep_migrations);
     }
 
     /// An end of a migration nobody remembers is told to undo it; if it has committed it will not.

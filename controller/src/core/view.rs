@@ -123,6 +123,7 @@ impl Core {
             connected: self.links.is_connected(&host.name),
             peer_only: enrolment.is_some_and(|it| it.peer_only),
             vtep: host.vtep(),
+            peer_endpoint: enrolment.map(|it| it.peer_endpoint.clone()),
             memory_kib: enrolment.map_or(0, |it| it.memory_kib),
             memory_used_kib: self.memory_used_kib(&host.name),
         }

@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use throughline_cutover::{
-    Coordinator, CutoverReport, Failure, MigrationPlan, Phase, Progress, admission::MigrationRequest,
+    Coordinator, CutoverReport, Failure, MigrationPlan, OperatorName, Phase, Progress, admission::MigrationRequest,
 };
+
+/// Most that is told of one migration without anything coming of it. A whole one has some twenty; an agent that says more and more
+/// must not fill the record.
+const MOST_TALK: u32 = 256;
 
 /// What of a migration changes over time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +39,15 @@ pub(crate) struct Happening {
     pub(crate) after: Snapshot,
 }
 
+/// A wish, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// What is asked for.
+    pub(crate) request: MigrationRequest,
+    /// By which operator; `None`: by somebody unproven.
+    pub(crate) requested_by: Option<OperatorName>,
+}
+
 /// A migration, its coordinator included, so that it goes on after a restart.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MigrationRecord {
@@ -42,6 +55,9 @@ pub(crate) struct MigrationRecord {
     pub(crate) number: u64,
     /// As asked for.
     pub(crate) request: MigrationRequest,
+    /// The operator who asked; `None`: somebody unproven, or before that was noted.
+    #[serde(default)]
+    pub(crate) requested_by: Option<OperatorName>,
     /// When it was accepted, milliseconds since 1970.
     pub(crate) created_at_ms: u64,
     /// When it ended, milliseconds since 1970; 0: not yet.
@@ -51,19 +67,25 @@ pub(crate) struct MigrationRecord {
     /// What happened, in order. Of progress reports in a row only the last is kept.
     pub(crate) history: Vec<Happening>,
     sequence: u64,
+    /// Happenings with words.
+    #[serde(default)]
+    told: u32,
 }
 
 impl MigrationRecord {
     /// A migration just admitted.
-    pub(crate) fn new(number: u64, request: MigrationRequest, plan: MigrationPlan, now: Duration) -> Self {
+    pub(crate) fn new(number: u64, wish: Asked, plan: MigrationPlan, now: Duration) -> Self {
+        let Asked { request, requested_by } = wish;
         Self {
             number,
             request,
+            requested_by,
             created_at_ms: milliseconds(now),
             ended_at_ms: 0,
             coordinator: Coordinator::new(plan, now),
             history: Vec::new(),
             sequence: 0,
+            told: 0,
         }
     }
 
@@ -98,11 +120,17 @@ impl MigrationRecord {
         }
     }
 
+    /// Words of which nothing comes are kept no more.
+    pub(crate) fn has_talked_enough(&self) -> bool {
+        self.told >= MOST_TALK
+    }
+
     /// Something worth telling happened; `phase` is where the migration was after it.
     pub(crate) fn happened(&mut self, phase: Phase, message: String, now: Duration) {
         if phase.is_end() {
             self.ended_at_ms = milliseconds(now);
         }
+        self.told = self.told.saturating_add(1);
         let after = Snapshot { phase, ..self.snapshot() };
         self.push(message, after, now);
     }

@@ -7,7 +7,7 @@ use crate::{
     core::{GuestState, GuestView, HostView, ObservedGuest, Uplink},
     desired::{Desired, DesiredGuest, DesiredNetwork},
     links::{Downlink, Rebind},
-    record::{Happening, MigrationRecord, Snapshot, What},
+    record::{Happening, Known, MigrationRecord, Outline, Snapshot, What},
 };
 
 impl From<HostView> for v1::Host {
@@ -87,6 +87,36 @@ fn migration_at(record: &MigrationRecord, at: Snapshot) -> v1::Migration {
         report: (at.report != CutoverReport::default()).then(|| at.report.into()),
         failure: at.failure.map(Into::into),
         stalls: record.coordinator.stalls().to_vec(),
+        requested_by: record.requested_by.clone().map(Into::into).unwrap_or_default(),
+    }
+}
+
+impl From<Outline> for v1::Migration {
+    fn from(outline: Outline) -> Self {
+        Self {
+            id: outline.id,
+            request_id: outline.request.request_id,
+            guest: outline.request.guest.into(),
+            source_host: outline.source.into(),
+            destination_host: outline.destination.into(),
+            phase: v1::Phase::from(outline.phase).into(),
+            generation: outline.generation.0,
+            limits: Some(outline.limits.into()),
+            created_at_ms: outline.created_at_ms,
+            ended_at_ms: outline.ended_at_ms,
+            failure: outline.failure.map(Into::into),
+            requested_by: outline.requested_by.map(Into::into).unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<Known> for v1::Migration {
+    fn from(known: Known) -> Self {
+        match known {
+            Known::Whole(record) => (&*record).into(),
+            Known::Outline(outline) => (*outline).into(),
+        }
     }
 }
 
@@ -189,7 +219,7 @@ impl TryFrom<v1::ObservedGuest> for ObservedGuest {
             name: parsed("name", &guest.name)?,
             generation: Generation(guest.generation),
             state,
-            detail: guest.detail,
+            detail: words(&guest.detail),
         })
     }
 }
@@ -205,16 +235,18 @@ impl TryFrom<v1::AgentMessage> for Uplink {
                 let guests = guests.map(|(at, guest)| {
                     ObservedGuest::try_from(guest).map_err(|e| e.within(format_args!("observed.guests[{at}]")))
                 });
-                let (revision, problems) = (it.revision, it.problems);
+                let problems = it.problems.iter().take(MOST_PROBLEMS).map(|problem| words(problem)).collect();
+                let revision = it.revision;
                 Ok(Self::Observed { revision, guests: guests.collect::<Result<_, _>>()?, problems })
             }
             Some(Message::RebindAck(ack)) => {
                 let invalid = |e| InvalidField::new("rebind_ack.rebind_id", Problem::Other(format!("{e}")));
                 let id = ack.rebind_id.parse().map_err(|e: InvalidRebindId| invalid(e))?;
-                Ok(Self::RebindAck { id, outcome: outcome(ack.applied, ack.failure) })
+                Ok(Self::RebindAck { id, outcome: outcome(ack.applied, ack.failure.map(told)) })
             }
-            Some(Message::Refused(failure)) => Ok(Self::Refused(failure.into())),
-            Some(Message::Migration(update)) => {
+            Some(Message::Refused(failure)) => Ok(Self::Refused(told(failure).into())),
+            Some(Message::Migration(mut update)) => {
+                update.failure = update.failure.map(told);
                 let migration = update.migration_id.clone();
                 Ok(Self::News { migration, news: Box::new(nested("migration", Some(update))?) })
             }
@@ -227,10 +259,37 @@ impl TryFrom<v1::AgentMessage> for Uplink {
     }
 }
 
+/// Longest text an agent may have kept, bytes; what is longer is cut.
+const LONGEST_WORDS: usize = 1024;
+/// Most problems of one host that are told.
+const MOST_PROBLEMS: usize = 64;
+
+/// An agent's words, as they may be kept, logged and shown: not without end, and on one line.
+fn words(text: &str) -> String {
+    let end = (0..=LONGEST_WORDS.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+    text[..end].chars().map(|it| if it.is_control() { char::REPLACEMENT_CHARACTER } else { it }).collect()
+}
+
+fn told(failure: v1::Failure) -> v1::Failure {
+    v1::Failure { reason: words(&failure.reason), message: words(&failure.message) }
+}
+
 fn outcome(applied: bool, failure: Option<v1::Failure>) -> Result<(), Failure> {
     if applied {
         return Ok(());
     }
     let unexplained = || Failure::new("UNEXPLAINED", "the agent gave no reason; see its log");
     Err(failure.map_or_else(unexplained, Into::into))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agents_words_are_short_and_on_one_line() {
+        assert_eq!(words("QEMU ended\nERROR forged\u{1b}[2J"), "QEMU ended\u{fffd}ERROR forged\u{fffd}[2J");
+        assert_eq!(words(&"x".repeat(LONGEST_WORDS + 1)).len(), LONGEST_WORDS);
+        assert_eq!(words(&"\u{20ac}".repeat(LONGEST_WORDS)).chars().count(), LONGEST_WORDS / 3, "between characters");
+    }
 }

@@ -4,16 +4,17 @@ use std::pin::Pin;
 
 use futures::{Stream, TryStreamExt as _, stream};
 use throughline_cutover::{
-    GuestName, HostName, InterfaceName, Limits, Network, NetworkName,
+    GuestName, HostName, InterfaceName, Limits, Network, NetworkName, OperatorName,
     admission::{MigrationRequest, NewEndpoint, NewGuest},
     fence::Word,
 };
+use throughline_identity::{Caller, Identity};
 use throughline_wire::{InvalidField, Refusal, nested, parsed, v1};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::{convert, page::Page};
-use crate::{core::Chapter, driver::Handle};
+use crate::{audit::Object, core::Chapter, driver::Handle, guard::Deed, record::Asked};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -55,6 +56,14 @@ where
     if text.is_empty() { Ok(None) } else { name(field, text).map(Some) }
 }
 
+/// The operator who asks; `None`: somebody unproven.
+fn operator<T>(request: &Request<T>) -> Result<Option<OperatorName>, Status> {
+    Ok(match Caller::of(request)? {
+        Caller::Known(Identity::Operator(name)) => Some(name),
+        Caller::Known(Identity::Agent(_) | Identity::Controller) | Caller::Unproven => None,
+    })
+}
+
 fn page(list: &'static str, filter: &str, size: u32, token: &str) -> Result<Page, Refusal> {
     Ok(Page::of(list, filter, size, token)?)
 }
@@ -66,7 +75,9 @@ fn after<T: std::str::FromStr>(page: &Page) -> Result<Option<T>, Refusal> {
 #[tonic::async_trait]
 impl v1::fabric_server::Fabric for FabricService {
     async fn create_network(&self, request: Request<v1::CreateNetworkRequest>) -> Answer<v1::Network> {
+        let deed = Deed::of(&request);
         let network: Network = nested("network", request.into_inner().network).map_err(Refusal::from)?;
+        deed.concerns(Object::network(&network.name));
         let network = self.driver.command(move |core| core.create_network(network)).await?;
         Ok(Response::new(network.into()))
     }
@@ -88,13 +99,17 @@ impl v1::fabric_server::Fabric for FabricService {
     }
 
     async fn delete_network(&self, request: Request<v1::DeleteNetworkRequest>) -> Answer<v1::DeleteNetworkResponse> {
+        let deed = Deed::of(&request);
         let name: NetworkName = name("name", &request.into_inner().name)?;
+        deed.concerns(Object::network(&name));
         self.driver.command(move |core| core.delete_network(&name)).await?;
         Ok(Response::new(v1::DeleteNetworkResponse {}))
     }
 
     async fn create_host(&self, request: Request<v1::CreateHostRequest>) -> Answer<v1::Host> {
+        let deed = Deed::of(&request);
         let name: HostName = name("name", &request.into_inner().name)?;
+        deed.concerns(Object::host(&name));
         let host = self.driver.command(move |core| core.create_host(name)).await?;
         Ok(Response::new(host.into()))
     }
@@ -116,15 +131,19 @@ impl v1::fabric_server::Fabric for FabricService {
     }
 
     async fn delete_host(&self, request: Request<v1::DeleteHostRequest>) -> Answer<v1::DeleteHostResponse> {
+        let deed = Deed::of(&request);
         let name: HostName = name("name", &request.into_inner().name)?;
+        deed.concerns(Object::host(&name));
         self.driver.command(move |core| core.delete_host(&name)).await?;
         Ok(Response::new(v1::DeleteHostResponse {}))
     }
 
     async fn create_guest(&self, request: Request<v1::CreateGuestRequest>) -> Answer<v1::Guest> {
+        let deed = Deed::of(&request);
         let request = request.into_inner();
         let guest: NewGuest = nested("spec", request.spec).map_err(Refusal::from)?;
         let host: HostName = name("host", &request.host)?;
+        deed.concerns(Object { host: Some(host.clone()), ..Object::guest(&guest.name) });
         let guest = self.driver.command(move |core| core.create_guest(guest, host)).await?;
         Ok(Response::new(guest.into()))
     }
@@ -147,13 +166,17 @@ impl v1::fabric_server::Fabric for FabricService {
     }
 
     async fn delete_guest(&self, request: Request<v1::DeleteGuestRequest>) -> Answer<v1::DeleteGuestResponse> {
+        let deed = Deed::of(&request);
         let name: GuestName = name("name", &request.into_inner().name)?;
+        deed.concerns(Object::guest(&name));
         self.driver.command(move |core| core.delete_guest(&name)).await?;
         Ok(Response::new(v1::DeleteGuestResponse {}))
     }
 
     async fn create_endpoint(&self, request: Request<v1::CreateEndpointRequest>) -> Answer<v1::Endpoint> {
+        let deed = Deed::of(&request);
         let endpoint: NewEndpoint = nested("endpoint", request.into_inner().endpoint).map_err(Refusal::from)?;
+        deed.concerns(Object { host: Some(endpoint.host.clone()), ..Object::endpoint(&endpoint.name) });
         let endpoint = self.driver.command(move |core| core.create_endpoint(endpoint)).await?;
         Ok(Response::new(endpoint.into()))
     }
@@ -175,24 +198,31 @@ impl v1::fabric_server::Fabric for FabricService {
     }
 
     async fn delete_endpoint(&self, request: Request<v1::DeleteEndpointRequest>) -> Answer<v1::DeleteEndpointResponse> {
+        let deed = Deed::of(&request);
         let name: InterfaceName = name("name", &request.into_inner().name)?;
+        deed.concerns(Object::endpoint(&name));
         self.driver.command(move |core| core.delete_endpoint(&name)).await?;
         Ok(Response::new(v1::DeleteEndpointResponse {}))
     }
 
     async fn migrate_guest(&self, request: Request<v1::MigrateGuestRequest>) -> Answer<v1::Migration> {
+        let (deed, requested_by) = (Deed::of(&request), operator(&request)?);
         let mut request = request.into_inner();
         let limits = Limits::try_from(request.limits.take().unwrap_or_default());
         let limits = limits.map_err(|e: InvalidField| Refusal::from(e.within("limits")))?;
         let request = MigrationRequest::try_from(request).map_err(Refusal::from)?;
-        let migration = self.driver.command(move |core| core.migrate(request, limits)).await?;
-        Ok(Response::new((&migration).into()))
+        let object = Object { destination: request.destination.clone(), ..Object::guest(&request.guest) };
+        deed.concerns(object.clone());
+        let wish = Asked { request, requested_by };
+        let migration: v1::Migration = self.driver.command(move |core| core.migrate(wish, limits)).await?.into();
+        deed.concerns(Object { migration: Object::migration(&migration.id).migration, ..object });
+        Ok(Response::new(migration))
     }
 
     async fn get_migration(&self, request: Request<v1::GetMigrationRequest>) -> Answer<v1::Migration> {
         let id = request.into_inner().id;
-        let migration = self.driver.call(move |core| core.migration(&id)).await?;
-        Ok(Response::new((&migration).into()))
+        let migration = self.driver.call(move |core| core.known(&id)).await?;
+        Ok(Response::new(migration.into()))
     }
 
     async fn list_migrations(&self, request: Request<v1::ListMigrationsRequest>) -> Answer<v1::ListMigrationsResponse> {
@@ -219,13 +249,17 @@ impl v1::fabric_server::Fabric for FabricService {
     }
 
     async fn cancel_migration(&self, request: Request<v1::CancelMigrationRequest>) -> Answer<v1::Migration> {
+        let deed = Deed::of(&request);
         let id = request.into_inner().id;
+        deed.concerns(Object::migration(&id));
         let migration = self.driver.command(move |core| core.cancel(&id)).await?;
         Ok(Response::new((&migration).into()))
     }
 
     async fn resolve_migration(&self, request: Request<v1::ResolveMigrationRequest>) -> Answer<v1::Migration> {
+        let deed = Deed::of(&request);
         let request = request.into_inner();
+        deed.concerns(Object::migration(&request.id));
         let word = Word::try_from(request.word()).map_err(Refusal::from)?;
         let migration = self.driver.command(move |core| core.resolve(&request.id, word)).await?;
         Ok(Response::new((&migration).into()))

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-    TableError, backends::FileBackend,
+    Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError,
+    backends::FileBackend,
 };
 use serde_json::Value;
 use throughline_confine::{private_dir, private_file};
@@ -18,6 +18,9 @@ const FORMAT: u64 = 2;
 const OLDEST: u64 = 1;
 const FORMAT_KEY: &str = "schema";
 const FILE: &str = "record.redb";
+/// Pages of the file kept in memory, bytes. What is read is read once, at the start; unless told otherwise the store would go on
+/// to keep a gigabyte of what was written.
+const CACHE: usize = 4 << 20;
 
 const fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {
     TableDefinition::new(table.name())
@@ -41,8 +44,10 @@ impl EmbeddedStore {
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
         private_dir(directory)?;
         let path = directory.join(FILE);
-        let file = private_file(&path)?;
-        let database = match FileBackend::new(file).and_then(|file| Builder::new().create_with_backend(file)) {
+        let backend = FileBackend::new(private_file(&path)?);
+        let database = match backend
+            .and_then(|file| Database::builder().set_cache_size(CACHE).create_with_backend(file))
+        {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::InUse { path: directory.to_owned() }),
             Err(error) => return Err(failed(error)),

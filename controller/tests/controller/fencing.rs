@@ -9,9 +9,25 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 type Fabric = v1::fabric_client::FabricClient<tonic::transport::Channel>;
 
-/// As another controller of the same fabric would have it.
-fn other(mandate: &v1::Mandate, term: u64) -> v1::Mandate {
-    v1::Mandate { term, life: mandate.life ^ 1, ..mandate.clone() }
+/// A record that was started once, and a copy of it.
+async fn with_copy() -> (StateDir, StateDir) {
+    let (state, aside) = (StateDir::new(), StateDir::new());
+    let controller = Controller::start(&state).await;
+    controller.agent("h9", 9).await;
+    controller.stop().await;
+    copy(&state.0, &aside.0);
+    (state, aside)
+}
+
+/// What the last of so many controllers on a record commands by.
+async fn commanded_by(state: &StateDir, starts: usize) -> v1::Mandate {
+    let mut last = None;
+    for _ in 0..starts {
+        let controller = Controller::start(state).await;
+        last = Some(controller.agent("h9", 9).await.mandate.clone());
+        controller.stop().await;
+    }
+    last.unwrap()
 }
 
 fn obeyed(hello: v1::Hello, mandate: v1::Mandate) -> v1::Hello {
@@ -58,12 +74,13 @@ async fn each_start_is_a_new_term_of_the_same_fabric() {
 
 #[tokio::test]
 async fn an_old_record_goes_above_the_terms_it_hears_of() {
-    let state = StateDir::new();
+    let (state, aside) = with_copy().await;
+    let later = commanded_by(&aside, 6).await;
+    assert_eq!(later.term, 7);
     let controller = Controller::start(&state).await;
     let mut h1 = controller.agent("h1", 1).await;
-    let later = other(&h1.mandate, 7);
     let h2 = Agent::connect(controller.address, obeyed(hello("h2", 2), later)).await.unwrap();
-    assert_eq!(h2.mandate, v1::Mandate { term: 8, ..h1.mandate.clone() });
+    assert_eq!((h2.mandate.term, h2.mandate.life), (8, h1.mandate.life));
     let again = loop {
         match h1.next().await {
             Down::Welcome(welcome) => break welcome.mandate.unwrap(),
@@ -107,11 +124,11 @@ async fn ends_with(agent: &mut Agent, reason: &str) {
 
 #[tokio::test]
 async fn a_controller_whose_host_was_taken_stands_down() {
-    let state = StateDir::new();
+    let (state, aside) = with_copy().await;
     let controller = Controller::start(&state).await;
     let mut fabric = controller.fabric().await;
     let (h1, mut h2) = (controller.agent("h1", 1).await, controller.agent("h2", 2).await);
-    let taken = obeyed(hello("h1", 1), other(&h1.mandate, 2));
+    let taken = obeyed(hello("h1", 1), commanded_by(&aside, 1).await);
     drop(h1);
     let refused = told(Agent::connect(controller.address, taken.clone()).await.map(|_| ()));
     assert_eq!((refused.0, refused.1.as_str()), (Code::FailedPrecondition, "STALE_TERM"));
@@ -127,15 +144,17 @@ async fn a_controller_whose_host_was_taken_stands_down() {
 }
 
 #[tokio::test]
-async fn a_controller_that_an_agent_refuses_stands_down() {
+async fn an_agent_that_refuses_is_alone_with_that() {
     let state = StateDir::new();
     let controller = Controller::start(&state).await;
     let mut fabric = controller.fabric().await;
     let (h1, mut h2) = (controller.agent("h1", 1).await, controller.agent("h2", 2).await);
     let failure = v1::Failure { reason: "STALE_TERM".into(), message: "term 1 is beaten by term 2".into() };
-    h1.send(Up::Refused(failure)).await;
-    ends_with(&mut h2, "STALE_TERM").await;
-    assert_stood_down(&controller, &mut fabric).await;
+    h1.send(Up::Refused(failure.clone())).await;
+    while host(&mut fabric, "h1").await.connected {}
+    assert_eq!(host(&mut fabric, "h1").await.refusal, Some(failure));
+    fabric.create_network(blue()).await.expect("it commands all others");
+    h2.desired(|it| it.networks.len() == 1).await;
     controller.stop().await;
 }
 
@@ -145,7 +164,7 @@ async fn a_host_of_another_fabric_is_left_alone_and_shown() {
     let controller = Controller::start(&state).await;
     let mut fabric = controller.fabric().await;
     let h1 = controller.agent("h1", 1).await;
-    let elsewhere = v1::Mandate { fabric_id: "elsewhere".into(), term: 1, life: 1 };
+    let elsewhere = v1::Mandate { fabric_id: "elsewhere".into(), term: 1, life: 1, proof: vec![] };
     let theirs = obeyed(hello("h2", 2), elsewhere);
     let refused = told(Agent::connect(controller.address, theirs.clone()).await.map(|_| ()));
     assert_eq!((refused.0, refused.1.as_str()), (Code::PermissionDenied, "OTHER_FABRIC"));

@@ -2,9 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod audit;
 mod fencing;
+mod limits;
 mod migration;
 mod privilege;
 mod resources;
+mod retention;
+mod roles;
 mod service;
+mod stolen;
 mod support;

@@ -1,14 +1,16 @@
 //! The real controller on a loopback port, and scripted agents that speak `AgentLink` to it.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
-use throughline_controller::{Config, ServeError, serve};
-use throughline_identity::{Door, Security};
+use futures::StreamExt as _;
+use throughline_controller::{Accepted, Arrival, Config, ServeError, serve_connections};
+use throughline_identity::{Caller, Door, Security};
 use throughline_wire::{
     Explanation,
     v1::{
@@ -22,7 +24,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Status, Streaming, transport::Channel};
 
 /// Longest wait for anything; a test that waits longer has failed.
@@ -48,7 +50,9 @@ impl Drop for StateDir {
 
 /// A running controller.
 pub(crate) struct Controller {
+    /// Whoever comes in here has proved nothing and may do anything.
     pub(crate) address: SocketAddr,
+    doors: BTreeMap<String, SocketAddr>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), ServeError>>,
 }
@@ -59,14 +63,43 @@ impl Controller {
     }
 
     pub(crate) async fn with(config: Config) -> Self {
-        let door = insecure_door().await;
-        let address = door.address();
+        Self::with_doors(config, &[]).await
+    }
+
+    /// A controller with a door of its own for each of some identities: who comes in there is that one.
+    pub(crate) async fn with_doors(config: Config, identities: &[&str]) -> Self {
+        let mut doors = BTreeMap::new();
+        let mut incoming = Vec::new();
+        let known = identities.iter().map(|it| ((*it).to_owned(), Caller::Known(it.parse().unwrap())));
+        for (name, caller) in [(String::new(), Caller::Unproven)].into_iter().chain(known) {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            doors.insert(name, listener.local_addr().unwrap());
+            incoming.push(TcpListenerStream::new(listener).map(move |accepted| {
+                let io = accepted?;
+                let arrival = Arrival { caller: caller.clone(), from: io.peer_addr().ok() };
+                Ok(Accepted { io, arrival })
+            }));
+        }
+        let incoming = futures::stream::select_all(incoming);
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async {
             let _ = stopped.await;
         };
-        let task = tokio::spawn(serve(door, config, shutdown));
-        Self { address, stop, task }
+        let task = tokio::spawn(serve_connections(incoming, config, shutdown));
+        Self { address: doors[""], doors, stop, task }
+    }
+
+    /// The door of an identity.
+    pub(crate) fn door(&self, identity: &str) -> SocketAddr {
+        self.doors[identity]
+    }
+
+    pub(crate) async fn channel_as(&self, identity: &str) -> Channel {
+        Channel::from_shared(format!("http://{}", self.door(identity))).unwrap().connect().await.unwrap()
+    }
+
+    pub(crate) async fn fabric_as(&self, identity: &str) -> FabricClient<Channel> {
+        FabricClient::new(self.channel_as(identity).await)
     }
 
     pub(crate) async fn stop(self) {

@@ -152,10 +152,10 @@ async fn list(session: &Session, guest: &str) -> Result<(), Failure> {
     session.output.list(&all.migrations, &all)
 }
 
-impl Show<7> for Migration {
-    const HEADING: [&'static str; 7] = ["ID", "GUEST", "FROM", "TO", "PHASE", "ACCEPTED", "PAUSE"];
+impl Show<8> for Migration {
+    const HEADING: [&'static str; 8] = ["ID", "GUEST", "FROM", "TO", "PHASE", "ACCEPTED", "PAUSE", "BY"];
 
-    fn row(&self) -> [String; 7] {
+    fn row(&self) -> [String; 8] {
         [
             self.id.clone(),
             self.guest.clone(),
@@ -164,6 +164,7 @@ impl Show<7> for Migration {
             phase(self),
             units::utc(self.created_at_ms),
             self.report.as_ref().and_then(pause).map(units::span).unwrap_or_default(),
+            self.requested_by.clone(),
         ]
     }
 
@@ -177,6 +178,7 @@ impl Show<7> for Migration {
             ("to", self.destination_host.clone()),
             ("phase", phase(self)),
             ("failure", failure.map(|failure| format!("{} ({})", failure.message, failure.reason)).unwrap_or_default()),
+            ("asked for by", self.requested_by.clone()),
             ("accepted", units::utc(self.created_at_ms)),
             ("ended", units::utc(self.ended_at_ms)),
             ("if it stalls", on_stall(self)),

@@ -33,14 +33,18 @@ pub fn create_host(view: &impl View, name: &HostName) -> Result<(), Denial> {
 /// A host whose agent connects; `open`: hosts nobody announced may join.
 ///
 /// # Errors
-/// `HOST_NOT_ENROLLED`, `VTEP_IN_USE`.
+/// `HOST_NOT_ENROLLED`, `VTEP_IN_USE`, `PEER_ENDPOINT_IN_USE`.
 pub fn enrol(view: &impl View, enrolment: &Enrolment, open: bool) -> Result<(), Denial> {
     if !open && view.host(&enrolment.host).is_none() {
         return Err(Denial::HostNotEnrolled { host: enrolment.host.clone() });
     }
-    let taken = view.hosts().find(|other| other.vtep == Some(enrolment.vtep) && other.name != enrolment.host);
-    match taken {
-        Some(other) => Err(Denial::VtepInUse { vtep: enrolment.vtep, host: other.name }),
+    let others = || view.hosts().filter(|other| other.name != enrolment.host);
+    if let Some(other) = others().find(|other| other.vtep == Some(enrolment.vtep)) {
+        return Err(Denial::VtepInUse { vtep: enrolment.vtep, host: other.name });
+    }
+    let endpoint = &enrolment.peer_endpoint;
+    match others().find(|other| other.peer_endpoint.as_ref() == Some(endpoint)) {
+        Some(other) => Err(Denial::PeerEndpointInUse { endpoint: endpoint.clone(), host: other.name }),
         None => Ok(()),
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use crate::{Failure, GuestName, HostName, InterfaceName, MacAddr, NetworkName, Vni};
+use crate::{Failure, GuestName, HostName, InterfaceName, MacAddr, NetworkName, OperatorName, Vni};
 
 /// A kind of thing that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub enum Denial {
     IpInUse { field: String, ip: IpAddr, network: NetworkName, owner: String },
     #[error("tunnel end point {vtep} is used by host {host}; give each host its own underlay address")]
     VtepInUse { vtep: Ipv4Addr, host: HostName },
+    #[error("peer endpoint {endpoint} is used by host {host}; give each agent its own --peer-listen")]
+    PeerEndpointInUse { endpoint: String, host: HostName },
     #[error("there is no network {name}; create it first")]
     UnknownNetwork { field: String, name: NetworkName },
     #[error("there is no host {name}; start its agent or list the hosts there are")]
@@ -85,6 +87,8 @@ pub enum Denial {
     NoDestination { guest: GuestName, asked_kib: u64 },
     #[error("this request id began migration {migration}, which has another guest or destination; use a new id")]
     RequestIdReused { migration: String },
+    #[error("operator {operator} has {most} migrations under way, which is the most; wait until one has ended")]
+    TooManyMigrations { operator: OperatorName, most: u32 },
     #[error("all port numbers have been used; this fabric cannot make another port")]
     PortsExhausted,
     #[error(
@@ -99,6 +103,8 @@ pub enum Denial {
     StoodDown(Failure),
     #[error("{0}")]
     OtherFabric(Failure),
+    #[error("{0}")]
+    TermUnproved(Failure),
 }
 
 impl Denial {
@@ -110,6 +116,7 @@ impl Denial {
             Self::MacInUse { .. } => "MAC_IN_USE",
             Self::IpInUse { .. } => "IP_IN_USE",
             Self::VtepInUse { .. } => "VTEP_IN_USE",
+            Self::PeerEndpointInUse { .. } => "PEER_ENDPOINT_IN_USE",
             Self::UnknownNetwork { .. } => "UNKNOWN_NETWORK",
             Self::UnknownHost { .. } => "UNKNOWN_HOST",
             Self::UnknownGuest { .. } => "UNKNOWN_GUEST",
@@ -128,11 +135,13 @@ impl Denial {
             Self::TooLate { .. } => "TOO_LATE",
             Self::NoDestination { .. } => "NO_DESTINATION",
             Self::RequestIdReused { .. } => "REQUEST_ID_REUSED",
+            Self::TooManyMigrations { .. } => "TOO_MANY_MIGRATIONS",
             Self::PortsExhausted => "PORTS_EXHAUSTED",
             Self::NotUnresolved { .. } => "NOT_UNRESOLVED",
             Self::DestinationConnected { .. } => "DESTINATION_CONNECTED",
             Self::StoodDown(_) => "STALE_TERM",
             Self::OtherFabric(_) => "OTHER_FABRIC",
+            Self::TermUnproved(_) => "TERM_UNPROVED",
         }
     }
 
@@ -150,6 +159,7 @@ impl Denial {
             | Self::NotEnoughMemory { field, .. } => field,
             Self::VniInUse { .. } => "network.vni",
             Self::VtepInUse { .. } => "hello.vtep",
+            Self::PeerEndpointInUse { .. } => "hello.peer_endpoint",
             Self::HostNotEnrolled { .. } => "hello.host",
             Self::UnknownEndpoint { .. } | Self::NetworkInUse { .. } => "name",
             Self::HostInUse { .. } | Self::HostConnected { .. } => "name",
@@ -157,9 +167,9 @@ impl Denial {
             | Self::TooLate { .. }
             | Self::NotUnresolved { .. }
             | Self::DestinationConnected { .. } => "id",
-            Self::StoodDown(_) | Self::OtherFabric(_) => "hello.obeyed",
+            Self::StoodDown(_) | Self::OtherFabric(_) | Self::TermUnproved(_) => "hello.obeyed",
             Self::SameHost { .. } | Self::NoDestination { .. } => "destination_host",
-            Self::AlreadyMigrating { .. } | Self::GuestNotRunning { .. } => "guest",
+            Self::AlreadyMigrating { .. } | Self::GuestNotRunning { .. } | Self::TooManyMigrations { .. } => "guest",
             Self::RequestIdReused { .. } => "request_id",
             Self::PortsExhausted => "port",
         }

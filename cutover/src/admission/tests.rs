@@ -76,6 +76,7 @@ fn host_facts(name: &str, n: u8) -> HostFacts {
         connected: true,
         peer_only: false,
         vtep: Some([192, 0, 2, n].into()),
+        peer_endpoint: Some(format!("192.0.2.{n}:7701")),
         memory_kib: 1 << 20,
         memory_used_kib: 0,
     }
@@ -161,7 +162,7 @@ fn hosts_come_and_go() {
     let enrolment = |name: &str, n: u8| Enrolment {
         host: host(name),
         vtep: [192, 0, 2, n].into(),
-        peer_endpoint: "192.0.2.1:7701".into(),
+        peer_endpoint: format!("192.0.2.{n}:7701"),
         memory_kib: 0,
         accelerator: "tcg".into(),
         agent_version: "0.1.0".into(),
@@ -171,6 +172,8 @@ fn hosts_come_and_go() {
     assert_eq!(enrol(&fabric, &enrolment("h1", 1), false), Ok(()));
     denied(enrol(&fabric, &enrolment("h3", 3), false), "HOST_NOT_ENROLLED", "hello.host");
     denied(enrol(&fabric, &enrolment("h3", 1), true), "VTEP_IN_USE", "hello.vtep");
+    let theirs = Enrolment { peer_endpoint: "192.0.2.1:7701".into(), ..enrolment("h3", 3) };
+    denied(enrol(&fabric, &theirs, true), "PEER_ENDPOINT_IN_USE", "hello.peer_endpoint");
     denied(create_host(&fabric, &host("h1")), "NAME_IN_USE", "name");
     denied(delete_host(&fabric, &host("h1")), "HOST_IN_USE", "name");
     denied(delete_host(&fabric, &host("h2")), "HOST_CONNECTED", "name");

@@ -13,6 +13,8 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
 const CUTOVER_GRACE: Duration = Duration::from_secs(10);
 /// How long an end whose word is no longer needed may take to undo its part.
 const ABORT_PATIENCE: Duration = Duration::from_secs(10);
+/// Most stalls that are told: no policy has as many steps.
+const MOST_STALLS: usize = 64;
 /// How often an end is told again.
 const ABORT_AGAIN: Duration = Duration::from_secs(5);
 
@@ -48,7 +50,7 @@ impl Coordinator {
     pub(super) fn stalled(&mut self, figures: Option<Failure>, now: Duration) -> Vec<CoordinatorEffect> {
         // Of a reconnected agent it may be the first that is heard.
         let mut effects = self.advance(Phase::Precopy, "memory is being copied", now);
-        let figures = figures.filter(|_| self.stage == Stage::Started);
+        let figures = figures.filter(|_| self.stage == Stage::Started && self.stalls.len() < MOST_STALLS);
         // A repeated report is the last one again.
         if let Some(Failure { message, .. }) = figures.filter(|it| self.stalls.last() != Some(&it.message)) {
             self.stalls.push(message.clone());

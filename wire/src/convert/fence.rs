@@ -5,16 +5,21 @@ use throughline_cutover::{Generation, Mandate, OwnedGuest, Term, fence::Word};
 use super::field::{InvalidField, Problem, number, parse, required, within};
 use crate::v1;
 
+/// Longest proof of a mandate.
+const LONGEST_PROOF: u64 = 64;
+
 impl TryFrom<v1::Mandate> for Mandate {
     type Error = InvalidField;
     fn try_from(mandate: v1::Mandate) -> Result<Self, InvalidField> {
-        Ok(Self { fabric: parse("fabric_id", &mandate.fabric_id)?, term: Term(mandate.term), life: mandate.life })
+        within("proof", mandate.proof.len() as u64, 0..=LONGEST_PROOF, "bytes")?;
+        let (fabric, term) = (parse("fabric_id", &mandate.fabric_id)?, Term(mandate.term));
+        Ok(Self { fabric, term, life: mandate.life, proof: mandate.proof })
     }
 }
 
 impl From<Mandate> for v1::Mandate {
     fn from(mandate: Mandate) -> Self {
-        Self { fabric_id: mandate.fabric.into(), term: mandate.term.0, life: mandate.life }
+        Self { fabric_id: mandate.fabric.into(), term: mandate.term.0, life: mandate.life, proof: mandate.proof }
     }
 }
 
@@ -64,8 +69,10 @@ mod tests {
 
     #[test]
     fn a_mandate_round_trips_and_names_a_fabric() {
-        let mandate = v1::Mandate { fabric_id: "5f1c7a52-0c3d".into(), term: 3, life: u64::MAX };
+        let mandate = v1::Mandate { fabric_id: "5f1c7a52-0c3d".into(), term: 3, life: u64::MAX, proof: vec![7; 32] };
         assert_eq!(v1::Mandate::from(Mandate::try_from(mandate.clone()).expect("good")), mandate);
+        let giant = v1::Mandate { proof: vec![7; 65], ..mandate.clone() };
+        assert_eq!(Mandate::try_from(giant).expect_err("too long").field, "proof");
         let nameless = v1::Mandate { fabric_id: String::new(), ..mandate };
         assert_eq!(Mandate::try_from(nameless).expect_err("of no fabric").field, "fabric_id");
     }

@@ -1,6 +1,6 @@
 //! What callers and agents ask for: things whose numbers and addresses are still to be allotted.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use throughline_cutover::{
     Mandate, OwnedGuest,
@@ -49,11 +49,22 @@ impl TryFrom<v1::Hello> for Enrolment {
     type Error = InvalidField;
     fn try_from(hello: v1::Hello) -> Result<Self, InvalidField> {
         let peer_endpoint: SocketAddr = parse("peer_endpoint", &hello.peer_endpoint)?;
+        let vtep: Ipv4Addr = parse("vtep", &hello.vtep)?;
+        if vtep.is_unspecified() || vtep.is_multicast() || vtep.is_broadcast() || vtep.is_loopback() {
+            let words =
+                format!("is {vtep}, which is not one host's address on the underlay; give the address of --vtep");
+            return Err(InvalidField::new("vtep", Problem::Other(words)));
+        }
+        if peer_endpoint.ip().is_unspecified() || peer_endpoint.ip().is_multicast() {
+            let words =
+                format!("is {peer_endpoint}, which other hosts cannot reach; listen on one of the host's addresses");
+            return Err(InvalidField::new("peer_endpoint", Problem::Other(words)));
+        }
         within("accelerator", hello.accelerator.len() as u64, 0..=LONGEST_WORD, "bytes")?;
         within("agent_version", hello.agent_version.len() as u64, 0..=LONGEST_WORD, "bytes")?;
         Ok(Self {
             host: parse("host", &hello.host)?,
-            vtep: parse("vtep", &hello.vtep)?,
+            vtep,
             peer_endpoint: peer_endpoint.to_string(),
             memory_kib: hello.memory_kib,
             accelerator: hello.accelerator,

@@ -2,7 +2,7 @@
 
 mod hands;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use throughline_cutover::{Destination, DestinationEvent, Failure, GatePeer, MigrationPlan};
 use throughline_wire::v1;
@@ -70,8 +70,14 @@ fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -
     let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
     let caller = Slot::empty();
-    let one =
-        Move::Destination { plan: plan.clone(), events: events.clone(), caller: caller.clone(), news: news.clone() };
+    let one = Move::Destination {
+        plan: plan.clone(),
+        events: events.clone(),
+        caller: caller.clone(),
+        // To a destination that had committed before its agent ended, no source has anything to say.
+        called: Arc::new(AtomicBool::new(matches!(part, Part::Resumed(..)))),
+        news: news.clone(),
+    };
     if !host.moves.enter(one) {
         return Err(already_migrating(&plan.guest.name));
     }

@@ -144,7 +144,7 @@ mod tests {
         use throughline_cutover::{Mandate, Term};
         let scratch = Scratch::new("memory");
         let journal = Journal::open(&scratch.journal()).unwrap();
-        let mandate = Mandate { fabric: "f-1".parse().unwrap(), term: Term(4), life: 9 };
+        let mandate = Mandate { fabric: "f-1".parse().unwrap(), term: Term(4), life: 9, proof: vec![7; 32] };
         journal.obey(&mandate).unwrap();
         let web_1 = "web-1".parse().unwrap();
         assert_eq!(journal.gone(&web_1).unwrap(), None);

@@ -28,6 +28,11 @@ const GUESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("guests");
 const MOVES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("moves");
 /// Ended moves kept, so that a source that asks late gets the answer it would have got in time.
 const ENDED_KEPT: usize = 1024;
+/// Words on moves that may be written before the old ones are cleared out.
+const CLEAR_OUT_AFTER: u64 = 256;
+
+/// Pages of the store kept in memory, bytes. Unless told otherwise the store would come to keep a gigabyte of what was written.
+const CACHE: usize = 1 << 20;
 
 /// What a migration's destination owns.
 fn owned_by_destination(plan: &MigrationPlan) -> OwnedGuest {
@@ -137,6 +142,8 @@ pub struct Journal {
     database: Arc<RwLock<Option<Database>>>,
     commits: Arc<Commits>,
     latest_ms: Arc<AtomicU64>,
+    /// Moves written since the last clearing out.
+    written: Arc<AtomicU64>,
 }
 
 impl Journal {
@@ -155,6 +162,7 @@ impl Journal {
             database: Arc::new(RwLock::new(Some(database))),
             commits: Arc::new(commits),
             latest_ms: Arc::default(),
+            written: Arc::default(),
         };
         journal.write(|write| {
             write.open_table(GUESTS)?;
@@ -167,8 +175,21 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Forgets what need not be kept, now and then. Owed after each move: an agent may run for years.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn clear_out_now_and_then(&self) -> Result<(), JournalError> {
+        if self.written.load(Relaxed) < CLEAR_OUT_AFTER {
+            return Ok(());
+        }
+        self.written.store(0, Relaxed);
+        self.clear_out()
+    }
+
     /// The time, or a little more where that would not be later than the last.
     fn stamp(&self) -> u64 {
+        self.written.fetch_add(1, Relaxed);
         let now = now_ms();
         let later = |latest: u64| now.max(latest + 1);
         self.latest_ms.fetch_update(Relaxed, Relaxed, |latest| Some(later(latest))).map_or(now, later)
@@ -357,7 +378,7 @@ impl Journal {
 }
 
 fn open_store(path: &Path) -> Result<Database, JournalError> {
-    Ok(Builder::new().create_with_backend(FileBackend::new(private_file(path)?)?)?)
+    Ok(Builder::new().set_cache_size(CACHE).create_with_backend(FileBackend::new(private_file(path)?)?)?)
 }
 
 /// A commit that is on disk, into the store: a move this host was receiving is committed and its guest is this host's. Of
@@ -428,6 +449,40 @@ mod tests {
         std::fs::remove_file(&path).expect("removed");
         std::fs::remove_file(path.with_extension("commits")).expect("removed");
         assert!(order.is_sorted_by(|before, after| before < after), "{order:?}");
+    }
+
+    #[test]
+    fn old_moves_are_forgotten_while_the_agent_runs() {
+        let directory = std::env::temp_dir().join(format!("throughline-journal-old-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let journal = Journal::open(&directory.join("journal.redb")).unwrap();
+        let id = |n: usize| format!("m-{n}");
+        let all = ENDED_KEPT + 2 * CLEAR_OUT_AFTER as usize;
+        journal.promise("open", None, Promise::Sending).unwrap();
+        let many = |from: usize, to: usize| {
+            journal.write(|write| {
+                for n in from..to {
+                    put_move(
+                        write,
+                        &id(n),
+                        &MoveRecord { plan: None, promise: Promise::Left, at_ms: journal.stamp() },
+                    )?;
+                }
+                Ok(())
+            })
+        };
+        many(0, all - 1).unwrap();
+        journal.promise(&id(all - 1), None, Promise::Declined).unwrap();
+        journal.clear_out_now_and_then().unwrap();
+        let kept = journal.moves().unwrap();
+        assert_eq!(kept.len(), ENDED_KEPT + 1);
+        let has = |wanted: &str| kept.iter().any(|(id, _)| id == wanted);
+        assert!(has("open") && has(&id(all - 1)) && !has(&id(0)), "what is open and what is new");
+        journal.promise("one more", None, Promise::Left).unwrap();
+        journal.clear_out_now_and_then().unwrap();
+        assert_eq!(journal.moves().unwrap().len(), ENDED_KEPT + 2, "not each time");
+        drop(journal);
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

@@ -43,10 +43,20 @@ pub async fn run(host: Arc<Host>, mut wanted: watch::Receiver<Option<Desired>>) 
             }
             observe::report(&host, desired.state.revision, problems, &failed).await;
         }
+        clear_out(&host).await;
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
             () = host.look_again.notified() => {}
         }
+    }
+}
+
+/// Old moves are forgotten, off this thread: the disk may take its time.
+async fn clear_out(host: &Arc<Host>) {
+    let journal = host.journal.clone();
+    let cleared = tokio::task::spawn_blocking(move || journal.clear_out_now_and_then()).await;
+    if let Ok(Err(error)) = cleared {
+        warn!(%error, "the journal keeps more moves than it has to");
     }
 }
 
