@@ -19,5 +19,7 @@ mod rpc;
 mod server;
 mod store;
 
+pub use record::read_value;
+pub use rpc::read_agent_message;
 pub use server::{Config, ServeError, serve};
 pub use store::StoreError;

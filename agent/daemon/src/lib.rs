@@ -32,6 +32,7 @@ pub mod resident;
 pub mod server;
 pub mod slot;
 pub mod source;
+pub mod strays;
 pub mod underlay;
 pub mod uplink;
 pub mod watch;

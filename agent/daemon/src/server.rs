@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use throughline_hypervisor::probe_accelerator;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
-use throughline_wire::v1::peer_server::PeerServer;
+use throughline_wire::{limits::LARGEST_PEER_MESSAGE, v1::peer_server::PeerServer};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
@@ -18,12 +18,9 @@ use crate::{
     journal::Journal,
     link,
     peer::PeerService,
-    reconcile, recover,
+    reconcile, recover, strays,
     uplink::Uplink,
 };
-
-/// Largest message another agent may send, bytes.
-const LARGEST_MESSAGE: usize = 1 << 20;
 
 /// Runs an agent until `shutdown` completes. Guests run on.
 ///
@@ -41,6 +38,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let (desired, wanted) = watch::channel(None);
     let reconciling = tokio::spawn(reconcile::run(host.clone(), wanted));
     let linking = tokio::spawn(link::run(host.clone(), news, desired));
+    let watching = tokio::spawn(strays::watch(host.clone()));
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<PeerServer<PeerService>>().await;
@@ -52,13 +50,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let served = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))
-        .add_service(PeerServer::new(PeerService::new(host)).max_decoding_message_size(LARGEST_MESSAGE))
+        .add_service(PeerServer::new(PeerService::new(host)).max_decoding_message_size(LARGEST_PEER_MESSAGE))
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);
     served.await.context("the Peer service failed")?;
     linking.abort();
     reconciling.abort();
+    watching.abort();
     info!("agent ends; guests run on");
     Ok(())
 }

@@ -16,6 +16,11 @@ struct Kept {
     term: Term,
 }
 
+/// Whether a value reads as what is kept of a mandate.
+pub(super) fn reads(value: &[u8]) -> bool {
+    serde_json::from_slice::<Kept>(value).is_ok()
+}
+
 /// The mandate on record, in a new life; a record without one begins a fabric.
 pub(super) fn load(store: &impl Store) -> Result<Mandate, StoreError> {
     let new = || Kept { fabric: Uuid::new_v4().to_string().parse().expect("a UUID is a name"), term: Term(0) };

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use throughline_cutover::{Failure, GuestName, MigrationPlan, OwnedGuest};
 
 use commits::{Commit, Commits};
+pub use commits::{PAGE, read_page};
 
 const GUESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("guests");
 const MOVES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("moves");
