@@ -1,7 +1,7 @@
 # What a developer says. Everything here makes the machine ready by itself (Debian 12, root, rustup's stable toolchain) and
 # is cheap when there is nothing to do. One cargo profile throughout, `dev`: the demo and the tests share every artefact, and
 # what has to be fast runs in the kernel.
-.PHONY: help setup build install lint test cures bench chaos demo clean-lab
+.PHONY: help setup build install lint test fuzz cures bench chaos demo clean-lab
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -15,13 +15,18 @@ build: setup ## All programs, and what the lab preloads
 install: ## Place release programs, units and settings below DESTDIR (docs/install.md); they are built before, by anybody
 	@scripts/install.sh
 
-lint: setup ## Formatting, clippy (warnings being errors), and which crate may import which
+lint: setup ## Formatting, clippy (warnings being errors), which crate may import which, and what others' code comes in
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo test --quiet -p throughline-tests --test import_graph
+	@scripts/deny.sh
 
 test: lint build ## Lint, then all tests (root: namespaces, BPF, QEMU)
 	cargo test --workspace
+
+fuzz: ## Look for bytes that a decoder does not come back from; TARGET=qmp SECONDS=60, TARGET= for a list
+	@scripts/fuzz.sh $(if $(TARGET),"$(TARGET)" "$(or $(SECONDS),60)")
 
 cures: setup ## Prove that each cure is one: without it its test fails (RUNS=10 of each; nothing of it stays)
 	@scripts/cures.sh $(RUNS)

@@ -86,7 +86,7 @@ cures() {
         'bpf_set_hash_invalid(skb);'
     cure 4 agent/netlink/src/marker.rs throughline-netlink kernel \
         queues::markers_come_behind_what_waits_in_a_slow_queue \
-        '(FROM_PORT + sequence as u16)' 'FROM_PORT'
+        '(FROM_PORT + payload.sequence)' 'FROM_PORT'
     cure 4 ebpf/abi/src/lib.rs throughline-tests order \
         a_move_keeps_every_flow_in_order \
         'seen == ALL_MARKERS' 'seen != 0'

@@ -34,3 +34,4 @@ else
 fi
 scripts/ebpf-toolchain.sh
 scripts/guest-image.sh
+scripts/deny.sh --setup

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use throughline_cutover::{Binding, CarryId, Failure, HostName, MacAddr, Mandate, MigrationPlan, RebindId};
+use throughline_cutover::{
+    Binding, CarryId, Failure, HostName, MacAddr, Mandate, MarkerSecret, MigrationPlan, RebindId,
+};
 use throughline_wire::Refusal;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -45,6 +47,7 @@ pub(crate) struct Rebind {
     pub(crate) old_vtep: std::net::Ipv4Addr,
     pub(crate) marker_mac: MacAddr,
     pub(crate) marker_index: u32,
+    pub(crate) marker_secret: Option<MarkerSecret>,
     pub(crate) carry_id: CarryId,
 }
 

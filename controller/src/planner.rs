@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rand::Rng;
 use throughline_cutover::{
-    CarryId, End, HostName, Limits, MacAddr, MigrationPlan, Port, PortPlan,
+    CarryId, End, HostName, Limits, MacAddr, MarkerSecret, MigrationPlan, Port, PortPlan,
     admission::{Denial, Enrolment},
     marker_peers,
 };
@@ -41,7 +41,7 @@ pub(crate) fn plan(record: &Record, wish: &Wish<'_>, rng: &mut impl Rng) -> Resu
         let network = record.networks().get(&port.network).ok_or_else(unknown)?;
         let carry_id = fresh_carry_id(&mut carry_ids, rng);
         let has_other_ports = |host: &HostName| has_other_ports(record, host, spec.name.as_str(), port);
-        let markers = marker_peers(&hosts, host, wish.destination, has_other_ports);
+        let markers = marker_peers(&hosts, host, wish.destination, has_other_ports, || MarkerSecret::new(rng.random()));
         ports.push(PortPlan { port: port.clone(), vni: network.vni, carry_id, marker_mac: random_mac(rng), markers });
     }
     Ok(MigrationPlan {

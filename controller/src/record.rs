@@ -347,6 +347,24 @@ fn to_value(value: &impl Serialize) -> Value {
     serde_json::to_value(value).expect("records are plain data with text keys")
 }
 
+/// Reads a value as a table of the record has it, by the table's name on disk; whether it is one.
+pub fn read_value(table: &str, value: &[u8]) -> bool {
+    fn reads<T: DeserializeOwned>(value: &[u8]) -> bool {
+        serde_json::from_slice::<T>(value).is_ok()
+    }
+    match Table::ALL.into_iter().find(|known| known.name() == table) {
+        Some(Table::Meta) => reads::<Counters>(value) || command::reads(value),
+        Some(Table::Networks) => reads::<Network>(value),
+        Some(Table::Hosts) => reads::<HostRecord>(value),
+        Some(Table::Guests) => reads::<GuestRecord>(value),
+        Some(Table::Endpoints) => reads::<Endpoint>(value),
+        Some(Table::Migrations) => reads::<MigrationRecord>(value),
+        Some(Table::Outlines) => reads::<Outline>(value),
+        Some(Table::Removals) => reads::<Removal>(value),
+        None => false,
+    }
+}
+
 fn read<T: DeserializeOwned>(table: Table, key: String, value: Value) -> Result<(String, T), StoreError> {
     match serde_json::from_value(value) {
         Ok(value) => Ok((key, value)),

@@ -6,4 +6,5 @@ mod fabric;
 mod page;
 
 pub(crate) use agent_link::AgentLinkService;
+pub use convert::read_agent_message;
 pub(crate) use fabric::FabricService;

@@ -27,5 +27,5 @@ pub use model::{
     Port, PortPlan, Progress,
 };
 pub use names::{FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName};
-pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, Mtu, PortId, Queues, Vni};
+pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, MarkerSecret, Mtu, PortId, Queues, Vni};
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CarryId, Generation, GuestName, HostName, InterfaceName, MacAddr, Mtu, NetworkName, PortId, Queues, Vni};
+use crate::{
+    CarryId, Generation, GuestName, HostName, InterfaceName, MacAddr, MarkerSecret, Mtu, NetworkName, PortId, Queues,
+    Vni,
+};
 
 /// A tenant layer-2 segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,6 +172,9 @@ pub struct MarkerPeer {
     pub vtep: Ipv4Addr,
     /// Its number in this migration.
     pub index: u32,
+    /// What its markers are made from. Zero in plans on record from before there were secrets.
+    #[serde(default)]
+    pub secret: MarkerSecret,
 }
 
 /// What both ends and the peers agree on, for one port.

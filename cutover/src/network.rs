@@ -28,6 +28,12 @@ pub enum InvalidNetworkValue {
     /// None, or more than a lot.
     #[error("is {0}; a network card has 1 to 8 queues")]
     Queues(u64),
+    /// Not 16 bytes.
+    #[error("has {0} bytes; a marker's secret has 16")]
+    MarkerSecret(usize),
+    /// Not 32 hex digits.
+    #[error("is not a marker's secret; that is 32 hex digits")]
+    MarkerSecretText,
 }
 
 /// An Ethernet address.
@@ -187,6 +193,56 @@ impl Default for Queues {
     }
 }
 
+/// What a peer's markers are made from in one migration, on one port. Random; known to that peer, to the two ends and to the
+/// controller, so that no other host and no guest can mark in the peer's name. Never shown.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MarkerSecret([u8; Self::BYTES]);
+
+impl MarkerSecret {
+    /// How long one is.
+    pub const BYTES: usize = 16;
+
+    /// From its bytes, which the caller has drawn.
+    pub const fn new(bytes: [u8; Self::BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes, for who makes or checks markers.
+    pub const fn bytes(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
+}
+
+impl TryFrom<&[u8]> for MarkerSecret {
+    type Error = InvalidNetworkValue;
+    fn try_from(bytes: &[u8]) -> Result<Self, InvalidNetworkValue> {
+        bytes.try_into().map(Self).map_err(|_| InvalidNetworkValue::MarkerSecret(bytes.len()))
+    }
+}
+
+impl TryFrom<String> for MarkerSecret {
+    type Error = InvalidNetworkValue;
+    fn try_from(text: String) -> Result<Self, InvalidNetworkValue> {
+        let is_hex = text.len() == 2 * Self::BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u128::from_str_radix(&text, 16).ok().filter(|_| is_hex);
+        number.map(|number| Self(number.to_be_bytes())).ok_or(InvalidNetworkValue::MarkerSecretText)
+    }
+}
+
+/// For the record and the journal, which are the fabric's own.
+impl From<MarkerSecret> for String {
+    fn from(secret: MarkerSecret) -> Self {
+        format!("{:032x}", u128::from_be_bytes(secret.0))
+    }
+}
+
+impl fmt::Debug for MarkerSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MarkerSecret(..)")
+    }
+}
+
 /// Counts changes of a binding's ownership. Only grows; whoever acts on an older one is refused with the newer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(pub u64);
@@ -232,6 +288,18 @@ mod tests {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad:?}");
         }
         assert!("01:00:5e:00:00:01".parse::<MacAddr>().expect("parses").unicast().is_err());
+    }
+
+    #[test]
+    fn a_secret_keeps_its_bytes_and_does_not_show_them() {
+        let secret = MarkerSecret::new([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 255]);
+        assert_eq!(MarkerSecret::try_from(String::from(secret)), Ok(secret));
+        assert_eq!(MarkerSecret::try_from(&secret.bytes()[..]), Ok(secret));
+        assert_eq!(format!("{secret:?}"), "MarkerSecret(..)");
+        assert_eq!(MarkerSecret::try_from(&[0; 15][..]), Err(InvalidNetworkValue::MarkerSecret(15)));
+        for bad in ["", "00", "+0000000000000000000000000000000", "0000000000000000000000000000000g"] {
+            assert!(MarkerSecret::try_from(bad.to_owned()).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -108,14 +108,14 @@ const RULES: [Rule; 8] = [
     },
 ];
 
-/// Packages of the two daemons, and who else may import them: tests, and the lab that plays them.
+/// Packages of the two daemons, and who else may import them: tests, what fuzzing reads with, and the lab that plays them.
 const DAEMONS: [(&str, &[&str]); 4] = [
     ("throughline-agent", &[]),
     ("throughline-controller", &[]),
     ("throughline-netlink", &["throughline-agent"]),
     ("throughline-hypervisor", &["throughline-agent"]),
 ];
-const STAGE: [&str; 2] = ["throughline-tests", "throughline-lab"];
+const STAGE: [&str; 3] = ["throughline-tests", "throughline-decoders", "throughline-lab"];
 
 /// Imports that must exist: without them two sides would each have their own idea of the same bytes.
 const NEEDED: [(&str, &str); 3] = [

@@ -1,10 +1,11 @@
 //! The protocol `throughline.v1`: generated code, and its conversion to domain types, once, with typed errors.
 
 mod convert;
+pub mod limits;
 mod names;
 mod status;
 
-pub use convert::{InvalidField, Problem, nested, parsed};
+pub use convert::{InvalidField, Problem, memory_target, nested, parsed};
 pub use status::{ERROR_DOMAIN, Explanation, Refusal, status, try_again};
 
 /// Generated from `proto/throughline/v1/*.proto`.

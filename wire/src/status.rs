@@ -92,6 +92,9 @@ fn problem_reason(problem: &Problem) -> &'static str {
         Problem::Network(InvalidNetworkValue::Mtu(_)) => "INVALID_MTU",
         Problem::Network(InvalidNetworkValue::Queues(_)) => "INVALID_QUEUES",
         Problem::Network(InvalidNetworkValue::PortId) => "INVALID_PORT_ID",
+        Problem::Network(InvalidNetworkValue::MarkerSecret(_) | InvalidNetworkValue::MarkerSecretText) => {
+            "INVALID_MARKER_SECRET"
+        }
         Problem::Address(_) => "INVALID_ADDRESS",
         Problem::Range { .. } => "OUT_OF_RANGE",
         Problem::PostCopy => "POST_COPY_UNSUPPORTED",

@@ -2,7 +2,9 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use throughline_cutover::{Binding, CarryId, Failure, Generation, MacAddr, UNCOUNTED_MARKER, Vni, fence};
+use throughline_cutover::{
+    Binding, CarryId, Failure, Generation, MacAddr, MarkerPeer, MarkerSecret, UNCOUNTED_MARKER, Vni, fence,
+};
 use throughline_netlink::{BindingWanted, MarkerOrder, Path};
 use throughline_wire::v1;
 use tracing::info;
@@ -28,8 +30,24 @@ pub struct Flip {
     pub marker_mac: MacAddr,
     /// What markers name.
     pub carry_id: CarryId,
-    /// This host's number; `None`: the gate does not wait for this host.
-    pub marker_index: Option<u32>,
+    /// In whose name this host marks; `None`: the gate does not wait for this host.
+    pub marks_as: Option<MarksAs>,
+}
+
+/// What makes a host's markers its own.
+#[derive(Debug, Clone, Copy)]
+pub struct MarksAs {
+    /// Its number in the migration.
+    pub peer: u16,
+    /// What its tags are made from.
+    pub secret: MarkerSecret,
+}
+
+impl MarksAs {
+    /// As the plan's peer.
+    pub fn peer(peer: &MarkerPeer) -> Option<Self> {
+        Some(Self { peer: peer.index.try_into().ok()?, secret: peer.secret })
+    }
 }
 
 /// Replaces the entries, reads them back, sends the markers.
@@ -38,7 +56,7 @@ pub struct Flip {
 /// `STALE_GENERATION`, or the kernel's refusal.
 pub async fn flip(host: &Host, order: &Flip) -> Result<(), Failure> {
     let old_is_here = order.old_vtep == host.config.vtep;
-    let leads_back = order.marker_index.is_some() && !old_is_here;
+    let leads_back = order.marks_as.is_some() && !old_is_here;
     let flipped = async {
         if leads_back {
             let old_path = Path::Remote { vtep: order.old_vtep };
@@ -62,9 +80,9 @@ async fn write_entries(host: &Host, order: &Flip) -> Result<(), Failure> {
 }
 
 async fn send_markers(host: &Host, order: &Flip) -> Result<(), Failure> {
-    let Some(peer) = order.marker_index else { return Ok(()) };
+    let Some(MarksAs { peer, secret }) = order.marks_as else { return Ok(()) };
     tokio::time::sleep(LOOKUPS_END).await;
-    let markers = MarkerOrder { marker_mac: order.marker_mac, carry_id: order.carry_id, peer };
+    let markers = MarkerOrder { marker_mac: order.marker_mac, carry_id: order.carry_id, peer, secret };
     host.netlink.send_markers(order.vni, &markers).await.map_err(network_failure)
 }
 
@@ -78,20 +96,7 @@ pub async fn rebind(host: &Host, rebind: v1::Rebind) -> v1::RebindAck {
 }
 
 async fn try_rebind(host: &Host, rebind: v1::Rebind) -> Result<(), Failure> {
-    let invalid = |error: throughline_wire::InvalidField| Failure::new("INVALID_FIELD", error.to_string());
-    let binding = rebind.binding.ok_or_else(|| Failure::new("INVALID_FIELD", "binding is missing"))?;
-    let binding = Binding::try_from(binding).map_err(invalid)?;
-    let vtep = binding.vtep.ok_or_else(|| Failure::new("INVALID_FIELD", "binding.vtep is missing"))?;
-    let parsed = |what: &str, error: &dyn std::fmt::Display| Failure::new("INVALID_FIELD", format!("{what} {error}"));
-    let order = Flip {
-        vni: binding.vni,
-        binding: BindingWanted { mac: binding.port.mac, ips: binding.port.ips, path: Path::Remote { vtep } },
-        generation: binding.generation,
-        old_vtep: rebind.old_vtep.parse().map_err(|error| parsed("old_vtep", &error))?,
-        marker_mac: rebind.marker_mac.parse().map_err(|error| parsed("marker_mac", &error))?,
-        carry_id: CarryId::try_from(rebind.carry_id).map_err(|error| parsed("carry_id", &error))?,
-        marker_index: (rebind.marker_index != UNCOUNTED_MARKER).then_some(rebind.marker_index),
-    };
+    let order = read(rebind)?;
     if let Some(resident) = host.resident_on(order.vni, Some(order.binding.mac)).await
         && resident.generation() > order.generation
     {
@@ -99,6 +104,35 @@ async fn try_rebind(host: &Host, rebind: v1::Rebind) -> Result<(), Failure> {
     }
     host.gates.sender_moves(order.vni, order.binding.mac);
     flip(host, &order).await?;
-    info!(mac = %order.binding.mac, %vtep, generation = %order.generation, "rebound");
+    info!(mac = %order.binding.mac, path = ?order.binding.path, generation = %order.generation, "rebound");
     Ok(())
+}
+
+/// What a `Rebind` orders.
+///
+/// # Errors
+/// `INVALID_FIELD`, which names the field.
+pub fn read(rebind: v1::Rebind) -> Result<Flip, Failure> {
+    let invalid = |error: throughline_wire::InvalidField| Failure::new("INVALID_FIELD", error.to_string());
+    let binding = rebind.binding.ok_or_else(|| Failure::new("INVALID_FIELD", "binding is missing"))?;
+    let binding = Binding::try_from(binding).map_err(invalid)?;
+    let vtep = binding.vtep.ok_or_else(|| Failure::new("INVALID_FIELD", "binding.vtep is missing"))?;
+    let parsed = |what: &str, error: &dyn std::fmt::Display| Failure::new("INVALID_FIELD", format!("{what} {error}"));
+    let marks_as = match rebind.marker_index {
+        UNCOUNTED_MARKER => None,
+        index => {
+            let peer = u16::try_from(index).map_err(|error| parsed("marker_index", &error))?;
+            let secret = MarkerSecret::try_from(rebind.marker_secret.as_slice());
+            Some(MarksAs { peer, secret: secret.map_err(|error| parsed("marker_secret", &error))? })
+        }
+    };
+    Ok(Flip {
+        vni: binding.vni,
+        binding: BindingWanted { mac: binding.port.mac, ips: binding.port.ips, path: Path::Remote { vtep } },
+        generation: binding.generation,
+        old_vtep: rebind.old_vtep.parse().map_err(|error| parsed("old_vtep", &error))?,
+        marker_mac: rebind.marker_mac.parse().map_err(|error| parsed("marker_mac", &error))?,
+        carry_id: CarryId::try_from(rebind.carry_id).map_err(|error| parsed("carry_id", &error))?,
+        marks_as,
+    })
 }

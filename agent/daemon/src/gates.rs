@@ -105,6 +105,7 @@ mod tests {
             host: format!("h{at}").parse().expect("a name"),
             vtep: [192, 0, 2, at].into(),
             index: u32::from(at),
+            secret: Default::default(),
         };
         let port = Port {
             id: PortId::try_from(1_u32).expect("valid"),

@@ -33,6 +33,7 @@ pub mod resident;
 pub mod server;
 pub mod slot;
 pub mod source;
+pub mod strays;
 pub mod underlay;
 pub mod uplink;
 pub mod watch;

@@ -4,9 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use throughline_cutover::{Failure, MigrationPlan};
 use throughline_identity::Identity;
-use throughline_wire::v1::{
-    self, AgentMessage, ControllerMessage, agent_link_client::AgentLinkClient, agent_message::Message,
-    controller_message::Message as Order,
+use throughline_wire::{
+    limits::LARGEST_ORDER,
+    v1::{
+        self, AgentMessage, ControllerMessage, agent_link_client::AgentLinkClient, agent_message::Message,
+        controller_message::Message as Order,
+    },
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -60,7 +63,7 @@ async fn attach(host: &Host) -> Result<(Up, Streaming<ControllerMessage>), tonic
     let (up, queue) = mpsc::unbounded_channel();
     let hello = hello(host).map_err(|error| tonic::Status::internal(error.to_string()))?;
     let _ = up.send(AgentMessage { message: Some(Message::Hello(hello)) });
-    let mut client = AgentLinkClient::new(channel);
+    let mut client = AgentLinkClient::new(channel).max_decoding_message_size(LARGEST_ORDER);
     let down = client.attach(UnboundedReceiverStream::new(queue)).await?.into_inner();
     Ok((up, down))
 }

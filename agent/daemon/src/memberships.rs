@@ -5,7 +5,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use throughline_cutover::MigrationPlan;
 use throughline_netlink::{Memberships, names};
-use throughline_wire::v1::{Joined, Membership};
+use throughline_wire::{
+    limits::{MOST_GROUPS, MOST_PORTS},
+    v1::{Joined, Membership},
+};
 use tracing::{info, warn};
 
 use crate::{host::Host, resident::ResidentPort};
@@ -36,7 +39,7 @@ pub async fn hand_over(host: &Host, ports: &[Arc<ResidentPort>]) -> Joined {
 /// At the destination: what the source says becomes true of the taps here, which are mute until commit and
 /// gone, memberships included, if it does not come to that.
 pub async fn take_over(host: &Host, plan: &MigrationPlan, joined: &Joined) {
-    for membership in &joined.memberships {
+    for membership in joined.memberships.iter().take(MOST_PORTS) {
         let Some(port) = plan.ports.iter().find(|port| port.port.id.get() == membership.port) else {
             warn!(port = membership.port, "multicast memberships of a port that does not move");
             continue;
@@ -49,9 +52,9 @@ pub async fn take_over(host: &Host, plan: &MigrationPlan, joined: &Joined) {
     }
 }
 
-/// Groups that are none are left out.
-fn read(membership: &Membership) -> Memberships {
-    let groups = membership.groups.iter().filter_map(|group| group.parse::<IpAddr>().ok());
+/// Groups that are none are left out, and those beyond [`MOST_GROUPS`]: the guest's next report names them.
+pub fn read(membership: &Membership) -> Memberships {
+    let groups = membership.groups.iter().take(MOST_GROUPS).filter_map(|group| group.parse::<IpAddr>().ok());
     Memberships { groups: groups.filter(IpAddr::is_multicast).collect(), router: membership.router }
 }
 
@@ -65,5 +68,7 @@ mod tests {
         let found = read(&Membership { port: 1, groups, router: true });
         let expected = ["239.1.2.3", "ff15::1"].map(|group| group.parse().unwrap());
         assert_eq!(found, Memberships { groups: expected.into(), router: true });
+        let many = (0..=MOST_GROUPS).map(|n| format!("239.{}.{}.1", n >> 8, n & 255)).collect();
+        assert_eq!(read(&Membership { port: 1, groups: many, router: false }).groups.len(), MOST_GROUPS);
     }
 }

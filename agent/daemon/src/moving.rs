@@ -11,12 +11,14 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use throughline_cutover::{Failure, PortPlan};
 use throughline_loader::{
-    Direction, Exit, Mode, PortConfig, PortHandle, PortState, Pump, PumpCounts, PumpError, PumpOptions,
+    Direction, Exit, LandingConfig, Mode, PortConfig, PortHandle, PortState, Pump, PumpCounts, PumpError, PumpOptions,
 };
+use throughline_netlink::marker::tags;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 
 use crate::{
+    flip::MarksAs,
     host::Host,
     lock::lock,
     resident::{RING, ResidentPort, datapath_failure, duplicate, network_failure},
@@ -77,7 +79,12 @@ impl Host {
             direction: Direction::Tap,
         };
         let datapath = self.datapath.clone();
-        let handle = off_the_loop(move || datapath.open_port(&config)).await?;
+        let handle = off_the_loop(move || {
+            // At a source too: what comes to the carry tunnel uncalled ends there, and is counted.
+            datapath.attach_land(carry_ifindex)?;
+            datapath.open_port(&config)
+        })
+        .await?;
         Ok(self.moving_port(port, plan, handle, Some(share)))
     }
 
@@ -120,15 +127,18 @@ impl Host {
     /// # Errors
     /// The kernel's refusal, in words.
     pub async fn open_landing(&self, moving: &MovingPort, source: Ipv4Addr) -> Result<(), Failure> {
-        let carry_ifindex = self.netlink.ensure_carry(self.config.vtep).await.map_err(network_failure)?;
         let (datapath, handle) = (self.datapath.clone(), moving.handle.clone());
-        let (carry_id, marker) = (moving.plan.carry_id.get(), moving.plan.marker_mac.octets());
-        off_the_loop(move || {
-            datapath.open_landing(carry_id, &handle, source, marker)?;
-            datapath.attach_land(carry_ifindex)
-        })
-        .await
+        let carry_id = moving.plan.carry_id.get();
+        let landing = landing_of(&moving.plan, source);
+        off_the_loop(move || datapath.open_landing(carry_id, &handle, &landing)).await
     }
+}
+
+/// Whose frames and markers land.
+fn landing_of(plan: &PortPlan, source_vtep: Ipv4Addr) -> LandingConfig {
+    let peers = plan.markers.iter().filter_map(MarksAs::peer);
+    let peers = peers.map(|MarksAs { peer, secret }| (u32::from(peer), tags(&secret, plan.carry_id, peer)));
+    LandingConfig { source_vtep, marker_mac: plan.marker_mac.octets(), peers: peers.collect() }
 }
 
 /// Attaching and detaching take the kernel some 18 ms; the loop that answers the guest must not wait for that.
@@ -272,6 +282,11 @@ impl Counted {
     /// Frames lost for want of room. Anything but 0 breaks the promise.
     pub fn overflowed(&self) -> u64 {
         self.state.overflowed + self.pump.lost
+    }
+
+    /// Frames that came to the landing and were neither the source's nor a peer's markers.
+    pub fn refused(&self) -> u64 {
+        self.state.refused + self.state.forged
     }
 }
 

@@ -202,7 +202,7 @@ async fn listen(
 }
 
 /// What a message means; `None` for one that has no business here, which ends the stream.
-fn event_of(message: FromSource) -> Option<DestinationEvent> {
+pub fn event_of(message: FromSource) -> Option<DestinationEvent> {
     match message.message? {
         Message::Prepare(_) | Message::Joined(_) => None,
         Message::GiveUp(it) => Some(DestinationEvent::SourceGaveUp { generation: Generation(it.generation) }),

@@ -8,7 +8,7 @@ use throughline_hypervisor::probe_accelerator;
 use throughline_identity::{Door, Identity, Security};
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
-use throughline_wire::v1::peer_server::PeerServer;
+use throughline_wire::{limits::LARGEST_PEER_MESSAGE, v1::peer_server::PeerServer};
 use tokio::{net::TcpListener, sync::watch};
 use tonic::transport::Server;
 use tracing::{info, warn};
@@ -19,12 +19,10 @@ use crate::{
     journal::Journal,
     link,
     peer::{PeerService, Proof},
-    reconcile, recover,
+    reconcile, recover, strays,
     uplink::Uplink,
 };
 
-/// Largest message another agent may send, bytes: what a guest has joined is the longest that a source has to say.
-const LARGEST_MESSAGE: usize = 256 << 10;
 /// Calls under way on one connection.
 const STREAMS: u32 = 16;
 /// Longest headers of a call, bytes.
@@ -56,6 +54,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         link::run(linked, news, desired).await;
         anyhow::Ok(())
     });
+    let watching = tokio::spawn(strays::watch(host.clone()));
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<PeerServer<PeerService>>().await;
@@ -72,7 +71,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))
         .max_concurrent_streams(STREAMS)
         .http2_max_header_list_size(LONGEST_HEADERS)
-        .add_service(PeerServer::new(PeerService::new(host, proof)).max_decoding_message_size(LARGEST_MESSAGE))
+        .add_service(PeerServer::new(PeerService::new(host, proof)).max_decoding_message_size(LARGEST_PEER_MESSAGE))
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(door.incoming(), shutdown);
@@ -83,6 +82,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     }
     unlink.abort();
     reconciling.abort();
+    watching.abort();
     info!("agent ends; guests run on");
     Ok(())
 }

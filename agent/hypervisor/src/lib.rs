@@ -49,4 +49,5 @@ pub use launch::{Launch, NicFds};
 pub use probe::{ProbeError, probe_accelerator};
 pub use process::Exit;
 pub use progress::MigrationProgress;
+pub use qmp::read_monitor_line;
 pub use run_dir::RunDir;

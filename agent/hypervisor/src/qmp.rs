@@ -18,7 +18,7 @@ use std::{
 use qapi::{Command, Execute, qmp};
 use serde::Deserialize;
 use serde_json::Value;
-use throughline_cutover::GuestName;
+use throughline_cutover::{GuestName, Progress};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
@@ -31,7 +31,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{GuestEvent, HypervisorError, event};
+use crate::{GuestEvent, HypervisorError, MigrationProgress, event};
 
 /// How long QEMU may take to answer, unless told otherwise.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
@@ -206,24 +206,62 @@ async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<V
     Ok(Some(serde_json::from_slice(&line)?))
 }
 
-fn dispatch(guest: &GuestName, mut line: Value, waiting: &Waiting, events: &broadcast::Sender<GuestEvent>) {
+/// What one line of a monitor says.
+enum Heard {
+    /// An event; `None`: one that means nothing here.
+    Event(Option<GuestEvent>),
+    /// An event this version does not know.
+    Unknown(serde_json::Error),
+    /// The answer to a command.
+    Answer(u64, Answer),
+    /// An answer to no command.
+    Unasked,
+}
+
+/// What a line says, whoever wrote it. Pure.
+fn understand(mut line: Value) -> Heard {
     if line.get("event").is_some() {
-        match serde_json::from_value::<qmp::Event>(line) {
-            Ok(event) => {
-                // No receiver is fine: nobody needs to listen.
-                let _heard = event::translate(&event).map(|event| events.send(event));
-            }
-            Err(error) => debug!(%guest, %error, "passed over an event of QEMU"),
-        }
-        return;
+        return match serde_json::from_value::<qmp::Event>(line) {
+            Ok(event) => Heard::Event(event::translate(&event)),
+            Err(error) => Heard::Unknown(error),
+        };
     }
-    let Some(id) = line.get("id").and_then(Value::as_u64) else {
-        warn!(%guest, "QEMU sent an answer to nothing that was asked");
-        return;
-    };
+    let Some(id) = line.get("id").and_then(Value::as_u64) else { return Heard::Unasked };
     let answer = match line.get_mut("return") {
         Some(value) => Ok(value.take()),
         None => Err(refusal(&line)),
+    };
+    Heard::Answer(id, answer)
+}
+
+/// Reads one line of a monitor as a connection does, and what it answers as statistics of a migration: the most that is
+/// ever read out of one. The event it tells of, if any.
+///
+/// # Errors
+/// Not JSON: the connection would end.
+pub fn read_monitor_line(line: &[u8]) -> Result<Option<GuestEvent>, serde_json::Error> {
+    match understand(serde_json::from_slice(line)?) {
+        Heard::Event(event) => Ok(event),
+        Heard::Answer(_, Ok(value)) => {
+            let statistics = qmp::MigrationInfo::deserialize(value);
+            // What cannot be read is refused with the command's name; what can must add up.
+            let _progress = statistics.map(|info| Progress::from(&MigrationProgress::from(&info)));
+            Ok(None)
+        }
+        Heard::Answer(_, Err(_)) | Heard::Unknown(_) | Heard::Unasked => Ok(None),
+    }
+}
+
+fn dispatch(guest: &GuestName, line: Value, waiting: &Waiting, events: &broadcast::Sender<GuestEvent>) {
+    let (id, answer) = match understand(line) {
+        Heard::Answer(id, answer) => (id, answer),
+        Heard::Event(event) => {
+            // No receiver is fine: nobody needs to listen.
+            let _heard = event.map(|event| events.send(event));
+            return;
+        }
+        Heard::Unknown(error) => return debug!(%guest, %error, "passed over an event of QEMU"),
+        Heard::Unasked => return warn!(%guest, "QEMU sent an answer to nothing that was asked"),
     };
     if let Some(Err(_late)) = lock(waiting).as_mut().and_then(|w| w.remove(&id)).map(|waiter| waiter.send(answer)) {
         debug!(%guest, id, "an answer came after its deadline");
@@ -298,6 +336,21 @@ mod tests {
         let late = connection.execute_within(qmp::stop {}, Duration::from_millis(20)).await;
         assert!(matches!(late, Err(HypervisorError::Deadline { command: "stop", .. })), "{late:?}");
         connection.execute(qmp::cont {}).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_ends_the_connection_and_fills_nothing() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let (reader, _writer) = near.into_split();
+        let writing = tokio::spawn(async move {
+            let more = vec![b' '; 1 << 16];
+            while far.write_all(&more).await.is_ok() {}
+        });
+        let error = read_line(&mut BufReader::new(reader)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        writing.abort();
+        let nested = [b"{\"return\": ".to_vec(), vec![b'['; 1 << 20]].concat();
+        read_monitor_line(&nested).expect_err("nested without end");
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@
 //! a [`Netlink`] belongs on the thread that opened it, on a `current_thread` runtime.
 
 pub mod announce;
+mod answers;
 mod attributes;
 mod binding;
 mod device;
@@ -42,6 +43,7 @@ mod verbs;
 mod vxlan;
 mod wanted;
 
+pub use answers::read_answer;
 pub use endpoint::EndpointWanted;
 pub use error::{Cause, Error};
 pub use marker::MarkerOrder;

@@ -2,8 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use throughline_abi::{MARKER_ETHERTYPE, MARKER_MAGIC, MARKER_PAYLOAD_OFFSET, MARKERS, MarkerPayload};
-use throughline_cutover::{CarryId, MacAddr, Vni};
+use siphasher::sip::SipHasher24;
+use throughline_abi::{MARKER_ETHERTYPE, MARKER_PAYLOAD_OFFSET, MARKERS, MarkerPayload};
+use throughline_cutover::{CarryId, MacAddr, MarkerSecret, Vni};
 
 use crate::{
     Error, Netlink, Result,
@@ -31,7 +32,23 @@ pub struct MarkerOrder {
     /// Carry id of the port that moved.
     pub carry_id: CarryId,
     /// This peer's number in the migration.
-    pub peer: u32,
+    pub peer: u16,
+    /// What its markers' tags are made from.
+    pub secret: MarkerSecret,
+}
+
+/// The tags of a peer's markers, by sequence number. Who has seen one frame of a peer, or all of another's, still cannot
+/// write the next: each tag is a keyed hash (SipHash-2-4) under the peer's own secret, of 64 bits, for a move that is over
+/// in seconds.
+pub fn tags(secret: &MarkerSecret, carry_id: CarryId, peer: u16) -> [u64; MARKERS as usize] {
+    let hasher = SipHasher24::new_with_key(secret.bytes());
+    std::array::from_fn(|sequence| {
+        let mut said = [0; 8];
+        said[..4].copy_from_slice(&carry_id.get().to_be_bytes());
+        said[4..6].copy_from_slice(&peer.to_be_bytes());
+        said[6..].copy_from_slice(&(sequence as u16).to_be_bytes());
+        hasher.hash(&said)
+    })
 }
 
 impl Netlink {
@@ -53,25 +70,24 @@ impl Netlink {
 
 /// The frames: equal but for sequence number and source port, so that every queue on the way gets one.
 pub fn frames(order: &MarkerOrder, source: MacAddr) -> Vec<Vec<u8>> {
-    (0..MARKERS).map(|sequence| frame(order, source, sequence)).collect()
+    let payload = |(tag, sequence)| MarkerPayload::new(order.peer, sequence, tag);
+    let tags = tags(&order.secret, order.carry_id, order.peer).into_iter();
+    tags.zip(0..).map(|tagged| frame(order.marker_mac, source, payload(tagged))).collect()
 }
 
-fn frame(order: &MarkerOrder, source: MacAddr, sequence: u32) -> Vec<u8> {
+fn frame(marker_mac: MacAddr, source: MacAddr, payload: MarkerPayload) -> Vec<u8> {
     const UDP_LENGTH: u16 = (UDP_HEADER + size_of::<MarkerPayload>()) as u16;
     let mut frame = Vec::with_capacity(LEAST_FRAME);
-    frame.extend(order.marker_mac.octets());
+    frame.extend(marker_mac.octets());
     frame.extend(source.octets());
     frame.extend(MARKER_ETHERTYPE.to_be_bytes());
     frame.extend(ipv4_header());
-    frame.extend((FROM_PORT + sequence as u16).to_be_bytes());
+    frame.extend((FROM_PORT + payload.sequence).to_be_bytes());
     frame.extend(TO_PORT.to_be_bytes());
     frame.extend(UDP_LENGTH.to_be_bytes());
     frame.extend([0, 0]); // No checksum, as IPv4 allows (RFC 768).
     debug_assert_eq!(frame.len(), MARKER_PAYLOAD_OFFSET);
-    let payload = MarkerPayload { magic: MARKER_MAGIC, carry_id: order.carry_id.get(), peer: order.peer, sequence };
-    for word in [payload.magic, payload.carry_id, payload.peer, payload.sequence] {
-        frame.extend(word.to_be_bytes());
-    }
+    frame.extend(payload.to_bytes());
     frame.resize(LEAST_FRAME, 0);
     frame
 }
@@ -103,6 +119,7 @@ mod tests {
             marker_mac: MacAddr::new([0x06, 1, 2, 3, 4, 5]),
             carry_id: CarryId::try_from(0x00ab_cdef_u32).unwrap(),
             peer: 7,
+            secret: MarkerSecret::new(*b"sixteen of bytes"),
         }
     }
 

@@ -152,6 +152,13 @@ fn ask(kind: u16, flags: u16, body: &[u8]) -> Result<Vec<Vec<u8>>, Cause> {
     }
 }
 
+/// What one datagram of an answer says.
+pub(crate) fn read(datagram: &[u8]) -> Result<Vec<Line>, Cause> {
+    let mut answers = Vec::new();
+    take(datagram, &mut answers)?;
+    Ok(answers.iter().flat_map(|answer| lines(answer)).collect())
+}
+
 /// Takes the messages of one datagram; true when it had the last.
 fn take(mut datagram: &[u8], answers: &mut Vec<Vec<u8>>) -> Result<bool, Cause> {
     while let Some(length) = word(datagram, 0) {

@@ -339,7 +339,7 @@ fn neighbour(device: u32, ip: IpAddr) -> NeighbourMessage {
     message
 }
 
-fn refusal(error: &ErrorMessage) -> Cause {
+pub(crate) fn refusal(error: &ErrorMessage) -> Cause {
     let hint = extended_ack(&error.header).map(|text| format!(" ({text})")).unwrap_or_default();
     Cause::Refused { errno: Errno::from_raw(error.raw_code().saturating_abs()), hint }
 }

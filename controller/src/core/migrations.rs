@@ -259,6 +259,7 @@ impl Core {
             return;
         }
         let Some(moved) = plan.ports.get(port) else { return };
+        let counted = moved.markers.iter().find(|peer| peer.host == *host);
         let rebind = Rebind {
             id: RebindId { migration: id.to_owned(), port },
             binding: Binding {
@@ -271,6 +272,7 @@ impl Core {
             old_vtep: plan.source.vtep,
             marker_mac: moved.marker_mac,
             marker_index,
+            marker_secret: counted.map(|peer| peer.secret),
             carry_id: moved.carry_id,
         };
         self.links.send(host, Downlink::Rebind(Box::new(rebind)));

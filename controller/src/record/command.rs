@@ -56,6 +56,11 @@ struct Kept {
     secret: Secret,
 }
 
+/// Whether a value reads as what is kept of a mandate.
+pub(super) fn reads(value: &[u8]) -> bool {
+    serde_json::from_slice::<Kept>(value).is_ok()
+}
+
 /// The mandate on record, in a new life; a record without one begins a fabric.
 pub(super) fn load(store: &impl Store) -> Result<(Mandate, Secret), StoreError> {
     let new = || Kept {

@@ -1,7 +1,11 @@
 //! What callers and agents are told, in the protocol's words.
 
 use throughline_cutover::{CutoverReport, Failure, Generation, InvalidRebindId};
-use throughline_wire::{InvalidField, Problem, nested, parsed, v1};
+use throughline_wire::{
+    InvalidField, Problem,
+    limits::{LONGEST_ID, LONGEST_TEXT, MOST_GUESTS, MOST_PROBLEMS, cut},
+    nested, parsed, v1,
+};
 
 use crate::{
     core::{GuestState, GuestView, HostView, ObservedGuest, Uplink},
@@ -169,6 +173,7 @@ impl From<Rebind> for v1::Rebind {
             old_vtep: rebind.old_vtep.to_string(),
             marker_mac: rebind.marker_mac.into(),
             marker_index: rebind.marker_index,
+            marker_secret: rebind.marker_secret.map(|secret| secret.bytes().to_vec()).unwrap_or_default(),
             carry_id: rebind.carry_id.get(),
         }
     }
@@ -231,6 +236,11 @@ impl TryFrom<v1::AgentMessage> for Uplink {
         match message.message {
             Some(Message::Heartbeat(_)) => Ok(Self::Heartbeat),
             Some(Message::Observed(it)) => {
+                if it.guests.len() > MOST_GUESTS {
+                    let (value, most) = (it.guests.len() as u64, MOST_GUESTS as u64);
+                    let range = Problem::Range { value, least: 0, most, unit: "guests a host" };
+                    return Err(InvalidField::new("observed.guests", range));
+                }
                 let guests = it.guests.into_iter().enumerate();
                 let guests = guests.map(|(at, guest)| {
                     ObservedGuest::try_from(guest).map_err(|e| e.within(format_args!("observed.guests[{at}]")))
@@ -241,13 +251,14 @@ impl TryFrom<v1::AgentMessage> for Uplink {
             }
             Some(Message::RebindAck(ack)) => {
                 let invalid = |e| InvalidField::new("rebind_ack.rebind_id", Problem::Other(format!("{e}")));
+                id("rebind_ack.rebind_id", &ack.rebind_id)?;
                 let id = ack.rebind_id.parse().map_err(|e: InvalidRebindId| invalid(e))?;
                 Ok(Self::RebindAck { id, outcome: outcome(ack.applied, ack.failure.map(told)) })
             }
             Some(Message::Refused(failure)) => Ok(Self::Refused(told(failure).into())),
             Some(Message::Migration(mut update)) => {
                 update.failure = update.failure.map(told);
-                let migration = update.migration_id.clone();
+                let migration = id("migration.migration_id", &update.migration_id)?;
                 Ok(Self::News { migration, news: Box::new(nested("migration", Some(update))?) })
             }
             Some(Message::Hello(_)) => {
@@ -259,19 +270,32 @@ impl TryFrom<v1::AgentMessage> for Uplink {
     }
 }
 
-/// Longest text an agent may have kept, bytes; what is longer is cut.
-const LONGEST_WORDS: usize = 1024;
-/// Most problems of one host that are told.
-const MOST_PROBLEMS: usize = 64;
-
 /// An agent's words, as they may be kept, logged and shown: not without end, and on one line.
 fn words(text: &str) -> String {
-    let end = (0..=LONGEST_WORDS.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
-    text[..end].chars().map(|it| if it.is_control() { char::REPLACEMENT_CHARACTER } else { it }).collect()
+    cut(text.chars().map(|it| if it.is_control() { char::REPLACEMENT_CHARACTER } else { it }).collect(), LONGEST_TEXT)
 }
 
 fn told(failure: v1::Failure) -> v1::Failure {
     v1::Failure { reason: words(&failure.reason), message: words(&failure.message) }
+}
+
+/// Checks the length of an id that the controller gave out.
+fn id(field: &str, id: &str) -> Result<String, InvalidField> {
+    // A rebind's has the port's number besides.
+    const MOST: usize = LONGEST_ID + 8;
+    if id.len() > MOST {
+        let range = Problem::Range { value: id.len() as u64, least: 1, most: MOST as u64, unit: "bytes" };
+        return Err(InvalidField::new(field, range));
+    }
+    Ok(id.to_owned())
+}
+
+/// Reads what an agent says after its greeting.
+///
+/// # Errors
+/// What is wrong with it, and with which field: its stream would end.
+pub fn read_agent_message(message: v1::AgentMessage) -> Result<(), InvalidField> {
+    Uplink::try_from(message).map(drop)
 }
 
 fn outcome(applied: bool, failure: Option<v1::Failure>) -> Result<(), Failure> {
@@ -286,10 +310,36 @@ fn outcome(applied: bool, failure: Option<v1::Failure>) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    fn field(message: v1::agent_message::Message) -> String {
+        read_agent_message(v1::AgentMessage { message: Some(message) }).expect_err("must be refused").field
+    }
+
     #[test]
-    fn an_agents_words_are_short_and_on_one_line() {
+    fn an_agents_words_are_on_one_line() {
         assert_eq!(words("QEMU ended\nERROR forged\u{1b}[2J"), "QEMU ended\u{fffd}ERROR forged\u{fffd}[2J");
-        assert_eq!(words(&"x".repeat(LONGEST_WORDS + 1)).len(), LONGEST_WORDS);
-        assert_eq!(words(&"\u{20ac}".repeat(LONGEST_WORDS)).chars().count(), LONGEST_WORDS / 3, "between characters");
+    }
+
+    #[test]
+    fn what_agents_say_is_bounded_and_the_field_is_named() {
+        use v1::agent_message::Message;
+        let observed = |guests| Message::Observed(v1::ObservedState { guests, ..Default::default() });
+        let nameless = v1::ObservedGuest::default();
+        assert_eq!(field(observed(vec![nameless.clone(); MOST_GUESTS + 1])), "observed.guests");
+        assert_eq!(field(observed(vec![nameless])), "observed.guests[0].name");
+        let long = "m".repeat(1 << 20);
+        let ack = v1::RebindAck { rebind_id: format!("{long}/0"), ..Default::default() };
+        assert_eq!(field(Message::RebindAck(ack)), "rebind_ack.rebind_id");
+        let update = v1::MigrationUpdate { migration_id: long, ..Default::default() };
+        assert_eq!(field(Message::Migration(update)), "migration.migration_id");
+    }
+
+    #[test]
+    fn problems_are_text_for_people_and_cut() {
+        let problems = vec!["p".repeat(1 << 16); 2 * MOST_PROBLEMS];
+        let state = v1::ObservedState { problems, ..Default::default() };
+        let message = v1::AgentMessage { message: Some(v1::agent_message::Message::Observed(state)) };
+        let Ok(Uplink::Observed { problems, .. }) = Uplink::try_from(message) else { panic!("it reads") };
+        assert_eq!(problems.len(), MOST_PROBLEMS);
+        assert!(problems.iter().all(|problem| problem.len() == LONGEST_TEXT));
     }
 }

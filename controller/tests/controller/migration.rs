@@ -62,7 +62,10 @@ async fn a_guest_moves() {
     let plan = introduce(&id, &mut h1, &mut h2).await;
     let port = &plan.ports[0];
     assert_eq!((plan.generation, plan.token.len()), (1, 64));
-    assert_eq!(port.markers, [v1::MarkerPeer { host: "h3".into(), vtep: "192.0.2.3".into(), index: 0 }]);
+    let secret = port.markers[0].secret.clone();
+    assert_eq!(secret.len(), 16);
+    let h3s = v1::MarkerPeer { host: "h3".into(), vtep: "192.0.2.3".into(), index: 0, secret: secret.clone() };
+    assert_eq!(port.markers, [h3s]);
     assert!((1..1 << 24).contains(&port.carry_id));
     assert_eq!(u8::from_str_radix(&port.marker_mac[..2], 16).unwrap() & 3, 2, "local, unicast");
 
@@ -89,11 +92,13 @@ async fn a_guest_moves() {
     assert_eq!((binding.host.as_str(), binding.vtep.as_str(), binding.generation), ("h2", "192.0.2.2", 2));
     assert_eq!((told_h3.old_vtep.as_str(), told_h3.marker_index), ("192.0.2.1", 0));
     assert_eq!((told_h3.carry_id, &told_h3.marker_mac), (port.carry_id, &port.marker_mac));
+    assert_eq!(told_h3.marker_secret, secret, "its own");
     let refused = told(fabric.cancel_migration(v1::CancelMigrationRequest { id: id.clone() }).await);
     assert_eq!(refused, (Code::FailedPrecondition, "TOO_LATE".into(), "id".into()));
     h3.ack(&told_h3).await;
     let told_h1 = rebind(&mut h1).await;
     assert_eq!(told_h1.marker_index, 65_535, "nothing else on h1 can send: its markers do not count");
+    assert!(told_h1.marker_secret.is_empty(), "nor is it told whose others are");
     h1.ack(&told_h1).await;
 
     for (agent, role) in [(&mut h1, Role::Source), (&mut h2, Role::Destination)] {

@@ -85,6 +85,7 @@ pub(crate) fn report_lines(report: &CutoverReport) -> Vec<(&'static str, String)
         ("carried", frames(report.carried)),
         ("gated", frames(report.gated)),
         ("overflowed", frames(report.overflowed)),
+        ("refused", frames(report.refused)),
         ("markers", markers(report)),
         ("memory sent", units::bytes(report.memory_bytes)),
     ]);
@@ -165,6 +166,7 @@ mod tests {
             ("pause", "10.0 ms"),
             ("held", "1 frame"),
             ("overflowed", "0 frames"),
+            ("refused", "0 frames"),
             ("markers", "2 peers in time, 0 missed, 0 cold"),
             ("armed", "1.0 ms before the stop"),
             ("running", "10.0 ms after the stop"),

@@ -130,6 +130,8 @@ pub struct CutoverReport {
     pub markers_missed: u32,
     /// Peers that sent nothing and whose markers were late, for each port.
     pub markers_cold: u32,
+    /// Frames that came to the landing and were neither the source's nor a peer's markers (destination).
+    pub refused: u64,
     /// QEMU's own figure for the pause, milliseconds.
     pub qemu_downtime_ms: u64,
     /// Bytes of memory and device state sent.
@@ -172,6 +174,7 @@ impl CutoverReport {
             markers_in: self.markers_in.max(other.markers_in),
             markers_missed: self.markers_missed.max(other.markers_missed),
             markers_cold: self.markers_cold.max(other.markers_cold),
+            refused: self.refused.max(other.refused),
             qemu_downtime_ms: self.qemu_downtime_ms.max(other.qemu_downtime_ms),
             memory_bytes: self.memory_bytes.max(other.memory_bytes),
             pre_switchover_at_ns: self.pre_switchover_at_ns.max(other.pre_switchover_at_ns),

@@ -8,12 +8,15 @@ use serde::Serialize;
 
 use super::*;
 use crate::{
-    Boot, CarryId, End, Generation, GuestSpec, Limits, MacAddr, MarkerPeer, Port, PortId, PortPlan, Queues, Vni,
+    Boot, CarryId, End, Generation, GuestSpec, Limits, MacAddr, MarkerPeer, MarkerSecret, Port, PortId, PortPlan,
+    Queues, Vni,
 };
 
 fn host(name: &str) -> HostName {
     name.parse().unwrap()
 }
+
+const SECRET: MarkerSecret = MarkerSecret::new([7; MarkerSecret::BYTES]);
 
 /// `web-1` moves from h1 to h2; h3 and h4 are peers, h4 sends no markers that count.
 fn plan() -> MigrationPlan {
@@ -48,7 +51,7 @@ fn plan() -> MigrationPlan {
             vni: Vni::try_from(7_u32).unwrap(),
             carry_id: CarryId::try_from(99_u32).unwrap(),
             marker_mac: MacAddr::new([2, 9, 9, 9, 9, 9]),
-            markers: vec![MarkerPeer { host: host("h3"), vtep: [192, 0, 2, 3].into(), index: 0 }],
+            markers: vec![MarkerPeer { host: host("h3"), vtep: [192, 0, 2, 3].into(), index: 0, secret: SECRET }],
         }],
         limits: Limits::default(),
     }
@@ -336,7 +339,7 @@ fn markers_come_from_whoever_can_send() {
     let hosts = [("h1", true), ("h2", true), ("h3", true), ("h4", false), ("h5", true)];
     let hosts = hosts.map(|(h, up)| (host(h), Ipv4Addr::LOCALHOST, up));
     let names = |others: &[&str]| {
-        let peers = marker_peers(&hosts, &host("h1"), &host("h2"), |end| others.contains(&end.as_str()));
+        let peers = marker_peers(&hosts, &host("h1"), &host("h2"), |end| others.contains(&end.as_str()), || SECRET);
         peers.iter().map(|peer| (peer.host.to_string(), peer.index)).collect::<Vec<_>>()
     };
     assert_eq!(names(&[]), [("h3".into(), 0), ("h5".into(), 1)]);

@@ -107,10 +107,13 @@ pub struct PortState {
     pub flooded: u64,
     /// Frames `land` put on the tap (destination).
     pub landed: u64,
-    /// Frames `land` refused: wrong tunnel source (destination).
+    /// Frames `land` refused because of their tunnel source (destination).
     pub refused: u64,
+    /// Frames to the marker address that were no markers of a peer of this move: none at all, or with a tag that is not the
+    /// peer's (destination).
+    pub forged: u64,
     /// Zero. Two ports share no cache line.
-    pub padding: [u64; 4],
+    pub padding: [u64; 3],
 }
 
 /// Who sends from where: key of the map from a frame's source address to its lane at one port's gate. A sender that is not
@@ -140,14 +143,35 @@ pub struct Landing {
     pub reserved: [u8; 2],
 }
 
-/// Key of the map of markers seen: value is a `u64` with one bit for each marker sequence number.
+/// Key of the map of markers awaited.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct MarkerKey {
-    /// Carry id the marker names.
+    /// Carry id under which they land.
     pub carry_id: u32,
     /// Number of the peer that sent it.
     pub peer: u32,
+}
+
+/// What is known of one peer's markers at a landing. User space writes all of it before the landing opens, and none of it
+/// after: what no peer is told to send has no place here, so that nobody fills it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AwaitedMarkers {
+    /// Those that came: one bit for each sequence number.
+    pub seen: u64,
+    /// The tag of each, by sequence number.
+    pub tags: [u64; MARKERS as usize],
+}
+
+/// What came to the carry tunnel and belongs to no move: index into the host's counters.
+pub mod stray {
+    /// Without a tunnel key over IPv4.
+    pub const NO_KEY: u32 = 0;
+    /// Under a carry id that nothing lands under.
+    pub const UNKNOWN_ID: u32 = 1;
+    /// How many there are.
+    pub const KINDS: u32 = 2;
 }
 
 /// Markers a peer sends down the old path, each with other inner UDP ports, so that every queue between sees one.
@@ -167,6 +191,8 @@ const _: () = assert!(core::mem::offset_of!(PortState, line) == 64);
 const _: () = assert!(core::mem::offset_of!(PortState, lanes) == 80);
 const _: () = assert!(core::mem::offset_of!(PortState, held) == 144);
 const _: () = assert!(core::mem::offset_of!(PortState, refused) == 216);
+const _: () = assert!(core::mem::offset_of!(PortState, forged) == 224);
 const _: () = assert!(size_of::<SenderKey>() == 12);
 const _: () = assert!(size_of::<Landing>() == 16);
 const _: () = assert!(size_of::<MarkerKey>() == 8);
+const _: () = assert!(size_of::<AwaitedMarkers>() == 264);

@@ -1,5 +1,8 @@
 //! Marker frames, written by peers and recognised by `land`: Ethernet, IPv4, UDP, [`MarkerPayload`].
 //!
+//! Who may mark knows the tags: user space makes them at the peer and, for comparison, at the destination. The programs
+//! only compare.
+//!
 //! IPv4 and UDP so that flow hashing sees ports, with a valid header checksum because `br_netfilter` eats the others.
 
 /// EtherType of markers: IPv4.
@@ -21,26 +24,27 @@ const FIRST_PORT: u16 = 49152;
 /// Destination port of markers: discard (RFC 863), should one ever reach an IP stack.
 const DISCARD_PORT: u16 = 9;
 
-/// What a marker says; all fields big endian on the wire, 16 bytes in this order.
+/// What a marker says; all fields big endian on the wire, 16 bytes in this order. No more: `br_netfilter` trims a frame to
+/// what its IP header says, so that what is read ends with the payload.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MarkerPayload {
     /// [`MARKER_MAGIC`].
     pub magic: u32,
-    /// Carry id of the port.
-    pub carry_id: u32,
     /// Number of the sending peer in this migration.
-    pub peer: u32,
+    pub peer: u16,
     /// 0 to [`crate::MARKERS`] - 1.
-    pub sequence: u32,
+    pub sequence: u16,
+    /// What only that peer can have written: another for each port, peer and sequence number.
+    pub tag: u64,
 }
 
 const _: () = assert!(MARKER_PAYLOAD_LEN == 16);
 
 impl MarkerPayload {
     /// One of a peer's markers.
-    pub const fn new(carry_id: u32, peer: u32, sequence: u32) -> Self {
-        Self { magic: MARKER_MAGIC, carry_id, peer, sequence }
+    pub const fn new(peer: u16, sequence: u16, tag: u64) -> Self {
+        Self { magic: MARKER_MAGIC, peer, sequence, tag }
     }
 
     /// From the wire; `None` if it is not a marker: another magic, or a sequence number that no bit stands for.
@@ -49,19 +53,20 @@ impl MarkerPayload {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *wire;
         let payload = Self {
             magic: u32::from_be_bytes([a, b, c, d]),
-            carry_id: u32::from_be_bytes([e, f, g, h]),
-            peer: u32::from_be_bytes([i, j, k, l]),
-            sequence: u32::from_be_bytes([m, n, o, p]),
+            peer: u16::from_be_bytes([e, f]),
+            sequence: u16::from_be_bytes([g, h]),
+            tag: u64::from_be_bytes([i, j, k, l, m, n, o, p]),
         };
-        if payload.magic == MARKER_MAGIC && payload.sequence < crate::MARKERS { Some(payload) } else { None }
+        if payload.magic == MARKER_MAGIC && (payload.sequence as u32) < crate::MARKERS { Some(payload) } else { None }
     }
 
     /// For the wire.
     pub fn to_bytes(self) -> [u8; MARKER_PAYLOAD_LEN] {
         let mut wire = [0; MARKER_PAYLOAD_LEN];
-        for (bytes, word) in wire.chunks_exact_mut(4).zip([self.magic, self.carry_id, self.peer, self.sequence]) {
-            bytes.copy_from_slice(&word.to_be_bytes());
-        }
+        wire[..4].copy_from_slice(&self.magic.to_be_bytes());
+        wire[4..6].copy_from_slice(&self.peer.to_be_bytes());
+        wire[6..8].copy_from_slice(&self.sequence.to_be_bytes());
+        wire[8..].copy_from_slice(&self.tag.to_be_bytes());
         wire
     }
 }
@@ -94,7 +99,7 @@ pub fn marker_frame(
     ip[10..12].copy_from_slice(&checksum.to_be_bytes());
 
     // No UDP checksum: optional over IPv4 (RFC 768).
-    let port = FIRST_PORT + payload.sequence as u16;
+    let port = FIRST_PORT + payload.sequence;
     frame[UDP_OFFSET..UDP_OFFSET + 2].copy_from_slice(&port.to_be_bytes());
     frame[UDP_OFFSET + 2..UDP_OFFSET + 4].copy_from_slice(&DISCARD_PORT.to_be_bytes());
     frame[UDP_OFFSET + 4..UDP_OFFSET + 6].copy_from_slice(&UDP_LEN.to_be_bytes());
@@ -118,8 +123,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_recognised() {
-        for sequence in 0..MARKERS {
-            let payload = MarkerPayload::new(0x00ab_cdef, 7, sequence);
+        for sequence in 0..MARKERS as u16 {
+            let payload = MarkerPayload::new(7, sequence, u64::MAX - 5);
             assert_eq!(MarkerPayload::parse(&payload.to_bytes()), Some(payload));
         }
     }
@@ -127,9 +132,9 @@ mod tests {
     #[test]
     fn what_is_not_a_marker_is_not_recognised() {
         assert_eq!(MarkerPayload::parse(&[0; MARKER_PAYLOAD_LEN]), None);
-        let beyond = MarkerPayload::new(1, 1, MARKERS);
+        let beyond = MarkerPayload::new(1, MARKERS as u16, 1);
         assert_eq!(MarkerPayload::parse(&beyond.to_bytes()), None);
-        let mut wire = MarkerPayload::new(1, 1, 0).to_bytes();
+        let mut wire = MarkerPayload::new(1, 0, 1).to_bytes();
         wire[0] ^= 1;
         assert_eq!(MarkerPayload::parse(&wire), None);
     }
@@ -141,14 +146,14 @@ mod tests {
             [2, 0, 0, 0, 0, 1],
             [169, 254, 0, 1],
             [169, 254, 0, 2],
-            MarkerPayload::new(0x0a_0b0c, 3, 5),
+            MarkerPayload::new(3, 5, 0x0102_0304_0506_0708),
         );
         #[rustfmt::skip]
         let expected = [
             2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 0x08, 0x00,
             0x45, 0, 0, 44, 0, 0, 0, 0, 64, 17, 0x26, 0xc2, 169, 254, 0, 1, 169, 254, 0, 2,
             0xc0, 0x05, 0, 9, 0, 24, 0, 0,
-            0x54, 0x4c, 0x6d, 0x6b, 0, 0x0a, 0x0b, 0x0c, 0, 0, 0, 3, 0, 0, 0, 5,
+            0x54, 0x4c, 0x6d, 0x6b, 0, 3, 0, 5, 1, 2, 3, 4, 5, 6, 7, 8,
             0, 0,
         ];
         assert_eq!(frame, expected);
@@ -158,9 +163,9 @@ mod tests {
     #[test]
     fn the_markers_of_one_peer_have_all_different_ports() {
         let port = |sequence| {
-            let frame = marker_frame([2; 6], [2; 6], [0; 4], [0; 4], MarkerPayload::new(1, 1, sequence));
+            let frame = marker_frame([2; 6], [2; 6], [0; 4], [0; 4], MarkerPayload::new(1, sequence, 1));
             u16::from_be_bytes([frame[UDP_OFFSET], frame[UDP_OFFSET + 1]])
         };
-        assert!((1..MARKERS).all(|sequence| port(sequence) == port(sequence - 1) + 1));
+        assert!((1..MARKERS as u16).all(|sequence| port(sequence) == port(sequence - 1) + 1));
     }
 }

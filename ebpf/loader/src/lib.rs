@@ -35,6 +35,8 @@ mod words;
 pub use attach::AttachVia;
 pub use datapath::{Datapath, Options};
 pub use error::DatapathError;
+pub use landing::LandingConfig;
+pub use maps::Strays;
 pub use port::{PortConfig, PortHandle};
 pub use pump::{Exit, Pump, PumpCounts, PumpError, PumpOptions};
 pub use throughline_abi::{ALL_MARKERS, LANE_OF_ALL, LANES, MARKERS, PortState, are_all_in};

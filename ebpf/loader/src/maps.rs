@@ -8,14 +8,17 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, Map, MapData},
+    maps::{HashMap, Map, MapData, PerCpuArray},
 };
-use throughline_abi::{Landing, MarkerKey, PortState, SLOTS, SenderKey};
+use throughline_abi::{AwaitedMarkers, Landing, MarkerKey, PortState, SLOTS, SenderKey, stray};
 
 use crate::{DatapathError, words::Pages};
 
 /// Names of all maps, as in `ebpf/programs`.
-pub(crate) const NAMES: [&str; 6] = ["PORTS", "TAPS", "HOLDS", "LANDINGS", "MARKERS_SEEN", "SENDERS"];
+pub(crate) const NAMES: [&str; 7] = ["PORTS", "TAPS", "HOLDS", "LANDINGS", "AWAITED", "SENDERS", "STRAYS"];
+
+/// `BPF_NOEXIST`.
+const NEW_ONLY: u64 = 1;
 
 /// `BPF_F_MMAPABLE`.
 const MMAPABLE: u32 = 1 << 10;
@@ -31,6 +34,12 @@ unsafe impl Pod for LandingValue {}
 struct MarkerKeyValue(MarkerKey);
 // SAFETY: as above.
 unsafe impl Pod for MarkerKeyValue {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct AwaitedValue(AwaitedMarkers);
+// SAFETY: as above.
+unsafe impl Pod for AwaitedValue {}
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -69,14 +78,17 @@ pub(crate) struct Maps {
     taps: HashMap<MapData, u32, u32>,
     holds: HashMap<MapData, u32, u32>,
     landings: HashMap<MapData, u32, LandingValue>,
-    markers_seen: HashMap<MapData, MarkerKeyValue, u64>,
+    awaited: HashMap<MapData, MarkerKeyValue, AwaitedValue>,
     senders: HashMap<MapData, SenderKeyValue, u32>,
+    strays: PerCpuArray<MapData, u64>,
 }
 
 /// Takes a map out of a freshly loaded object. A pinned one is the older agent's, so its layout is looked at first.
 fn take(ebpf: &mut Ebpf, name: &'static str, layout: Layout, pins: Option<&Pins>) -> Result<Map, DatapathError> {
     let map = ebpf.take_map(name).ok_or(DatapathError::Object { name })?;
-    let (Map::Array(data) | Map::HashMap(data)) = &map else { return Err(DatapathError::Object { name }) };
+    let (Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data)) = &map else {
+        return Err(DatapathError::Object { name });
+    };
     let info = data.info().map_err(DatapathError::map(name, "examined"))?;
     let found = Layout { key: info.key_size(), value: info.value_size(), flags: info.map_flags() & MMAPABLE };
     if found != layout {
@@ -122,8 +134,11 @@ impl Maps {
             taps: typed(ebpf, "TAPS", pins)?,
             holds: typed(ebpf, "HOLDS", pins)?,
             landings: typed(ebpf, "LANDINGS", pins)?,
-            markers_seen: typed(ebpf, "MARKERS_SEEN", pins)?,
+            awaited: typed(ebpf, "AWAITED", pins)?,
             senders: typed(ebpf, "SENDERS", pins)?,
+            strays: take(ebpf, "STRAYS", Layout::of::<u32, u64>(), pins)?
+                .try_into()
+                .map_err(DatapathError::map("STRAYS", "taken"))?,
         })
     }
 
@@ -193,13 +208,24 @@ impl Maps {
         self.landings.insert(carry_id, LandingValue(landing), 0).map_err(DatapathError::map("LANDINGS", "written"))
     }
 
-    /// Removes a landing and the markers seen there; none is no error.
+    /// From now on these markers of a peer are awaited. Awaited already: what came of them stays.
+    pub(crate) fn await_markers(
+        &mut self,
+        key: MarkerKey,
+        tags: [u64; throughline_abi::MARKERS as usize],
+    ) -> Result<(), DatapathError> {
+        let awaited = AwaitedValue(AwaitedMarkers { seen: 0, tags });
+        let inserted = self.awaited.insert(MarkerKeyValue(key), awaited, NEW_ONLY);
+        kept(inserted).map_err(DatapathError::map("AWAITED", "written"))
+    }
+
+    /// Removes a landing and the markers awaited there; none is no error.
     pub(crate) fn remove_landing(&mut self, carry_id: u32) -> Result<(), DatapathError> {
         gone(self.landings.remove(&carry_id)).map_err(DatapathError::map("LANDINGS", "written"))?;
         let keys: Vec<MarkerKeyValue> =
-            self.markers_seen.keys().collect::<Result<_, _>>().map_err(DatapathError::map("MARKERS_SEEN", "listed"))?;
+            self.awaited.keys().collect::<Result<_, _>>().map_err(DatapathError::map("AWAITED", "listed"))?;
         for key in keys.into_iter().filter(|key| key.0.carry_id == carry_id) {
-            gone(self.markers_seen.remove(&key)).map_err(DatapathError::map("MARKERS_SEEN", "written"))?;
+            gone(self.awaited.remove(&key)).map_err(DatapathError::map("AWAITED", "written"))?;
         }
         Ok(())
     }
@@ -224,10 +250,28 @@ impl Maps {
 
     /// Bits of the markers a peer's frames brought.
     pub(crate) fn markers_seen(&self, key: MarkerKey) -> Result<u64, DatapathError> {
-        found(self.markers_seen.get(&MarkerKeyValue(key), 0))
-            .map(Option::unwrap_or_default)
-            .map_err(DatapathError::map("MARKERS_SEEN", "read"))
+        found(self.awaited.get(&MarkerKeyValue(key), 0))
+            .map(|awaited| awaited.map_or(0, |awaited| awaited.0.seen))
+            .map_err(DatapathError::map("AWAITED", "read"))
     }
+
+    /// What came to the carry tunnel and belongs to no move.
+    pub(crate) fn strays(&self) -> Result<Strays, DatapathError> {
+        let count = |kind| {
+            let by_processor = self.strays.get(&kind, 0).map_err(DatapathError::map("STRAYS", "read"))?;
+            Ok::<u64, DatapathError>(by_processor.iter().sum())
+        };
+        Ok(Strays { without_key: count(stray::NO_KEY)?, unknown_id: count(stray::UNKNOWN_ID)? })
+    }
+}
+
+/// Frames that came to the host's carry tunnel and belong to no move: counts that only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Strays {
+    /// Without a tunnel key over IPv4.
+    pub without_key: u64,
+    /// Under a carry id that nothing lands under here: forged, or of a move that is over.
+    pub unknown_id: u64,
 }
 
 type MapResult<T> = Result<T, aya::maps::MapError>;
@@ -238,6 +282,16 @@ fn found<T>(result: MapResult<T>) -> MapResult<Option<T>> {
         Ok(value) => Ok(Some(value)),
         Err(aya::maps::MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Inserting what is there already succeeds, and leaves it as it is.
+fn kept(result: MapResult<()>) -> MapResult<()> {
+    match result {
+        Err(aya::maps::MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {
+            Ok(())
+        }
+        other => other,
     }
 }
 

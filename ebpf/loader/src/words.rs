@@ -86,13 +86,15 @@ pub(crate) struct Words {
     flooded: AtomicU64,
     landed: AtomicU64,
     refused: AtomicU64,
-    padding: [AtomicU64; 4],
+    forged: AtomicU64,
+    padding: [AtomicU64; 3],
 }
 
 const _: () = assert!(size_of::<Words>() == size_of::<PortState>());
 const _: () = assert!(std::mem::offset_of!(Words, cpu) == std::mem::offset_of!(PortState, cpu));
 const _: () = assert!(std::mem::offset_of!(Words, line) == std::mem::offset_of!(PortState, line));
 const _: () = assert!(std::mem::offset_of!(Words, refused) == std::mem::offset_of!(PortState, refused));
+const _: () = assert!(std::mem::offset_of!(Words, forged) == std::mem::offset_of!(PortState, forged));
 
 macro_rules! each_word {
     ($with:ident) => {
@@ -122,7 +124,8 @@ macro_rules! each_word {
             passed,
             flooded,
             landed,
-            refused
+            refused,
+            forged
         )
     };
 }
@@ -132,7 +135,7 @@ impl Words {
     pub(crate) fn snapshot(&self) -> PortState {
         let lanes = self.lanes.each_ref().map(|lane| lane.load(SeqCst));
         macro_rules! load {
-            ($($word:ident),*) => { PortState { lanes, padding: [0; 4], $($word: self.$word.load(SeqCst)),* } };
+            ($($word:ident),*) => { PortState { lanes, padding: [0; 3], $($word: self.$word.load(SeqCst)),* } };
         }
         each_word!(load)
     }

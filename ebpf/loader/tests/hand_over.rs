@@ -10,7 +10,7 @@ use std::time::Duration;
 use support::{
     eventually,
     frames::{BROADCAST, GUEST, MARKER, Sender, numbered},
-    topology::{CARRY_ID, DESTINATION, Fabric, Guest, PEER_INDEX, Shape, assert_exact, send_markers},
+    topology::{CARRY_ID, DESTINATION, Fabric, Guest, PEER_INDEX, Shape, assert_exact, landing, send_markers},
 };
 use throughline_loader::{ALL_MARKERS, AttachVia, Mode, PumpCounts};
 
@@ -187,7 +187,7 @@ fn what_comes_from_another_source_is_refused() {
     fabric.send(0..5);
     eventually("they were carried", || source.port.counters().carried == 5);
 
-    destination.datapath.open_landing(CARRY_ID, &destination.port, DESTINATION, MARKER).unwrap();
+    destination.datapath.open_landing(CARRY_ID, &destination.port, &landing(DESTINATION, MARKER)).unwrap();
     fabric.send(0..7);
     send_markers(&fabric.peer.run(|| Sender::new("old0")));
     eventually("they were refused", || {

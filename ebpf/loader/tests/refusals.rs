@@ -11,7 +11,7 @@ use support::{
     frames::MARKER,
     netns::Netns,
     tap::Tap,
-    topology::{CARRY_ID, DESTINATION, Fabric, SOURCE, assert_exact},
+    topology::{CARRY_ID, DESTINATION, Fabric, SOURCE, assert_exact, landing},
 };
 use throughline_loader::{
     Datapath, DatapathError, Direction, Exit, Mode, PortConfig, Pump, PumpCounts, PumpError, PumpOptions,
@@ -91,7 +91,7 @@ fn every_slot_can_be_used_and_no_more() {
 fn two_moves_do_not_share_a_carry_id() {
     let fabric = Fabric::new();
     let destination = &fabric.destination;
-    let open = |source| destination.datapath.open_landing(CARRY_ID, &destination.port, source, MARKER);
+    let open = |source| destination.datapath.open_landing(CARRY_ID, &destination.port, &landing(source, MARKER));
     open(SOURCE).unwrap();
     assert!(matches!(open(DESTINATION), Err(DatapathError::LandingTaken { carry_id: CARRY_ID })));
     destination.datapath.close_landing(CARRY_ID).unwrap();

@@ -3,11 +3,11 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap},
+    maps::{Array, HashMap, PerCpuArray},
 };
-use throughline_abi::{Landing, MarkerKey, PortState, SLOTS, SenderKey};
+use throughline_abi::{AwaitedMarkers, Landing, MarkerKey, PortState, SLOTS, SenderKey, stray};
 
-/// Most (carry id, peer) pairs whose markers are remembered at one time.
+/// Most (carry id, peer) pairs whose markers are awaited at one time.
 const MARKER_KEYS: u32 = 16_384;
 
 /// Most senders whose lanes are known at one time, all gates of a host. Those beyond it are in the lane of all.
@@ -29,9 +29,15 @@ pub(crate) static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(SLOTS, 0)
 #[map]
 pub(crate) static LANDINGS: HashMap<u32, Landing> = HashMap::with_max_entries(SLOTS, 0);
 
-/// Markers that arrived: one bit for each sequence number.
+/// Peer of a move → its markers. Only user space adds entries.
 #[map]
-pub(crate) static MARKERS_SEEN: HashMap<MarkerKey, u64> = HashMap::with_max_entries(MARKER_KEYS, BPF_F_NO_PREALLOC);
+pub(crate) static AWAITED: HashMap<MarkerKey, AwaitedMarkers> =
+    HashMap::with_max_entries(MARKER_KEYS, BPF_F_NO_PREALLOC);
+
+/// What came to the carry tunnel and belongs to no move, by kind. Each processor counts for itself: a flood must not slow
+/// the others down.
+#[map]
+pub(crate) static STRAYS: PerCpuArray<u64> = PerCpuArray::with_max_entries(stray::KINDS, 0);
 
 /// Sender at a port's gate → its lane.
 #[map]

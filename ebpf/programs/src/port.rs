@@ -68,6 +68,7 @@ impl Port {
     count!(count_flooded, flooded);
     count!(count_landed, landed);
     count!(count_refused, refused);
+    count!(count_forged, forged);
 
     /// Frames in line in one lane.
     #[inline(always)]

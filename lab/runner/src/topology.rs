@@ -12,6 +12,12 @@ use serde::Deserialize;
 
 /// Label that says what a node is in the fabric.
 const ROLE: &str = "throughline.role";
+/// Longest file, bytes.
+const LONGEST: usize = 1 << 20;
+/// Most nodes, and most links: each is a namespace or a pair of devices of this machine.
+const MOST: usize = 256;
+/// What a veth may have (RFC 791's least datagram; the kernel's most).
+const MTUS: std::ops::RangeInclusive<u32> = 68..=65_535;
 
 /// A topology that can be played.
 #[derive(Debug, PartialEq, Eq)]
@@ -97,8 +103,12 @@ impl Topology {
         Self::parse(&text).with_context(|| format!("cannot play the topology {}", path.display()))
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        ensure!(text.len() <= LONGEST, "it has {} bytes; at most {LONGEST} are read", text.len());
         let file: File = serde_norway::from_str(text)?;
+        for (what, count) in [("nodes", file.topology.nodes.len()), ("links", file.topology.links.len())] {
+            ensure!(count <= MOST, "topology.{what}: {count} of them; at most {MOST} are played");
+        }
         check_name("the lab's name", &file.name, 32)?;
         let mut topology = Self { name: file.name, nodes: Vec::new(), bridges: Vec::new(), links: Vec::new() };
         for (name, definition) in file.topology.nodes {
@@ -168,6 +178,7 @@ impl Topology {
     }
 
     fn link(&self, link: &LinkDefinition) -> Result<Link> {
+        ensure!(MTUS.contains(&link.mtu), "mtu {} is not {} to {}", link.mtu, MTUS.start(), MTUS.end());
         let [first, second] = link.endpoints.as_slice() else { bail!("a link has two endpoints") };
         Ok(Link { ends: [self.interface(first)?, self.interface(second)?], mtu: link.mtu })
     }
@@ -322,6 +333,24 @@ mod tests {
         }
         let why = refused((r#"["h1:eth1", "br0|fabric:h1"]"#, r#"["h1:eth1"]"#));
         assert!(why.contains("two endpoints"), "{why}");
+    }
+
+    #[test]
+    fn what_is_too_much_is_refused_with_its_name() {
+        let long = format!("# {}\n{FILE}", "x".repeat(LONGEST));
+        let why = format!("{:#}", Topology::parse(&long).unwrap_err());
+        assert!(why.contains("bytes; at most"), "{why}");
+        let node = |n: usize| format!("    n{n}: {{kind: linux, labels: {{throughline.role: peer}}}}\n");
+        let many = (0..=MOST).map(node).collect::<String>();
+        let why = refused(("  nodes:\n", &format!("  nodes:\n{many}")));
+        assert!(why.contains("topology.nodes"), "{why}");
+        let link = "    - endpoints: [\"h1:eth9\", \"h2:eth9\"]\n";
+        let why = refused(("  links:\n", &format!("  links:\n{}", link.repeat(MOST + 1))));
+        assert!(why.contains("topology.links"), "{why}");
+        let why = refused(("  links:\n", "  links:\n    - {endpoints: [\"h1:eth9\", \"h2:eth9\"], mtu: 4000000000}\n"));
+        assert!(why.contains("mtu 4000000000"), "{why}");
+        let deep = format!("name: lab\ntopology: {}", "[".repeat(100_000));
+        assert!(Topology::parse(&deep).is_err(), "nested without end");
     }
 
     #[test]

@@ -221,6 +221,7 @@ fn plan(peers: usize) -> MigrationPlan {
         host: host_name(Host::Peer(peer)),
         vtep: Ipv4Addr::new(192, 0, 2, 10 + peer),
         index: u32::from(peer),
+        secret: Default::default(),
     };
     let spec = GuestSpec {
         name: "web-1".parse().expect("a name"),

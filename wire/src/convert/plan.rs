@@ -1,9 +1,12 @@
 //! The plan of a migration.
 
-use throughline_cutover::{End, Generation, Limits, MarkerPeer, MigrationPlan, PortPlan};
+use throughline_cutover::{End, Generation, Limits, MarkerPeer, MigrationPlan, PortPlan, UNCOUNTED_MARKER};
 
 use super::field::{InvalidField, number, parse, required, within};
-use crate::v1;
+use crate::{
+    limits::{LONGEST_ID, MOST_PEERS, MOST_PORTS},
+    v1,
+};
 
 impl TryFrom<v1::End> for End {
     type Error = InvalidField;
@@ -19,15 +22,28 @@ impl From<End> for v1::End {
     }
 }
 
+impl TryFrom<v1::MarkerPeer> for MarkerPeer {
+    type Error = InvalidField;
+    fn try_from(peer: v1::MarkerPeer) -> Result<Self, InvalidField> {
+        within("index", peer.index.into(), 0..=u64::from(UNCOUNTED_MARKER) - 1, "as a peer's number")?;
+        Ok(Self {
+            host: parse("host", &peer.host)?,
+            vtep: parse("vtep", &peer.vtep)?,
+            index: peer.index,
+            secret: number("secret", peer.secret.as_slice())?,
+        })
+    }
+}
+
 impl TryFrom<v1::PortPlan> for PortPlan {
     type Error = InvalidField;
     fn try_from(plan: v1::PortPlan) -> Result<Self, InvalidField> {
-        let markers = plan.markers.into_iter().enumerate().map(|(at, peer)| {
-            let within = |e: InvalidField| e.within(format_args!("markers[{at}]"));
-            let host = parse("host", &peer.host).map_err(within)?;
-            let vtep = parse("vtep", &peer.vtep).map_err(within)?;
-            Ok(MarkerPeer { host, vtep, index: peer.index })
-        });
+        within("markers", plan.markers.len() as u64, 0..=MOST_PEERS as u64, "peers a port")?;
+        let markers = plan
+            .markers
+            .into_iter()
+            .enumerate()
+            .map(|(at, peer)| MarkerPeer::try_from(peer).map_err(|e| e.within(format_args!("markers[{at}]"))));
         Ok(Self {
             port: required("port", plan.port)?.try_into().map_err(|e: InvalidField| e.within("port"))?,
             vni: number("vni", plan.vni)?,
@@ -44,6 +60,7 @@ impl From<PortPlan> for v1::PortPlan {
             host: peer.host.into(),
             vtep: peer.vtep.to_string(),
             index: peer.index,
+            secret: peer.secret.bytes().to_vec(),
         });
         Self {
             port: Some(plan.port.into()),
@@ -58,7 +75,9 @@ impl From<PortPlan> for v1::PortPlan {
 impl TryFrom<v1::MigrationPlan> for MigrationPlan {
     type Error = InvalidField;
     fn try_from(plan: v1::MigrationPlan) -> Result<Self, InvalidField> {
-        within("migration_id", plan.migration_id.len() as u64, 1..=64, "bytes")?;
+        within("migration_id", plan.migration_id.len() as u64, 1..=LONGEST_ID as u64, "bytes")?;
+        within("token", plan.token.len() as u64, 1..=LONGEST_ID as u64, "bytes")?;
+        within("ports", plan.ports.len() as u64, 1..=MOST_PORTS as u64, "ports a guest")?;
         let ports = plan.ports.into_iter().enumerate();
         let ports = ports.map(|(at, port)| PortPlan::try_from(port).map_err(|e| e.within(format_args!("ports[{at}]"))));
         Ok(Self {
@@ -88,5 +107,78 @@ impl From<MigrationPlan> for v1::MigrationPlan {
             ports: plan.ports.into_iter().map(Into::into).collect(),
             limits: Some(plan.limits.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> v1::MigrationPlan {
+        let mac = |last: u8| format!("02:00:00:00:00:{last:02x}");
+        let port = v1::Port { id: 7, network: "blue".into(), mac: mac(7), ips: vec!["10.7.0.10".into()] };
+        let peer = v1::MarkerPeer { host: "h3".into(), vtep: "192.0.2.3".into(), index: 0, secret: vec![7; 16] };
+        let end = |n: u8| v1::End {
+            host: format!("h{n}"),
+            vtep: format!("192.0.2.{n}"),
+            peer_endpoint: format!("192.0.2.{n}:7701"),
+        };
+        let boot = v1::Boot { kernel: "/k".into(), ..Default::default() };
+        v1::MigrationPlan {
+            migration_id: "m".into(),
+            token: "t".repeat(64),
+            guest: Some(v1::GuestSpec {
+                name: "web-1".into(),
+                vcpus: 1,
+                queues: 1,
+                memory_kib: 262_136,
+                boot: Some(boot),
+                ports: vec![port.clone()],
+            }),
+            generation: 1,
+            source: Some(end(1)),
+            destination: Some(end(2)),
+            ports: vec![v1::PortPlan {
+                port: Some(port),
+                vni: 7,
+                carry_id: 9,
+                marker_mac: mac(9),
+                markers: vec![peer],
+            }],
+            limits: Some(Limits::default().into()),
+        }
+    }
+
+    fn field(change: impl FnOnce(&mut v1::MigrationPlan)) -> String {
+        let mut plan = plan();
+        change(&mut plan);
+        MigrationPlan::try_from(plan).expect_err("must be refused").field
+    }
+
+    #[test]
+    fn a_good_plan_round_trips_and_shows_no_secret_of_a_marker() {
+        let domain = MigrationPlan::try_from(plan()).expect("good");
+        assert!(format!("{:?}", domain.ports).contains("MarkerSecret(..)"));
+        assert_eq!(v1::MigrationPlan::from(domain), plan());
+    }
+
+    #[test]
+    fn every_refusal_names_its_field() {
+        assert_eq!(field(|p| p.migration_id = "m".repeat(65)), "migration_id");
+        assert_eq!(field(|p| p.token.clear()), "token");
+        assert_eq!(field(|p| p.token = "t".repeat(65)), "token");
+        assert_eq!(field(|p| p.ports.clear()), "ports");
+        assert_eq!(field(|p| p.ports = vec![p.ports[0].clone(); MOST_PORTS + 1]), "ports");
+        assert_eq!(field(|p| p.ports[0].carry_id = 1 << 24), "ports[0].carry_id");
+        let peer = plan().ports[0].markers[0].clone();
+        assert_eq!(field(|p| p.ports[0].markers = vec![peer; MOST_PEERS + 1]), "ports[0].markers");
+        assert_eq!(field(|p| p.ports[0].markers[0].index = UNCOUNTED_MARKER), "ports[0].markers[0].index");
+        assert_eq!(field(|p| p.ports[0].markers[0].secret.clear()), "ports[0].markers[0].secret");
+        assert_eq!(field(|p| p.ports[0].markers[0].secret = vec![0; 17]), "ports[0].markers[0].secret");
+        let endpoint = &"h".repeat(256);
+        assert_eq!(
+            field(|p| p.source.as_mut().expect("set").peer_endpoint.clone_from(endpoint)),
+            "source.peer_endpoint"
+        );
     }
 }

@@ -11,7 +11,10 @@ use super::{
     field::{InvalidField, Problem, parse, required, within},
     resources::{endpoint_parts, guest_parts, ips, mac, queues},
 };
-use crate::v1;
+use crate::{
+    limits::{LONGEST_ID, MOST_GUESTS},
+    v1,
+};
 
 /// Longest free text an agent may say about itself, bytes.
 const LONGEST_WORD: u64 = 64;
@@ -78,6 +81,7 @@ impl TryFrom<v1::Hello> for Greeting {
     type Error = InvalidField;
     fn try_from(mut hello: v1::Hello) -> Result<Self, InvalidField> {
         let obeyed = hello.obeyed.take().map(Mandate::try_from).transpose().map_err(|e| e.within("obeyed"))?;
+        within("guests", hello.guests.len() as u64, 0..=MOST_GUESTS as u64, "guests a host")?;
         let guests = std::mem::take(&mut hello.guests).into_iter().enumerate();
         let guests = guests.map(|(at, guest)| {
             OwnedGuest::try_from(guest).map_err(|e: InvalidField| e.within(format_args!("guests[{at}]")))
@@ -89,7 +93,7 @@ impl TryFrom<v1::Hello> for Greeting {
 impl TryFrom<v1::MigrateGuestRequest> for MigrationRequest {
     type Error = InvalidField;
     fn try_from(request: v1::MigrateGuestRequest) -> Result<Self, InvalidField> {
-        within("request_id", request.request_id.len() as u64, 1..=64, "characters")?;
+        within("request_id", request.request_id.len() as u64, 1..=LONGEST_ID as u64, "characters")?;
         if !request.request_id.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
             let words = "has a character that is not printable ASCII; a UUID is a good request id".to_owned();
             return Err(InvalidField::new("request_id", Problem::Other(words)));
@@ -124,4 +128,46 @@ where
     Problem: From<T::Err>,
 {
     parse(field, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_is_bounded_and_says_where() {
+        let hello = || v1::Hello {
+            host: "h1".into(),
+            vtep: "192.0.2.1".into(),
+            peer_endpoint: "192.0.2.1:7701".into(),
+            ..Default::default()
+        };
+        Greeting::try_from(hello()).expect("good");
+        let field = |change: fn(&mut v1::Hello)| {
+            let mut hello = hello();
+            change(&mut hello);
+            Greeting::try_from(hello).expect_err("must be refused").field
+        };
+        assert_eq!(field(|hello| hello.guests = vec![v1::OwnedGuest::default(); MOST_GUESTS + 1]), "guests");
+        assert_eq!(field(|hello| hello.guests = vec![v1::OwnedGuest::default()]), "guests[0].generation");
+        assert_eq!(field(|hello| hello.host = "h".repeat(1 << 20)), "host");
+        assert_eq!(field(|hello| hello.accelerator = "k".repeat(65)), "accelerator");
+        assert_eq!(field(|hello| hello.agent_version = "v".repeat(65)), "agent_version");
+        assert_eq!(field(|hello| hello.peer_endpoint = "h1:7701".into()), "peer_endpoint");
+    }
+
+    #[test]
+    fn a_request_to_migrate_is_bounded_and_says_where() {
+        let field = |guest: &str, destination_host: &str, request_id: &str| {
+            let (guest, request_id) = (guest.to_owned(), request_id.to_owned());
+            let destination_host = destination_host.to_owned();
+            let request = v1::MigrateGuestRequest { guest, destination_host, request_id, limits: None };
+            MigrationRequest::try_from(request).expect_err("must be refused").field
+        };
+        assert_eq!(field("web-1", "h2", ""), "request_id");
+        assert_eq!(field("web-1", "h2", &"r".repeat(65)), "request_id");
+        assert_eq!(field("web-1", "h2", "r\n1"), "request_id");
+        assert_eq!(field("../web-1", "h2", "r-1"), "guest");
+        assert_eq!(field("web-1", "h2;reboot", "r-1"), "destination_host");
+    }
 }

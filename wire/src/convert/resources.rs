@@ -8,12 +8,13 @@ use throughline_cutover::{
 };
 
 use super::field::{InvalidField, Problem, number, parse, required, within};
-use crate::v1;
+use crate::{
+    limits::{LONGEST_REASON, LONGEST_TEXT, MOST_IPS, MOST_PORTS, cut},
+    v1,
+};
 
 /// MTU of a network whose creator named none: an underlay of 1500 less VXLAN's 50 bytes.
 const DEFAULT_MTU: u32 = 1450;
-const MOST_IPS: usize = 16;
-const MOST_PORTS: usize = 8;
 /// QEMU's direct boot copies the command line into a fixed area.
 const LONGEST_CMDLINE: usize = 2047;
 
@@ -92,7 +93,7 @@ fn path(field: &str, text: String) -> Result<String, InvalidField> {
             Problem::Range { value: text.len() as u64, least: 1, most: 4095, unit: "bytes" },
         ));
     }
-    if !text.starts_with('/') || text.contains(['\0', '\n', ',']) {
+    if !text.starts_with('/') || text.contains(|c: char| c == ',' || c.is_control()) {
         return Err(InvalidField::new(
             field,
             Problem::Other("must be an absolute path without commas or control characters".into()),
@@ -106,8 +107,9 @@ impl TryFrom<v1::Boot> for Boot {
     fn try_from(boot: v1::Boot) -> Result<Self, InvalidField> {
         let initrd = if boot.initrd.is_empty() { boot.initrd } else { path("initrd", boot.initrd)? };
         within("cmdline", boot.cmdline.len() as u64, 0..=LONGEST_CMDLINE as u64, "bytes")?;
-        if boot.cmdline.contains(['\0', '\n']) {
-            return Err(InvalidField::new("cmdline", Problem::Other("has a line end or NUL; give one line".into())));
+        if boot.cmdline.contains(|c: char| c.is_control() && c != '\t') {
+            let words = "has a line end or another control character; give one line".to_owned();
+            return Err(InvalidField::new("cmdline", Problem::Other(words)));
         }
         Ok(Self { kernel: path("kernel", boot.kernel)?, initrd, cmdline: boot.cmdline })
     }
@@ -317,7 +319,7 @@ impl From<Failure> for v1::Failure {
 
 impl From<v1::Failure> for Failure {
     fn from(failure: v1::Failure) -> Self {
-        Self { reason: failure.reason, message: failure.message }
+        Self { reason: cut(failure.reason, LONGEST_REASON), message: cut(failure.message, LONGEST_TEXT) }
     }
 }
 
@@ -369,12 +371,25 @@ mod tests {
         assert_eq!(field(|s| s.boot = None), "boot");
         assert_eq!(field(|s| s.boot.as_mut().expect("set").kernel = "k".into()), "boot.kernel");
         assert_eq!(field(|s| s.boot.as_mut().expect("set").cmdline = "x".repeat(3000)), "boot.cmdline");
+        assert_eq!(field(|s| s.boot.as_mut().expect("set").cmdline = "a\nb".into()), "boot.cmdline");
+        assert_eq!(field(|s| s.boot.as_mut().expect("set").initrd = "/i,readonly=on".into()), "boot.initrd");
+        assert_eq!(field(|s| s.boot.as_mut().expect("set").initrd = "/i\u{1b}[2J".into()), "boot.initrd");
+        assert_eq!(field(|s| s.boot.as_mut().expect("set").kernel = format!("/{}", "k".repeat(4095))), "boot.kernel");
         assert_eq!(field(|s| s.ports.clear()), "ports");
+        assert_eq!(field(|s| s.ports = vec![port(); MOST_PORTS + 1]), "ports");
+        assert_eq!(field(|s| s.ports[0].ips = (0..=MOST_IPS).map(|n| format!("10.7.1.{n}")).collect()), "ports[0].ips");
         assert_eq!(field(|s| s.ports[0].mac = "02:00".into()), "ports[0].mac");
         assert_eq!(field(|s| s.ports[0].mac = "01:00:5e:00:00:01".into()), "ports[0].mac");
         assert_eq!(field(|s| s.ports[0].ips = vec!["10.7.0.300".into()]), "ports[0].ips[0]");
         assert_eq!(field(|s| s.ports[0].ips.clear()), "ports[0].ips");
         assert_eq!(field(|s| s.ports[0].network = "UP".into()), "ports[0].network");
+    }
+
+    #[test]
+    fn what_went_wrong_is_told_at_bearable_length() {
+        let failure = v1::Failure { reason: "R".repeat(1_000_000), message: "m".repeat(1_000_000) };
+        let failure = Failure::from(failure);
+        assert_eq!((failure.reason.len(), failure.message.len()), (LONGEST_REASON, LONGEST_TEXT));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::{
     clock::{ns_since_1970, real_ns},
     driver::Hands,
-    flip::{Flip, flip},
+    flip::{Flip, MarksAs, flip},
     gates::{lane_of, sharing},
     host::Host,
     journal::Promise,
@@ -201,7 +201,7 @@ impl DestinationHands {
         let generation = self.plan.generation.next();
         let ports: Vec<_> = lock(&self.ports).iter().map(|moving| (moving.port.clone(), moving.plan.clone())).collect();
         for (port, plan) in ports {
-            let marker = plan.markers.iter().find(|peer| peer.host == *self.host.name()).map(|peer| peer.index);
+            let marks_as = plan.markers.iter().find(|peer| peer.host == *self.host.name()).and_then(MarksAs::peer);
             let order = Flip {
                 vni: plan.vni,
                 binding: port.binding_here(),
@@ -209,7 +209,7 @@ impl DestinationHands {
                 old_vtep: self.plan.source.vtep,
                 marker_mac: plan.marker_mac,
                 carry_id: plan.carry_id,
-                marker_index: marker,
+                marks_as,
             };
             if let Err(failure) = flip(&self.host, &order).await {
                 warn!(%failure, "this host's own bridge does not lead to the guest yet");
@@ -472,4 +472,5 @@ fn markers_are_in(host: &Host, plan: &MigrationPlan, peer: GatePeer) -> bool {
 fn add(report: &mut v1::CutoverReport, counted: Counted) {
     report.gated += counted.state.held;
     report.overflowed += counted.overflowed();
+    report.refused += counted.refused();
 }

@@ -16,7 +16,7 @@ use crate::lock::lock;
 /// Moves that may commit before the store has followed: the datapath moves no more ports at one time.
 const PAGES: u64 = 64;
 /// What a disk writes whole or not at all, as a rule; the checksum is for the exception.
-const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 const MAGIC: [u8; 4] = *b"TLc1";
 /// What a page of any format begins with; the digit that follows is the format.
 const FAMILY: [u8; 3] = *b"TLc";
@@ -103,6 +103,11 @@ fn encode(commit: &Commit) -> io::Result<[u8; PAGE]> {
     page[4..8].copy_from_slice(&(body.len() as u32).to_le_bytes());
     page[8..HEADER].copy_from_slice(&crc32fast::hash(&body).to_le_bytes());
     Ok(page)
+}
+
+/// What a page of the file of commits says, whatever wrote it: the migration, and the generation this host owns the guest at.
+pub fn read_page(page: &[u8; PAGE]) -> Option<(String, Generation)> {
+    decode(page).map(|commit| (commit.id, commit.generation))
 }
 
 fn decode(page: &[u8; PAGE]) -> Option<Commit> {

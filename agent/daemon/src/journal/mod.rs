@@ -23,6 +23,7 @@ use throughline_confine::{NotPrivate, private_file};
 use throughline_cutover::{Failure, GuestName, MigrationPlan, OwnedGuest};
 
 use commits::{Commit, Commits};
+pub use commits::{PAGE, read_page};
 
 const GUESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("guests");
 const MOVES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("moves");

@@ -31,6 +31,13 @@ pub struct Desired {
 #[derive(Debug, Default)]
 struct Failed(HashMap<GuestName, (Generation, Failure)>);
 
+/// Reads the networks and endpoints of a desired state; what cannot be read, in words.
+pub fn read(state: &v1::DesiredState) -> Vec<String> {
+    let mut problems = Vec::new();
+    networks::Known::read(state, &mut problems);
+    problems
+}
+
 /// Reconciles until nobody can want anything any more.
 pub async fn run(host: Arc<Host>, mut wanted: watch::Receiver<Option<Desired>>) {
     let mut failed = Failed::default();

@@ -1,12 +1,16 @@
 //! The source's stream to the destination.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 use throughline_cutover::{Failure, Generation, MigrationPlan, SourceEvent};
 use throughline_identity::{Identity, Security};
-use throughline_wire::v1::{
-    FromDestination, FromSource, Prepare, ResolveRequest, from_destination::Message, from_source,
-    peer_client::PeerClient,
+use throughline_wire::{
+    limits::LARGEST_PEER_MESSAGE,
+    memory_target,
+    v1::{
+        FromDestination, FromSource, Prepare, Prepared, ResolveRequest, from_destination::Message, from_source,
+        peer_client::PeerClient,
+    },
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -34,10 +38,10 @@ impl Call {
             token: plan.token.clone(),
             generation: plan.generation.0,
         }));
-        let way = Way::to_destination(security, plan);
+        let (way, vtep) = (Way::to_destination(security, plan), plan.destination.vtep);
         tokio::spawn(async move {
             let ended = match open(&way, queue).await {
-                Ok(stream) => listen(stream, &events).await,
+                Ok(stream) => listen(stream, vtep, &events).await,
                 Err(status) => Some(status),
             };
             let event = match ended {
@@ -89,7 +93,7 @@ impl Way {
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
         match security.dial(endpoint, agent).await {
-            Ok(channel) => Ok(PeerClient::new(channel)),
+            Ok(channel) => Ok(PeerClient::new(channel).max_decoding_message_size(LARGEST_PEER_MESSAGE)),
             Err(error) if error.is_refusal() => Err(tonic::Status::permission_denied(error.told())),
             Err(error) => Err(tonic::Status::unavailable(error.told())),
         }
@@ -107,12 +111,13 @@ async fn open(
 /// Turns messages into events until the stream ends; returns why, if it was not the destination's own end.
 async fn listen(
     mut stream: Streaming<FromDestination>,
+    vtep: Ipv4Addr,
     events: &mpsc::UnboundedSender<SourceEvent>,
 ) -> Option<tonic::Status> {
     loop {
         match stream.message().await {
             Ok(Some(message)) => {
-                if let Some(event) = event_of(message)
+                if let Some(event) = event_of(message, vtep)
                     && events.send(event).is_err()
                 {
                     return None;
@@ -125,9 +130,9 @@ async fn listen(
 }
 
 /// What a message means to the source; `None`: news that changes nothing here.
-fn event_of(message: FromDestination) -> Option<SourceEvent> {
+fn event_of(message: FromDestination, vtep: Ipv4Addr) -> Option<SourceEvent> {
     match message.message? {
-        Message::Prepared(it) => Some(SourceEvent::PeerPrepared { uri: it.memory_uri }),
+        Message::Prepared(it) => Some(prepared(&it, vtep)),
         Message::Committed(it) => Some(SourceEvent::PeerCommitted { generation: Generation(it.generation) }),
         Message::Declined(it) => {
             let failure =
@@ -135,6 +140,19 @@ fn event_of(message: FromDestination) -> Option<SourceEvent> {
             Some(SourceEvent::PeerDeclined(failure))
         }
         Message::Running(_) | Message::GateOpen(_) => None,
+    }
+}
+
+/// The guest's memory goes to the host that the plan names, whatever that host says.
+fn prepared(prepared: &Prepared, vtep: Ipv4Addr) -> SourceEvent {
+    match memory_target(prepared) {
+        Ok(target) if *target.ip() == vtep => SourceEvent::PeerPrepared { uri: format!("tcp:{target}") },
+        Ok(target) => {
+            let message =
+                format!("memory_uri is of {}, the plan's destination is {vtep}; nothing was sent there", target.ip());
+            SourceEvent::PeerDeclined(Failure::new("INVALID_FIELD", message))
+        }
+        Err(invalid) => SourceEvent::PeerDeclined(Failure::new("INVALID_FIELD", invalid.to_string())),
     }
 }
 
@@ -155,4 +173,22 @@ pub(super) fn ask(security: &Security, plan: &MigrationPlan, events: mpsc::Unbou
             Err(status) => warn!(%status, "the destination does not say whether it committed; asking again"),
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_goes_to_the_plans_destination_or_nowhere() {
+        let said = |uri: &str| prepared(&Prepared { memory_uri: uri.to_owned() }, Ipv4Addr::new(192, 0, 2, 2));
+        let uri = "tcp:192.0.2.2:49152";
+        assert_eq!(said(uri), SourceEvent::PeerPrepared { uri: uri.to_owned() });
+        for uri in ["tcp:192.0.2.3:49152", "exec:cat >/tmp/memory", ""] {
+            assert!(
+                matches!(said(uri), SourceEvent::PeerDeclined(failure) if failure.reason == "INVALID_FIELD"),
+                "{uri}"
+            );
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use throughline_cutover::CarryId;
+use throughline_cutover::{CarryId, MarkerSecret};
 use throughline_netlink::{MarkerOrder, Netlink};
 
 use crate::support::{Fabric, Sniffer, asks_for_an_address, binding, inner, ips, local, mac, remote, vni};
@@ -143,14 +143,14 @@ fn markers_go_the_old_way_after_the_flip() {
         let netlink = Netlink::open().unwrap();
         netlink.set_marker(vni(), marker, &remote(1)).await.unwrap();
         netlink.set_binding(vni(), &binding(2, remote(2))).await.unwrap();
-        let order = MarkerOrder { marker_mac: marker, carry_id, peer: 3 };
+        let order = MarkerOrder { marker_mac: marker, carry_id, peer: 3, secret: MarkerSecret::default() };
         netlink.send_markers(vni(), &order).await.unwrap();
         netlink.remove_marker(vni(), marker).await.unwrap();
     });
     let count = throughline_abi::MARKERS as usize;
     let is_marker = |frame: &[u8]| frame[0..6] == marker.octets();
     let arrived = guest.collect(count, is_marker);
-    let sequences: BTreeSet<u8> = arrived.iter().map(|frame| frame[57]).collect();
+    let sequences: BTreeSet<u8> = arrived.iter().map(|frame| frame[49]).collect();
     assert_eq!((arrived.len(), sequences.len()), (count, count), "each once");
     assert_eq!(arrived[0][42..54], [b'T', b'L', b'm', b'k', 0, 0, 0x12, 0x67, 0, 0, 0, 3]);
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::UdpSocket};
 
 use throughline_abi::MARKERS;
-use throughline_cutover::CarryId;
+use throughline_cutover::{CarryId, MarkerSecret};
 use throughline_netlink::{MarkerOrder, Netlink};
 
 use crate::support::{Fabric, Sniffer, inner, ips, local, mac, remote, run, vni};
@@ -14,7 +14,12 @@ const PAYLOAD: [u8; 64] = *b"sixty-four bytes of a tenant's datagram, told apart
 fn send_markers(fabric: &Fabric) {
     fabric.hosts[0].enter(|| async {
         let netlink = Netlink::open().unwrap();
-        let order = MarkerOrder { marker_mac: mac(0xee), carry_id: CarryId::try_from(4711_u32).unwrap(), peer: 3 };
+        let order = MarkerOrder {
+            marker_mac: mac(0xee),
+            carry_id: CarryId::try_from(4711_u32).unwrap(),
+            peer: 3,
+            secret: MarkerSecret::default(),
+        };
         netlink.send_markers(vni(), &order).await.unwrap();
     });
 }
@@ -59,7 +64,7 @@ fn markers_come_behind_what_waits_in_a_slow_queue() {
     // The hardest case: frames in another queue than the first marker, and that queue is slow.
     let wire = Sniffer::new(&fabric.hosts[0], "eth0");
     send_markers(&fabric);
-    let first = |frame: &[u8]| inner(frame).is_some_and(|frame| is_marker(frame) && frame[57] == 0);
+    let first = |frame: &[u8]| inner(frame).is_some_and(|frame| is_marker(frame) && frame[49] == 0);
     let first = wire.collect(1, first);
     let socket = flow_of_another_queue(&fabric, &wire, queue(&first[0]));
     let slow = 1 - queue(&first[0]);
@@ -83,7 +88,7 @@ fn markers_come_behind_what_waits_in_a_slow_queue() {
     let mut missing: BTreeSet<u8> = (0..MARKERS as u8).collect();
     let all_in = arrived.iter().position(|frame| {
         if is_marker(frame) {
-            missing.remove(&frame[57]);
+            missing.remove(&frame[49]);
         }
         missing.is_empty()
     });

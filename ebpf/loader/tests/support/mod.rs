@@ -8,6 +8,7 @@ pub(crate) mod queues;
 pub(crate) mod second_port;
 pub(crate) mod tap;
 pub(crate) mod topology;
+pub(crate) mod underlay;
 pub(crate) mod whole_way;
 
 use std::time::{Duration, Instant};

@@ -2,14 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use throughline_abi::{MARKERS, MarkerPayload, marker_frame};
 use throughline_loader::{Direction, Mode, PortConfig};
 
 use super::{
-    frames::{GUEST, MARKER, PEER, Sender},
+    frames::{GUEST, MARKER, Sender},
     netns::{ifindex, ip, run},
     tap::Tap,
-    topology::{CARRY_ID, DEPTH, DESTINATION, Fabric, Host, PEER_INDEX, SOURCE, Shape},
+    topology::{CARRY_ID, DEPTH, DESTINATION, Fabric, Host, PEER_INDEX, SOURCE, Shape, landing, markers},
 };
 
 /// One of the guests, as its peer knows it.
@@ -27,10 +26,7 @@ pub(crate) const SECOND: Address =
 impl Address {
     /// All markers of the peer, down the path `sender` leads to.
     pub(crate) fn send_markers(&self, sender: &Sender) {
-        for sequence in 0..MARKERS {
-            let payload = MarkerPayload::new(self.carry_id, PEER_INDEX, sequence);
-            sender.send(&marker_frame(self.marker, PEER, [10, 9, 0, 1], [10, 9, 0, 2], payload));
-        }
+        markers(self.marker, PEER_INDEX).for_each(|frame| sender.send(&frame));
     }
 }
 
@@ -45,7 +41,7 @@ impl SecondPort {
     pub(crate) fn new(fabric: &Fabric, shape: &Shape) -> Self {
         let source = second(&fabric.source, DESTINATION, shape);
         let destination = second(&fabric.destination, SOURCE, shape);
-        destination.datapath.open_landing(SECOND.carry_id, &destination.port, SOURCE, SECOND.marker).unwrap();
+        destination.datapath.open_landing(SECOND.carry_id, &destination.port, &landing(SOURCE, SECOND.marker)).unwrap();
         Self { source, destination }
     }
 }

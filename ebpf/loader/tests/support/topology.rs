@@ -20,10 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use throughline_abi::{MARKERS, MarkerPayload, marker_frame};
+use throughline_abi::{MARKER_FRAME_LEN, MARKERS, MarkerPayload, marker_frame};
 use throughline_loader::{
-    ALL_MARKERS, AttachVia, Datapath, Direction, Exit, Mode, Options, PortConfig, PortHandle, PortState, Pump,
-    PumpOptions,
+    ALL_MARKERS, AttachVia, Datapath, Direction, Exit, LandingConfig, Mode, Options, PortConfig, PortHandle, PortState,
+    Pump, PumpOptions,
 };
 
 use super::{
@@ -174,7 +174,7 @@ impl Fabric {
         let source = Host::new(source, SOURCE, DESTINATION, &shape.options(), shape);
         let unpinned = Options { pin_dir: None, ..shape.options() };
         let destination = Host::new(destination, DESTINATION, SOURCE, &unpinned, shape);
-        destination.datapath.open_landing(CARRY_ID, &destination.port, SOURCE, MARKER).unwrap();
+        destination.datapath.open_landing(CARRY_ID, &destination.port, &landing(SOURCE, MARKER)).unwrap();
         let fabric = Self { peer, source, destination };
         fabric.wait_for("old0", &fabric.source);
         fabric.wait_for("new0", &fabric.destination);
@@ -261,12 +261,28 @@ impl Traffic {
     }
 }
 
-/// All markers of one peer.
+/// Tags of a peer's markers, for landings of one peer and of several. Theirs are not these tests' to make; all that counts
+/// here is that they differ.
+pub(crate) fn tags(peer: u32) -> [u64; MARKERS as usize] {
+    std::array::from_fn(|sequence| 0x7a65_0000_0000_0000 | u64::from(peer) << 32 | sequence as u64)
+}
+
+/// A landing that awaits [`PEER_INDEX`].
+pub(crate) fn landing(source_vtep: Ipv4Addr, marker_mac: [u8; 6]) -> LandingConfig {
+    LandingConfig { source_vtep, marker_mac, peers: vec![(PEER_INDEX, tags(PEER_INDEX))] }
+}
+
+/// All markers of one peer, as frames to `marker_mac`.
+pub(crate) fn markers(marker_mac: [u8; 6], peer: u32) -> impl Iterator<Item = [u8; MARKER_FRAME_LEN]> {
+    tags(peer).into_iter().zip(0..).map(move |(tag, sequence)| {
+        let payload = MarkerPayload::new(peer as u16, sequence, tag);
+        marker_frame(marker_mac, PEER, [10, 9, 0, 1], [10, 9, 0, 2], payload)
+    })
+}
+
+/// Sends all of them.
 pub(crate) fn send_markers(sender: &Sender) {
-    for sequence in 0..MARKERS {
-        let payload = MarkerPayload::new(CARRY_ID, PEER_INDEX, sequence);
-        sender.send(&marker_frame(MARKER, PEER, [10, 9, 0, 1], [10, 9, 0, 2], payload));
-    }
+    markers(MARKER, PEER_INDEX).for_each(|frame| sender.send(&frame));
 }
 
 /// A guest that does nothing but read its tap.

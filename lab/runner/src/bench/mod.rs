@@ -5,6 +5,8 @@
 mod continuity;
 mod cost;
 mod evpn;
+mod garbage;
+mod hostile;
 mod load;
 mod ours;
 mod qemu;
@@ -23,6 +25,7 @@ use clap::{Args, ValueEnum};
 use continuity::{Continuity, Plan};
 use load::{COMPARED, HEAVY, Load};
 use results::{Part, Results};
+use traffic::Window;
 use way::Way;
 
 use crate::demo;
@@ -41,6 +44,8 @@ enum Section {
     Load,
     /// Where the time of a cutover goes.
     Budget,
+    /// Throughline alone, beside a flood of garbage.
+    Hostile,
     /// What the programs and the hold cost.
     Cost,
 }
@@ -49,7 +54,7 @@ enum Section {
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Parts to measure; what is left out stays as it was measured before.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "continuity,load,budget,cost")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "continuity,load,budget,hostile,cost")]
     only: Vec<Section>,
     /// Rounds of continuity: in each, every way has its turn.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -66,6 +71,9 @@ pub(crate) struct Options {
     /// Migrations of the budget.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: u32,
+    /// Frames of garbage sent beside moves, at least.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    garbage: u64,
     /// Directory for results.md and results.json.
     #[arg(long, value_name = "DIRECTORY", default_value = "bench")]
     out: PathBuf,
@@ -107,6 +115,9 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
             Section::Budget => {
                 results.budget = Some(Part::new(began, demo::budget(lab, topology, options.runs, BUDGET_PPS)?)?);
             }
+            Section::Hostile => {
+                results.hostile = Some(Part::new(began, hostile::play(lab, topology, options.garbage)?)?);
+            }
             Section::Cost => match cost::measure() {
                 Ok(cost) => results.cost = Some(Part::new(began, cost)?),
                 Err(error) => println!("cost and hold were not measured: {error:#}"),
@@ -116,7 +127,9 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
         results.write(&options.out)?;
     }
     println!("\n{}", report::of(&results));
-    let broken: Vec<String> = [&results.continuity, &results.load].into_iter().flatten().flat_map(broken).collect();
+    let mut broken: Vec<String> = [&results.continuity, &results.load].into_iter().flatten().flat_map(broken).collect();
+    let flooded = results.hostile.iter().flat_map(|part| &part.result.flooded);
+    broken.extend(flooded.flat_map(|window| faults(window, false)).map(|fault| format!("beside garbage: {fault}")));
     ensure!(broken.is_empty(), "the promise is broken:\n  {}", broken.join("\n  "));
     Ok(())
 }
@@ -135,22 +148,26 @@ fn broken(part: &Part<Continuity>) -> Vec<String> {
     for row in part.result.rows.iter().filter(|row| row.way == Way::Throughline) {
         let noisy = row.still.iter().any(|window| window.lost_to_guest + window.lost_from_guest > 0);
         for window in &row.moves {
-            let lost = window.lost_to_guest + window.lost_from_guest;
-            let refused = window.moved.map_or(0, |moved| moved.overflowed);
-            let counts = [
-                ("lost", if noisy { 0 } else { lost }),
-                ("refused by a full hold", if noisy { 0 } else { refused }),
-                ("duplicated", window.duplicated),
-                ("reordered", window.reordered),
-                ("connections reset", window.resets),
-                ("TCP messages damaged", window.damaged),
-                ("times memory was corrupted", u64::from(!window.memory_ok)),
-            ];
-            let faults = counts.into_iter().filter(|(_, count)| *count > 0);
-            broken.extend(faults.map(|(what, count)| format!("{}: {count} {what}", row.load)));
+            broken.extend(faults(window, noisy).map(|fault| format!("{}: {fault}", row.load)));
         }
     }
     broken
+}
+
+/// What a window shows that must not be. `noisy`: the guest loses packets without a move, too.
+fn faults(window: &Window, noisy: bool) -> impl Iterator<Item = String> {
+    let lost = window.lost_to_guest + window.lost_from_guest;
+    let refused = window.moved.map_or(0, |moved| moved.overflowed);
+    let counts = [
+        ("lost", if noisy { 0 } else { lost }),
+        ("refused by a full hold", if noisy { 0 } else { refused }),
+        ("duplicated", window.duplicated),
+        ("reordered", window.reordered),
+        ("connections reset", window.resets),
+        ("TCP messages damaged", window.damaged),
+        ("times memory was corrupted", u64::from(!window.memory_ok)),
+    ];
+    counts.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}"))
 }
 
 #[cfg(test)]

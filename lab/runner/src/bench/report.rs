@@ -2,6 +2,7 @@
 
 use super::continuity::{Continuity, Row, Tried};
 use super::cost::Cost;
+use super::hostile::Hostile;
 use super::load::{COMPARED, HEAVY};
 use super::results::{Part, Results};
 use super::traffic::Window;
@@ -53,6 +54,13 @@ pub(super) fn of(results: &Results) -> String {
     text += &match &results.budget {
         Some(part) => made_by(part) + &stretches(&part.result),
         None => missing("budget"),
+    };
+    text += "\n## Hostile\n\nMoves under 2,000 packets/s each way, with and without garbage at the tunnels of the destination, in turn. \
+             The garbage: VXLAN under made-up numbers and noise, to the carry's port and the tenants', from a stranger's \
+             address and from the source's.\n\n";
+    text += &match &results.hostile {
+        Some(part) => made_by(part) + &hostile(&part.result),
+        None => missing("hostile"),
     };
     text += "\n## Cost and hold\n\n";
     text += &match &results.cost {
@@ -125,6 +133,12 @@ fn load(seen: &Continuity) -> String {
         }
     }
     text
+}
+
+fn hostile(seen: &Hostile) -> String {
+    let headings: Vec<_> = ["moves", "sent to guest"].into_iter().chain(COLUMNS.map(|(heading, ..)| heading)).collect();
+    let flooded = format!("beside {} frames of garbage in all", seen.garbage);
+    head(&headings) + &line(&flooded, &seen.flooded) + &line("without", &seen.quiet)
 }
 
 fn stretches(rows: &[budget::Row]) -> String {
@@ -214,7 +228,7 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_named_with_its_command() {
         let text = of(&Results::default());
-        for part in ["continuity", "load", "budget", "cost"] {
+        for part in ["continuity", "load", "budget", "hostile", "cost"] {
             assert!(text.contains(&format!("--only {part}")), "{text}");
         }
     }

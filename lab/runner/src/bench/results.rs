@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::continuity::Continuity;
 use super::cost::Cost;
+use super::hostile::Hostile;
 use super::report;
 use crate::demo::budget;
 use crate::kept;
@@ -24,6 +25,7 @@ pub(super) struct Results {
     pub(super) continuity: Option<Part<Continuity>>,
     pub(super) load: Option<Part<Continuity>>,
     pub(super) budget: Option<Part<Vec<budget::Row>>>,
+    pub(super) hostile: Option<Part<Hostile>>,
     pub(super) cost: Option<Part<Cost>>,
 }
 

@@ -1,0 +1,134 @@
+//! gRPC bodies, and what is made of them.
+
+use std::fmt::Debug;
+
+use prost::Message;
+use throughline_agent::{flip, memberships, peer, reconcile};
+use throughline_controller::read_agent_message;
+use throughline_cutover::{
+    Binding, Endpoint, GuestSpec, Limits, Mandate, MigrationPlan, Network, OwnedGuest, Port,
+    admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest},
+};
+use throughline_wire::{
+    memory_target,
+    v1::{self, controller_message::Message as Order, from_destination, from_source},
+};
+
+use crate::chosen;
+
+/// What operators send: the first byte says which message.
+pub(crate) fn requests(bytes: &[u8]) {
+    let Some((choice, body)) = chosen(bytes) else { return };
+    match choice {
+        0 => stable::<v1::Network, Network>(body),
+        1 => read::<v1::GuestSpec, NewGuest>(body),
+        2 => read::<v1::Endpoint, NewEndpoint>(body),
+        3 => stable::<v1::MigrationLimits, Limits>(body),
+        4 => read::<v1::MigrateGuestRequest, MigrationRequest>(body),
+        5 => stable::<v1::GuestSpec, GuestSpec>(body),
+        6 => stable::<v1::Endpoint, Endpoint>(body),
+        7 => stable::<v1::Port, Port>(body),
+        _ => {}
+    }
+}
+
+/// The plan of a migration.
+pub(crate) fn plans(bytes: &[u8]) {
+    stable::<v1::MigrationPlan, MigrationPlan>(bytes);
+}
+
+/// What agents say to the controller.
+pub(crate) fn agent(bytes: &[u8]) {
+    let Ok(message) = v1::AgentMessage::decode(bytes) else { return };
+    if let Some(v1::agent_message::Message::Hello(hello)) = message.message.clone() {
+        let _greeting = Greeting::try_from(hello.clone());
+        for guest in hello.guests {
+            reads_again::<v1::OwnedGuest, OwnedGuest>(guest);
+        }
+    }
+    let _read = read_agent_message(message);
+}
+
+/// What the controller orders an agent.
+pub(crate) fn controller(bytes: &[u8]) {
+    let Ok(message) = v1::ControllerMessage::decode(bytes) else { return };
+    match message.message {
+        Some(Order::Welcome(v1::Welcome { mandate: Some(mandate), .. })) => {
+            reads_again::<v1::Mandate, Mandate>(mandate);
+        }
+        Some(Order::Desired(state)) => {
+            for problem in reconcile::read(&state) {
+                assert!(!problem.is_empty());
+            }
+            for guest in state.guests.into_iter().filter_map(|guest| guest.spec) {
+                reads_again::<v1::GuestSpec, GuestSpec>(guest);
+            }
+            for binding in state.networks.into_iter().flat_map(|network| network.bindings) {
+                reads_again::<v1::Binding, Binding>(binding);
+            }
+        }
+        Some(
+            Order::Expect(v1::ExpectMigration { plan: Some(plan) })
+            | Order::Start(v1::StartMigration { plan: Some(plan) }),
+        ) => {
+            reads_again::<v1::MigrationPlan, MigrationPlan>(plan);
+        }
+        Some(Order::Rebind(rebind)) => drop(flip::read(rebind)),
+        _ => {}
+    }
+}
+
+/// What the two ends of a migration say to each other: the first byte says which end speaks.
+pub(crate) fn peer(bytes: &[u8]) {
+    let Some((choice, body)) = chosen(bytes) else { return };
+    match choice {
+        0 => {
+            let Ok(message) = v1::FromSource::decode(body) else { return };
+            if let Some(from_source::Message::Joined(joined)) = &message.message {
+                for membership in &joined.memberships {
+                    assert!(memberships::read(membership).groups.iter().all(std::net::IpAddr::is_multicast));
+                }
+            }
+            let _event = peer::event_of(message);
+        }
+        _ => {
+            let Ok(message) = v1::FromDestination::decode(body) else { return };
+            if let Some(from_destination::Message::Prepared(prepared)) = message.message
+                && let Ok(target) = memory_target(&prepared)
+            {
+                assert_eq!(prepared.memory_uri, format!("tcp:{target}"), "QEMU is given nothing but this");
+            }
+        }
+    }
+}
+
+/// Bytes to a message, and to what it means.
+fn read<M, T>(bytes: &[u8])
+where
+    M: Message + Default,
+    T: TryFrom<M>,
+{
+    let _read = M::decode(bytes).ok().map(T::try_from);
+}
+
+/// The same of what can be written again.
+fn stable<M, T>(bytes: &[u8])
+where
+    M: Message + Default + From<T>,
+    T: TryFrom<M, Error: Debug> + Clone + PartialEq + Debug,
+{
+    if let Ok(message) = M::decode(bytes) {
+        reads_again::<M, T>(message);
+    }
+}
+
+/// What reads means the same when it was written and read once more.
+fn reads_again<M, T>(message: M)
+where
+    M: From<T>,
+    T: TryFrom<M, Error: Debug> + Clone + PartialEq + Debug,
+{
+    if let Ok(read) = T::try_from(message) {
+        assert_eq!(T::try_from(M::from(read.clone())).expect("what was read can be written"), read);
+    }
+}
