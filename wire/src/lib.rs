@@ -2,6 +2,7 @@
 
 mod convert;
 mod names;
+mod secret;
 mod status;
 
 pub use convert::{InvalidField, Problem, nested, parsed};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use throughline_cutover::{GuestName, HostName, MacAddr, Vni};
-use throughline_hypervisor::Accelerator;
+use throughline_hypervisor::{Accelerator, Confinement, Sealer};
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
 use tokio::sync::{Mutex, Notify, Semaphore};
@@ -20,6 +20,10 @@ pub struct Host {
     pub config: Config,
     /// What the probe found.
     pub accelerator: Accelerator,
+    /// What guests' QEMUs run in.
+    pub confinement: Confinement,
+    /// What seals guests' memory on its way.
+    pub sealer: Sealer,
     /// The kernel's network configuration.
     pub netlink: Netlink,
     /// The tc programs and their state.
@@ -54,16 +58,22 @@ pub struct Systems {
     pub journal: Journal,
     /// The probe's verdict.
     pub accelerator: Accelerator,
+    /// What guests' QEMUs run in.
+    pub confinement: Confinement,
+    /// What seals guests' memory on its way.
+    pub sealer: Sealer,
 }
 
 impl Host {
     /// An agent over its outside systems.
     pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
-        let Systems { netlink, datapath, journal, accelerator } = systems;
+        let Systems { netlink, datapath, journal, accelerator, confinement, sealer } = systems;
         let hold_memory = Arc::new(Semaphore::new(config.hold_budget_mib() as usize));
         Self {
             config,
             accelerator,
+            confinement,
+            sealer,
             netlink,
             datapath,
             journal,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use throughline_hypervisor::probe_accelerator;
+use throughline_hypervisor::{Confinement, QemuUser, Sealer, probe_accelerator};
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
 use throughline_wire::v1::peer_server::PeerServer;
@@ -24,6 +24,8 @@ use crate::{
 
 /// Largest message another agent may send, bytes.
 const LARGEST_MESSAGE: usize = 1 << 20;
+/// User and group of who has nothing.
+const NOBODY: QemuUser = QemuUser::One { uid: 65_534, gid: 65_534 };
 
 /// Runs an agent until `shutdown` completes. Guests run on.
 ///
@@ -73,11 +75,23 @@ async fn open_systems(config: &Config) -> anyhow::Result<Systems> {
     {
         warn!(%fabric, "this host belongs to another fabric from now on, by its operator's word");
     }
-    let accelerator = probe_accelerator(config.accel).await?;
+    // A host that runs no guests needs no user for them; nobody is everywhere.
+    let user = if config.peer_only { &NOBODY } else { &config.qemu_user };
+    let confinement = Confinement::new(user, &config.cgroup)?;
+    let program = Sealer::installed()?;
+    let sealer = Sealer::open(&program).with_context(|| {
+        format!("{}, which seals guests' memory on its way, is not beside the agent", program.display())
+    })?;
+    if config.memory_plaintext {
+        warn!(
+            "GUESTS' MEMORY CROSSES THE WIRE IN THE CLEAR (--memory-plaintext): whoever can reach the underlay can read and change it"
+        );
+    }
+    let accelerator = probe_accelerator(config.accel, &confinement).await?;
     let netlink = Netlink::open().context("the kernel's network configuration cannot be reached; run as root")?;
     let bpffs = config.bpffs.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(Some(&bpffs))).await?;
     let datapath =
         datapath.context("the tc programs could not be loaded; --bpffs must be on a mounted bpf file system")?;
-    Ok(Systems { netlink, datapath, journal, accelerator })
+    Ok(Systems { netlink, datapath, journal, accelerator, confinement, sealer })
 }

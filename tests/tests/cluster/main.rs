@@ -24,4 +24,5 @@ mod processes;
 mod restart;
 mod segment;
 mod stalling;
+mod strangers;
 mod wire;

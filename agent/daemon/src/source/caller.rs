@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use throughline_cutover::{Failure, Generation, MigrationPlan, SourceEvent};
 use throughline_wire::v1::{
-    FromDestination, FromSource, Prepare, ResolveRequest, from_destination::Message, from_source,
+    FromDestination, FromSource, Prepare, Prepared, ResolveRequest, from_destination::Message, from_source,
     peer_client::PeerClient,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 use tracing::warn;
+
+use crate::slot::Slot;
 
 /// How long a destination may take to answer the phone.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -24,8 +26,13 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Calls the destination; everything it says, and that it cannot be reached, comes as events.
-    pub(super) fn place(plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) -> Self {
+    /// Calls the destination; everything it says, and that it cannot be reached, comes as events, but for where memory may
+    /// come: that is left in `prepared`.
+    pub(super) fn place(
+        plan: &MigrationPlan,
+        events: mpsc::UnboundedSender<SourceEvent>,
+        prepared: Slot<Prepared>,
+    ) -> Self {
         let (to_destination, queue) = mpsc::unbounded_channel();
         let call = Self { to_destination };
         call.say(from_source::Message::Prepare(Prepare {
@@ -36,7 +43,7 @@ impl Call {
         let address = plan.destination.peer_endpoint.clone();
         tokio::spawn(async move {
             let ended = match open(&address, queue).await {
-                Ok(stream) => listen(stream, &events).await,
+                Ok(stream) => listen(stream, &events, &prepared).await,
                 Err(status) => Some(status),
             };
             let event = match ended {
@@ -91,11 +98,12 @@ async fn open(
 async fn listen(
     mut stream: Streaming<FromDestination>,
     events: &mpsc::UnboundedSender<SourceEvent>,
+    prepared: &Slot<Prepared>,
 ) -> Option<tonic::Status> {
     loop {
         match stream.message().await {
             Ok(Some(message)) => {
-                if let Some(event) = event_of(message)
+                if let Some(event) = event_of(message, prepared)
                     && events.send(event).is_err()
                 {
                     return None;
@@ -108,9 +116,12 @@ async fn listen(
 }
 
 /// What a message means to the source; `None`: news that changes nothing here.
-fn event_of(message: FromDestination) -> Option<SourceEvent> {
+fn event_of(message: FromDestination, prepared: &Slot<Prepared>) -> Option<SourceEvent> {
     match message.message? {
-        Message::Prepared(it) => Some(SourceEvent::PeerPrepared { uri: it.memory_uri }),
+        Message::Prepared(it) => {
+            prepared.put(it);
+            Some(SourceEvent::PeerPrepared)
+        }
         Message::Committed(it) => Some(SourceEvent::PeerCommitted { generation: Generation(it.generation) }),
         Message::Declined(it) => {
             let failure =

@@ -25,6 +25,7 @@ pub(super) struct Results {
     pub(super) load: Option<Part<Continuity>>,
     pub(super) budget: Option<Part<Vec<budget::Row>>>,
     pub(super) cost: Option<Part<Cost>>,
+    pub(super) stream: Option<Part<Cost>>,
 }
 
 /// A part, and how it came about.
