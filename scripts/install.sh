@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 DESTDIR=${DESTDIR:-}
 BINARIES=${BINARIES:-target/release}
-PROGRAMS="throughline throughline-agent throughline-controller"
+PROGRAMS="throughline throughline-agent throughline-controller throughline-seal"
 
 fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
 

@@ -80,11 +80,8 @@ pub enum DestinationEvent {
     Announced,
     /// The source called and proved itself.
     SourceCalled,
-    /// Everything is in place and QEMU listens.
-    Ready {
-        /// Where, in QEMU's form.
-        uri: String,
-    },
+    /// Everything is in place, and memory may come.
+    Ready,
     /// Making ready failed.
     NotReady(Failure),
     /// QEMU has memory and devices.
@@ -137,11 +134,8 @@ pub enum DestinationEvent {
 pub enum DestinationEffect {
     /// Create taps (muted), hold, carry, landing; start QEMU incoming; read back. Answer: `Ready` or `NotReady`.
     Prepare,
-    /// Tell the source where to send memory.
-    TellPrepared {
-        /// In QEMU's form.
-        uri: String,
-    },
+    /// Tell the source where to send memory, and how.
+    TellPrepared,
     /// Write down that this host owns the guest. Answer: `CommitRecorded`.
     RecordCommit {
         /// At this generation.
@@ -473,9 +467,9 @@ impl Machine for Destination {
                 self.deadline = Some(now + Duration::from_millis(self.limits.deadline_ms.into()));
                 vec![DestinationEffect::Prepare]
             }
-            (At::Preparing, On::Ready { uri }) => {
+            (At::Preparing, On::Ready) => {
                 self.phase = At::Receiving;
-                vec![DestinationEffect::TellPrepared { uri }]
+                vec![DestinationEffect::TellPrepared]
             }
             (At::Receiving, On::MemoryIn) => {
                 self.memory_in = true;

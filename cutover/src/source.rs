@@ -62,11 +62,8 @@ pub enum SourceEvent {
     Begin,
     /// The ports' programs are attached and read back.
     Ready,
-    /// The destination listens for memory.
-    PeerPrepared {
-        /// In QEMU's form.
-        uri: String,
-    },
+    /// The destination waits for memory.
+    PeerPrepared,
     /// How memory is getting on.
     Progress(Progress),
     /// Every port's frames are held.
@@ -116,11 +113,8 @@ pub enum SourceEffect {
     PrepareDatapath,
     /// Open the stream to the destination. Answer: `PeerPrepared`, `PeerDeclined` or `PeerLost`.
     CallPeer,
-    /// Begin to copy memory and to report `Progress`.
-    StartPrecopy {
-        /// Where to.
-        uri: String,
-    },
+    /// Begin to copy memory to where the destination said, and to report `Progress`.
+    StartPrecopy,
     /// Have QEMU send next to nothing until it is let go: what is left gets no less, going over it again and again.
     Brake,
     /// Have it send as fast as the caller allows again, and look what was dirtied meanwhile.
@@ -192,7 +186,7 @@ pub struct Source {
     /// Since when the give-up is on disk.
     given_up: Option<Duration>,
     told: bool,
-    uri: Option<String>,
+    invited: bool,
     pre_switchover: bool,
     line_empty: bool,
     settle_ordered: bool,
@@ -216,7 +210,7 @@ impl Source {
             giving_up: false,
             given_up: None,
             told: false,
-            uri: None,
+            invited: false,
             pre_switchover: false,
             line_empty: false,
             settle_ordered: false,
@@ -290,13 +284,11 @@ impl Source {
     }
 
     fn precopy_if_ready(&mut self) -> Vec<SourceEffect> {
-        match (self.ready, self.uri.clone()) {
-            (true, Some(uri)) => {
-                self.phase = SourcePhase::Precopy;
-                vec![SourceEffect::StartPrecopy { uri }, SourceEffect::Report(SourceReport::Precopy)]
-            }
-            _ => vec![],
+        if !(self.ready && self.invited) {
+            return vec![];
         }
+        self.phase = SourcePhase::Precopy;
+        vec![SourceEffect::StartPrecopy, SourceEffect::Report(SourceReport::Precopy)]
     }
 
     fn progress(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
@@ -475,8 +467,8 @@ impl Machine for Source {
                 self.ready = true;
                 self.precopy_if_ready()
             }
-            (At::Preparing, On::PeerPrepared { uri }) => {
-                self.uri = Some(uri);
+            (At::Preparing, On::PeerPrepared) => {
+                self.invited = true;
                 self.precopy_if_ready()
             }
             (At::Precopy, On::Progress(progress)) => self.progress(progress, now),

@@ -38,10 +38,6 @@ fn destination(events: &[(u64, D)]) -> String {
 const FIRST: GatePeer = GatePeer { port: 0, peer: 0 };
 const SECOND: GatePeer = GatePeer { port: 0, peer: 1 };
 
-fn uri() -> String {
-    "tcp:192.0.2.2:49152".into()
-}
-
 fn lost(what: &str) -> Failure {
     Failure::new("TEST", what)
 }
@@ -56,7 +52,7 @@ fn until_armed() -> Vec<(u64, S)> {
     vec![
         (0, S::Begin),
         (20, S::Ready),
-        (30, S::PeerPrepared { uri: uri() }),
+        (30, S::PeerPrepared),
         (400, progress(1, 600, 150_000)),
         (498, progress(2, 600, 8_000)),
         (500, progress(3, 300, 900)),
@@ -99,7 +95,7 @@ fn source_of_a_busy_guest() {
     insta::assert_snapshot!(source(&[
         (0, S::Begin),
         (20, S::Ready),
-        (30, S::PeerPrepared { uri: uri() }),
+        (30, S::PeerPrepared),
         (900, progress(2, 600, 150_000)),
         (1_300, progress(3, 600, 150_000)),
         (1_330, progress(3, 600, 150_000)),
@@ -135,7 +131,7 @@ fn source_cancelled_in_precopy() {
     insta::assert_snapshot!(source(&[
         (0, S::Begin),
         (20, S::Ready),
-        (30, S::PeerPrepared { uri: uri() }),
+        (30, S::PeerPrepared),
         (400, S::Abort(lost("operator"))),
         (410, S::Undone),
     ]));
@@ -179,7 +175,7 @@ fn source_restarted_after_giving_up() {
 
 /// A pass of 1 s leaves 1 s each time.
 fn source_of_a_guest_that_does_not_converge(on_stall: OnStall) -> String {
-    let mut events = vec![(0, S::Begin), (20, S::Ready), (30, S::PeerPrepared { uri: uri() })];
+    let mut events = vec![(0, S::Begin), (20, S::Ready), (30, S::PeerPrepared)];
     let rates = |passes, throttle_percent| Progress {
         passes,
         throttle_percent,
@@ -249,7 +245,7 @@ fn until_received() -> Vec<(u64, D)> {
     vec![
         (0, D::Announced),
         (5, D::SourceCalled),
-        (60, D::Ready { uri: uri() }),
+        (60, D::Ready),
         (904, D::SourceGaveUp { generation: GENERATION }),
         (905, D::MemoryIn),
     ]

@@ -17,7 +17,7 @@ fn failure() -> Failure {
 fn source_event() -> impl Strategy<Value = S> {
     prop_oneof![
         Just(S::Ready),
-        Just(S::PeerPrepared { uri: "tcp:192.0.2.2:1".into() }),
+        Just(S::PeerPrepared),
         (1_u64..3, 1_u32..5).prop_map(|(rate, passes)| S::Progress(Progress { rate, passes, ..Progress::default() })),
         (1_u32..40).prop_map(|passes| S::Progress(Progress {
             passes,
@@ -57,7 +57,7 @@ fn destination_event() -> impl Strategy<Value = D> {
     prop_oneof![
         Just(D::Announced),
         Just(D::SourceCalled),
-        Just(D::Ready { uri: "tcp:192.0.2.2:1".into() }),
+        Just(D::Ready),
         Just(D::NotReady(failure())),
         Just(D::MemoryIn),
         Just(D::MemoryFailed(failure())),
@@ -141,7 +141,7 @@ proptest! {
     fn nobody_is_let_in_before_what_is_older(events in prop::collection::vec((destination_event(), 0_u64..150), 1..80)) {
         let mut machine = Destination::new(GENERATION, Limits::default(), AWAITED.into());
         let mut now = Duration::ZERO;
-        for event in [D::Announced, D::SourceCalled, D::Ready { uri: "tcp:192.0.2.2:1".into() }, D::MemoryIn] {
+        for event in [D::Announced, D::SourceCalled, D::Ready, D::MemoryIn] {
             machine.step(event, now);
         }
         machine.step(D::SourceGaveUp { generation: GENERATION }, now);
@@ -193,7 +193,7 @@ proptest! {
                     match effect {
                         SourceEffect::PrepareDatapath => to_source.push(S::Ready),
                         SourceEffect::CallPeer => to_destination.push(D::SourceCalled),
-                        SourceEffect::StartPrecopy { .. } | SourceEffect::Report(SourceReport::Progress(_)) => {
+                        SourceEffect::StartPrecopy | SourceEffect::Report(SourceReport::Progress(_)) => {
                             to_source.push(S::Progress(Progress { passes: 3, ..Progress::default() }));
                         }
                         SourceEffect::Arm => to_source.push(S::Armed),
@@ -214,8 +214,8 @@ proptest! {
             for event in std::mem::take(&mut to_destination) {
                 for effect in destination.step(event, now) {
                     match effect {
-                        DestinationEffect::Prepare => to_destination.push(D::Ready { uri: "tcp:192.0.2.2:1".into() }),
-                        DestinationEffect::TellPrepared { uri } => to_source.push(S::PeerPrepared { uri }),
+                        DestinationEffect::Prepare => to_destination.push(D::Ready),
+                        DestinationEffect::TellPrepared => to_source.push(S::PeerPrepared),
                         DestinationEffect::RecordCommit { .. } => to_destination.push(D::CommitRecorded),
                         DestinationEffect::TellCommitted { generation } if !lose => to_source.push(S::PeerCommitted { generation }),
                         DestinationEffect::Run => { ran = true; to_destination.push(D::Running); }

@@ -18,12 +18,13 @@ const AGENT: &str = include_str!("../../packaging/systemd/throughline-agent.serv
 const CONTROLLER: &str = include_str!("../../packaging/systemd/throughline-controller.service");
 
 /// Everything `make install` places, with its mode.
-const PLACED: [(&str, u32); 11] = [
+const PLACED: [(&str, u32); 12] = [
     ("etc/throughline/agent.env", 0o644),
     ("etc/throughline/controller.env", 0o644),
     ("usr/bin/throughline", 0o755),
     ("usr/bin/throughline-agent", 0o755),
     ("usr/bin/throughline-controller", 0o755),
+    ("usr/bin/throughline-seal", 0o755),
     ("usr/lib/systemd/system/throughline-agent.service", 0o644),
     ("usr/lib/systemd/system/throughline-controller.service", 0o644),
     ("usr/lib/sysusers.d/throughline.conf", 0o644),

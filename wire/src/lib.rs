@@ -3,9 +3,10 @@
 mod convert;
 pub mod limits;
 mod names;
+mod secret;
 mod status;
 
-pub use convert::{InvalidField, Problem, memory_target, nested, parsed};
+pub use convert::{InvalidField, Problem, nested, parsed};
 pub use status::{ERROR_DOMAIN, Explanation, Refusal, status, try_again};
 
 /// Generated from `proto/throughline/v1/*.proto`.

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, net::SocketAddr, path::PathBuf};
 
 use clap::Parser;
 use throughline_cutover::{FabricId, HostName};
-use throughline_hypervisor::AcceleratorChoice;
+use throughline_hypervisor::{AcceleratorChoice, QemuUser};
 use throughline_identity::DAEMON_DIRECTORY;
 
 /// The agent of one host: runs its guests, keeps its networks, moves both.
@@ -45,6 +45,17 @@ pub struct Config {
     /// How guests' processors are run; auto tries whether KVM really can run a 64-bit guest.
     #[arg(long, default_value = "auto", value_name = "auto|kvm|tcg")]
     pub accel: AcceleratorChoice,
+    /// Whose processes guests' QEMUs are: a user's name, UID, UID:GID, or FIRST-LAST for a user to each guest. If /etc/subuid
+    /// reserves users for the one named, each guest has one of those.
+    #[arg(long, default_value = "throughline-qemu", value_name = "USER")]
+    pub qemu_user: QemuUser,
+    /// Where guests' control groups are made, below the mount point of cgroup2.
+    #[arg(long, default_value = "throughline", value_name = "PATH")]
+    pub cgroup: PathBuf,
+    /// Guests' memory crosses the wire in the clear, where the other host's agent is told so too: for an underlay that nobody
+    /// else can read or write.
+    #[arg(long)]
+    pub memory_plaintext: bool,
     /// Memory for guests, MiB; default: three quarters of what the host has.
     #[arg(long, value_name = "MIB")]
     pub memory_mib: Option<u64>,

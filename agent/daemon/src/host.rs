@@ -6,7 +6,7 @@ use std::{
 };
 
 use throughline_cutover::{GuestName, HostName, MacAddr, Vni};
-use throughline_hypervisor::Accelerator;
+use throughline_hypervisor::{Accelerator, Confinement, Sealer};
 use throughline_identity::Security;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
@@ -24,6 +24,10 @@ pub struct Host {
     pub config: Config,
     /// How connections are proved.
     pub security: Security,
+    /// What guests' QEMUs run in.
+    pub confinement: Confinement,
+    /// What seals guests' memory on its way.
+    pub sealer: Sealer,
     /// The kernel's network configuration.
     pub netlink: Netlink,
     /// The tc programs and their state.
@@ -59,17 +63,23 @@ pub struct Systems {
     pub datapath: Datapath,
     /// The journal.
     pub journal: Journal,
+    /// What guests' QEMUs run in.
+    pub confinement: Confinement,
+    /// What seals guests' memory on its way.
+    pub sealer: Sealer,
 }
 
 impl Host {
     /// An agent over its outside systems.
     pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
-        let Systems { security, netlink, datapath, journal } = systems;
+        let Systems { security, netlink, datapath, journal, confinement, sealer } = systems;
         let hold_memory = Arc::new(Semaphore::new(config.hold_budget_mib() as usize));
         Self {
             config,
             security,
             accelerator: OnceLock::new(),
+            confinement,
+            sealer,
             netlink,
             datapath,
             journal,

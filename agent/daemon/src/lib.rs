@@ -18,6 +18,7 @@ pub mod flip;
 pub mod flows;
 pub mod gates;
 pub mod host;
+pub mod invitation;
 pub mod journal;
 pub mod link;
 pub mod lock;

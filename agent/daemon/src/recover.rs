@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use throughline_cutover::{Failure, MigrationPlan};
-use throughline_hypervisor::{FdRole, Guest, RunState};
+use throughline_hypervisor::{FdRole, RunState};
 use throughline_wire::v1;
 use tracing::{info, warn};
 
@@ -84,9 +84,7 @@ async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), 
     if owned || plan.destination.host != *host.name() {
         return Ok(());
     }
-    let adopted =
-        Guest::adopt(plan.guest.name.clone(), host.run_dir(&plan.guest.name)).await.map_err(hypervisor_failure)?;
-    if let Some(vm) = adopted {
+    if let Some(vm) = host.find_qemu(&plan.guest.name).await? {
         vm.quit().await.map_err(hypervisor_failure)?;
     }
     for port in &plan.ports {

@@ -195,7 +195,7 @@ impl Host {
             nics,
             incoming,
         };
-        Guest::launch(launch).await.map_err(hypervisor_failure)
+        Guest::launch(launch, &self.confinement).await.map_err(hypervisor_failure)
     }
 
     /// Boots a guest here: devices, QEMU, bridge, bindings.
@@ -223,14 +223,21 @@ impl Host {
         Ok(Arc::new(Resident::new(spec.clone(), generation, vm, ports)))
     }
 
+    /// The QEMU of that guest, if one runs here.
+    ///
+    /// # Errors
+    /// When what runs in its directory is not that guest.
+    pub async fn find_qemu(&self, guest: &GuestName) -> Result<Option<Guest>, Failure> {
+        Guest::adopt(guest.clone(), self.run_dir(guest), &self.confinement).await.map_err(hypervisor_failure)
+    }
+
     /// Takes a guest back that ran on while the agent did not: its QEMU, and from it the taps and holds.
     ///
     /// # Errors
     /// What failed, in words. `Ok(None)`: that guest's QEMU is not there any more.
     pub async fn adopt(&self, owned: &OwnedGuest) -> Result<Option<Resident>, Failure> {
         let OwnedGuest { spec, generation, vnis } = owned;
-        let adopted = Guest::adopt(spec.name.clone(), self.run_dir(&spec.name)).await.map_err(hypervisor_failure)?;
-        let Some(vm) = adopted else { return Ok(None) };
+        let Some(vm) = self.find_qemu(&spec.name).await? else { return Ok(None) };
         let mut ports = Vec::with_capacity(spec.ports.len());
         for (port, vni) in spec.ports.iter().zip(vnis) {
             let mut tap = self.adopt_device(&vm, FdRole::Tap(port.id), names::tap(port.id)).await?;

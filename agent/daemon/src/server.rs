@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use throughline_confine::{passage_dir, private_dir};
-use throughline_hypervisor::probe_accelerator;
+use throughline_hypervisor::{Confinement, QemuUser, Sealer, probe_accelerator};
 use throughline_identity::{Door, Identity, Security};
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
@@ -27,6 +27,8 @@ use crate::{
 const STREAMS: u32 = 16;
 /// Longest headers of a call, bytes.
 const LONGEST_HEADERS: u32 = 16 << 10;
+/// User and group of who has nothing.
+const NOBODY: QemuUser = QemuUser::One { uid: 65_534, gid: 65_534 };
 
 /// Runs an agent until `shutdown` completes. Guests run on.
 ///
@@ -43,7 +45,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let (uplink, news) = Uplink::new();
     let host = Arc::new(Host::new(config, systems, uplink));
     // Beside the rest: it may take 2 s, and an end of a move may be waiting for this agent.
-    let probing = tokio::spawn(probe_accelerator(host.config.accel));
+    let probed = host.clone();
+    let probing = tokio::spawn(async move { probe_accelerator(probed.config.accel, &probed.confinement).await });
     recover::recover(&host).await?;
 
     let (desired, wanted) = watch::channel(None);
@@ -107,10 +110,22 @@ async fn open_systems(config: &Config, security: Security) -> anyhow::Result<Sys
     {
         warn!(%fabric, "this host belongs to another fabric from now on, by its operator's word");
     }
+    // A host that runs no guests needs no user for them; nobody is everywhere.
+    let user = if config.peer_only { &NOBODY } else { &config.qemu_user };
+    let confinement = Confinement::new(user, &config.cgroup)?;
+    let program = Sealer::installed()?;
+    let sealer = Sealer::open(&program).with_context(|| {
+        format!("{}, which seals guests' memory on its way, is not beside the agent", program.display())
+    })?;
+    if config.memory_plaintext {
+        warn!(
+            "GUESTS' MEMORY CROSSES THE WIRE IN THE CLEAR (--memory-plaintext): whoever can reach the underlay can read and change it"
+        );
+    }
     let netlink = Netlink::open().context("the kernel's network configuration cannot be reached; run as root")?;
     let bpffs = config.bpffs.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(Some(&bpffs))).await?;
     let datapath =
         datapath.context("the tc programs could not be loaded; --bpffs must be on a mounted bpf file system")?;
-    Ok(Systems { security, netlink, datapath, journal })
+    Ok(Systems { security, netlink, datapath, journal, confinement, sealer })
 }

@@ -1,15 +1,13 @@
 //! QEMU's arguments, from what a guest is. Pure.
+//!
+//! QEMU runs in its run directory, so that its own files are names there; everything else is a descriptor it inherits.
 
 use std::{
     ffi::{OsStr, OsString},
-    os::{
-        fd::RawFd,
-        unix::ffi::{OsStrExt, OsStringExt},
-    },
-    path::Path,
+    os::fd::RawFd,
 };
 
-use throughline_cutover::{Boot, GuestName, MacAddr, Mtu, PortId};
+use throughline_cutover::{GuestName, MacAddr, Mtu, PortId};
 
 use crate::{Accelerator, FdRole, RunDir, ram_kib};
 
@@ -19,6 +17,11 @@ const FIRST_SLOT: usize = 2;
 /// them: QEMU up to 9.0 may then wait for a kick that never comes, and the card is deaf (hw/net/virtio-net.c, "update event
 /// idx if guest has made extra buffers during double check").
 const RX_QUEUE: u32 = 1024;
+/// Set of the descriptor the serial line is written to; cards' are counted from 0.
+const SERIAL_SET: u32 = 1_000;
+/// System calls QEMU gives up once it is set up: old ones, those that change who it is, start programs, or take what other
+/// processes have.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// A network card by descriptor numbers, as QEMU will inherit them.
 pub(crate) struct NicArgs {
@@ -39,13 +42,20 @@ pub(crate) fn processor(accelerator: Accelerator) -> (&'static str, &'static str
     }
 }
 
+/// What a guest boots, by descriptor numbers.
+pub(crate) struct BootArgs<'a> {
+    pub(crate) kernel: RawFd,
+    pub(crate) initrd: Option<RawFd>,
+    pub(crate) cmdline: &'a str,
+}
+
 /// Everything the arguments are made of.
 pub(crate) struct CommandLine<'a> {
     pub(crate) name: &'a GuestName,
-    pub(crate) run_dir: &'a RunDir,
     pub(crate) vcpus: u32,
     pub(crate) memory_kib: u64,
-    pub(crate) boot: &'a Boot,
+    pub(crate) boot: BootArgs<'a>,
+    pub(crate) serial_log: RawFd,
     pub(crate) accelerator: Accelerator,
     pub(crate) nics: &'a [NicArgs],
     pub(crate) incoming: bool,
@@ -75,6 +85,7 @@ impl CommandLine<'_> {
         args.flag("-no-user-config");
         args.option("-display", "none");
         args.option("-msg", "timestamp=on");
+        args.option("-sandbox", SANDBOX);
         // Nothing that a guest with a serial line and virtio cards does not use: it starts faster and migrates less.
         args.option("-machine", "q35,usb=off,sata=off,smbus=off,smm=off,vmport=off,hpet=off,dump-guest-core=off");
         let (accel, cpu) = processor(self.accelerator);
@@ -86,10 +97,10 @@ impl CommandLine<'_> {
     }
 
     fn boot(&self, args: &mut Arguments) {
-        let Boot { kernel, initrd, cmdline } = self.boot;
-        args.option("-kernel", kernel);
-        if !initrd.is_empty() {
-            args.option("-initrd", initrd);
+        let BootArgs { kernel, initrd, cmdline } = self.boot;
+        args.option("-kernel", own(kernel));
+        if let Some(initrd) = initrd {
+            args.option("-initrd", own(initrd));
         }
         if !cmdline.is_empty() {
             args.option("-append", cmdline);
@@ -97,13 +108,14 @@ impl CommandLine<'_> {
     }
 
     fn monitor_and_serial(&self, args: &mut Arguments) {
-        args.option("-pidfile", self.run_dir.pid_file());
-        args.option("-chardev", with_path("socket,id=qmp,server=on,wait=off,path=", &self.run_dir.qmp_socket()));
+        args.option("-pidfile", RunDir::PID_FILE);
+        args.option("-chardev", format!("socket,id=qmp,server=on,wait=off,path={}", RunDir::QMP_SOCKET));
         args.option("-mon", "chardev=qmp,mode=control");
         // A monitor that never disconnects: with the last one QEMU closes the kept descriptors of a running guest.
         args.option("-chardev", "file,id=keep,path=/dev/null");
         args.option("-mon", "chardev=keep,mode=control");
-        args.option("-chardev", with_path("file,id=serial0,append=on,path=", &self.run_dir.serial_log()));
+        args.option("-add-fd", format!("fd={},set={SERIAL_SET},opaque=serial", self.serial_log));
+        args.option("-chardev", format!("file,id=serial0,append=on,path=/dev/fdset/{SERIAL_SET}"));
         args.option("-serial", "chardev:serial0");
     }
 }
@@ -152,16 +164,9 @@ impl Arguments {
     }
 }
 
-/// `prefix` and `path` as the last value of an option list, where a comma is written twice.
-fn with_path(prefix: &str, path: &Path) -> OsString {
-    let mut bytes = prefix.as_bytes().to_vec();
-    for byte in path.as_os_str().as_bytes() {
-        bytes.push(*byte);
-        if *byte == b',' {
-            bytes.push(b',');
-        }
-    }
-    OsString::from_vec(bytes)
+/// The path by which a process opens a file it has open.
+pub(crate) fn own(descriptor: RawFd) -> String {
+    format!("/proc/self/fd/{descriptor}")
 }
 
 #[cfg(test)]
@@ -185,18 +190,13 @@ mod tests {
     }
 
     fn render(accelerator: Accelerator, nics: &[NicArgs], incoming: bool) -> String {
-        let boot = Boot {
-            kernel: "/boot/vmlinuz".to_owned(),
-            initrd: "/boot/initrd, odd".to_owned(),
-            cmdline: "console=ttyS0 a,b".to_owned(),
-        };
-        let (name, run_dir) = ("web-1".parse().unwrap(), RunDir::new("/run/tl,x/web-1"));
+        let name = "web-1".parse().unwrap();
         let line = CommandLine {
             name: &name,
-            run_dir: &run_dir,
             vcpus: 2,
             memory_kib: 262_144,
-            boot: &boot,
+            boot: BootArgs { kernel: 10, initrd: Some(11), cmdline: "console=ttyS0 a,b" },
+            serial_log: 12,
             accelerator,
             nics,
             incoming,
@@ -213,21 +213,23 @@ mod tests {
 -no-user-config
 -display none
 -msg timestamp=on
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine q35,usb=off,sata=off,smbus=off,smm=off,vmport=off,hpet=off,dump-guest-core=off
 -accel tcg,thread=multi
 -cpu max
 -smp 2
 -m 262136k
 -overcommit mem-lock=off
--kernel /boot/vmlinuz
--initrd /boot/initrd, odd
+-kernel /proc/self/fd/10
+-initrd /proc/self/fd/11
 -append console=ttyS0 a,b
--pidfile /run/tl,x/web-1/qemu.pid
--chardev socket,id=qmp,server=on,wait=off,path=/run/tl,,x/web-1/qmp.sock
+-pidfile qemu.pid
+-chardev socket,id=qmp,server=on,wait=off,path=qmp.sock
 -mon chardev=qmp,mode=control
 -chardev file,id=keep,path=/dev/null
 -mon chardev=keep,mode=control
--chardev file,id=serial0,append=on,path=/run/tl,,x/web-1/serial.log
+-add-fd fd=12,set=1000,opaque=serial
+-chardev file,id=serial0,append=on,path=/dev/fdset/1000
 -serial chardev:serial0
 -add-fd fd=21,set=0,opaque=tap:7
 -add-fd fd=22,set=1,opaque=hold:7

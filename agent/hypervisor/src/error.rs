@@ -67,6 +67,26 @@ pub enum HypervisorError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A kernel or initial RAM disk that a guest cannot be given.
+    #[error("guest {guest}: cannot boot {path:?}: {why}")]
+    Image {
+        /// Guest.
+        guest: GuestName,
+        /// As it was asked for.
+        path: String,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// The memory stream could not be opened, sealed or handed over.
+    #[error("guest {guest}: the memory stream {what}: {source}")]
+    Stream {
+        /// Guest.
+        guest: GuestName,
+        /// What did not work.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// QEMU ended before it answered.
     #[error("guest {guest}: QEMU ended as it started: {exit}")]
     Died {

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -18,7 +19,8 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    Exit, GuestEvent, GuestEventKind, HypervisorError, RunDir, RunState,
+    Confinement, Exit, GuestEvent, GuestEventKind, HypervisorError, RunDir, RunState,
+    confinement::Cell,
     process::{Process, Watch},
     qmp::Connection,
 };
@@ -45,6 +47,7 @@ pub struct Guest(Arc<Inner>);
 struct Inner {
     name: GuestName,
     run_dir: RunDir,
+    cell: Cell,
     process: Process,
     qmp: Connection,
     events: broadcast::Sender<GuestEvent>,
@@ -62,29 +65,32 @@ impl Guest {
     pub(crate) fn new(
         name: GuestName,
         run_dir: RunDir,
+        cell: Cell,
         process: Process,
         qmp: Connection,
         events: broadcast::Sender<GuestEvent>,
         exit: ExitWatch,
     ) -> Self {
         let herald = tokio::spawn(herald(exit.clone(), qmp.closed(), events.clone()));
-        Self(Arc::new(Inner { name, run_dir, process, qmp, events, exit, herald }))
+        Self(Arc::new(Inner { name, run_dir, cell, process, qmp, events, exit, herald }))
     }
 
     /// Takes back a guest that another agent process started, or this one before it let go. `None` if none runs there.
     ///
-    /// QEMU locks its pid file for as long as it lives: the lock says who runs, the monitor's socket must be served by
-    /// that same process, and that process must call itself `name`.
+    /// QEMU locks its pid file for as long as it lives: the lock says who runs. That process must be a QEMU, of the user and in
+    /// the group this guest has, the monitor's socket must be served by it, and it must call itself `name`. Until all that is
+    /// known it is not touched, for what lies in the directory may be made up.
     ///
     /// # Errors
     /// [`HypervisorError::NotThatGuest`] if something runs there that is not this guest; it was not touched.
-    pub async fn adopt(name: GuestName, run_dir: RunDir) -> Result<Option<Self>, HypervisorError> {
-        let owner = run_dir.owner().map_err(|source| HypervisorError::RunDir {
-            guest: name.clone(),
-            path: run_dir.pid_file(),
-            source,
-        })?;
-        let Some(pid) = owner else { return Ok(None) };
+    pub async fn adopt(
+        name: GuestName,
+        run_dir: RunDir,
+        confinement: &Confinement,
+    ) -> Result<Option<Self>, HypervisorError> {
+        let unusable = |source| HypervisorError::RunDir { guest: name.clone(), path: run_dir.pid_file(), source };
+        let Some(pid) = run_dir.owner().map_err(unusable)? else { return Ok(None) };
+        let cell = confinement.cell_of(&name, &run_dir).map_err(unusable)?;
         let stranger =
             |why| HypervisorError::NotThatGuest { guest: name.clone(), run_dir: run_dir.path().to_owned(), why };
         let process = Process::open(pid).map_err(|source| HypervisorError::Process {
@@ -93,6 +99,11 @@ impl Guest {
             pid,
             source,
         })?;
+        // What is read of the process is read while it is held, and it still is the one.
+        cell.has(pid).map_err(stranger)?;
+        if !process.lives() {
+            return Ok(None);
+        }
         let (stream, served_by) = reach(&run_dir)
             .await
             .map_err(|error| stranger(format!("process {pid} runs, but its monitor cannot be reached: {error}")))?;
@@ -112,7 +123,7 @@ impl Guest {
             source,
         })?;
         let exit = watch_exit(watch, run_dir.clone());
-        Ok(Some(Self::new(name, run_dir, process, qmp, events, exit)))
+        Ok(Some(Self::new(name, run_dir, cell, process, qmp, events, exit)))
     }
 
     /// Its name.
@@ -201,6 +212,7 @@ impl Guest {
             command: "SIGKILL",
             after: KILL_DEADLINE,
         })?;
+        self.0.cell.clear().await;
         self.run_dir().remove().map_err(|source| HypervisorError::RunDir {
             guest: guest.clone(),
             path: self.run_dir().path().to_owned(),
@@ -216,6 +228,18 @@ impl Guest {
 
     pub(crate) async fn execute<C: Command>(&self, command: C) -> Result<C::Ok, HypervisorError> {
         self.0.qmp.execute(command).await
+    }
+
+    pub(crate) async fn execute_with<C: Command>(
+        &self,
+        command: C,
+        descriptor: OwnedFd,
+    ) -> Result<C::Ok, HypervisorError> {
+        self.0.qmp.execute_with(command, descriptor).await
+    }
+
+    pub(crate) fn cell(&self) -> &Cell {
+        &self.0.cell
     }
 
     pub(crate) fn process(&self) -> &Process {
@@ -235,7 +259,7 @@ impl Guest {
 async fn reach(run_dir: &RunDir) -> io::Result<(UnixStream, Option<i32>)> {
     let started = Instant::now();
     loop {
-        match Connection::connect(&run_dir.qmp_socket()).await {
+        match run_dir.connect().await {
             Err(_) if started.elapsed() < ADOPT_DEADLINE => sleep(ADOPT_POLL).await,
             result => return result,
         }

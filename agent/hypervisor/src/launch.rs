@@ -1,7 +1,6 @@
 //! Starting a guest's QEMU so that it outlives the agent.
 
 use std::{
-    fs::OpenOptions,
     io,
     os::fd::{AsRawFd, OwnedFd},
     process::{Child, Command, Stdio},
@@ -18,10 +17,12 @@ use tokio::{
 use tracing::info;
 
 use crate::{
-    Accelerator, FdRole, Guest, HypervisorError, RunDir,
-    command_line::{CommandLine, NicArgs},
+    Accelerator, Confinement, FdRole, Guest, HypervisorError, RunDir,
+    command_line::{BootArgs, CommandLine, NicArgs},
+    confinement::{Allowance, Cell},
     guest::{EVENTS_KEPT, ExitWatch, watch_exit},
-    process::{Process, detach},
+    image::Images,
+    process::Process,
     qmp::Connection,
     ram_kib,
 };
@@ -73,14 +74,14 @@ pub struct Launch {
 }
 
 impl Guest {
-    /// Starts QEMU in its own session and waits until its monitor answers. The guest runs, or waits for
+    /// Starts QEMU, confined and in its own session, and waits until its monitor answers. The guest runs, or waits for
     /// [`Guest::listen`] if `launch.incoming`.
     ///
     /// # Errors
     /// [`HypervisorError::Occupied`] if one runs there already, [`HypervisorError::Died`] with QEMU's words if it
     /// ended at once. After an error no QEMU of this launch runs; its log stays in the run directory.
-    pub async fn launch(launch: Launch) -> Result<Self, HypervisorError> {
-        prepare_run_dir(&launch)?;
+    pub async fn launch(launch: Launch, confinement: &Confinement) -> Result<Self, HypervisorError> {
+        let cell = prepare_run_dir(&launch, confinement)?;
         let given = ram_kib(launch.memory_kib, launch.accelerator);
         if given < launch.memory_kib {
             info!(
@@ -88,23 +89,30 @@ impl Guest {
                 "RAM reduced: a TCG guest with a multiple of 256 KiB loses memory when it migrates"
             );
         }
-        let child = spawn(&launch)?;
+        let child = spawn(&launch, &cell)?;
         let Launch { name, run_dir, .. } = launch;
         let (process, child) = hold(&name, child)?;
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let watch = process.watch(Some(child)).map_err(|source| process_error(&name, "watch", &process, source))?;
         let exit = watch_exit(watch, run_dir.clone());
         let connection = async {
-            let stream = connect(&name, &run_dir).await?;
+            let stream = connect(&name, &run_dir, process.pid()).await?;
             Connection::open(&name, stream, events.clone()).await
         };
         let opened = tokio::select! {
             opened = connection => opened,
-            exit = exit.ended() => return Err(HypervisorError::Died { guest: name, exit }),
+            exit = exit.ended() => {
+                cell.clear().await;
+                return Err(HypervisorError::Died { guest: name, exit });
+            }
         };
         match opened {
-            Ok(connection) => Ok(Self::new(name, run_dir, process, connection, events, exit)),
-            Err(error) => Err(end_failed_start(&name, &process, &exit, error).await),
+            Ok(connection) => Ok(Self::new(name, run_dir, cell, process, connection, events, exit)),
+            Err(error) => {
+                let error = end_failed_start(&name, &process, &exit, error).await;
+                cell.clear().await;
+                Err(error)
+            }
         }
     }
 }
@@ -130,7 +138,7 @@ async fn end_failed_start(
     }
 }
 
-fn prepare_run_dir(launch: &Launch) -> Result<(), HypervisorError> {
+fn prepare_run_dir(launch: &Launch, confinement: &Confinement) -> Result<Cell, HypervisorError> {
     let (guest, run_dir) = (&launch.name, &launch.run_dir);
     if !run_dir.fits_socket() {
         return Err(HypervisorError::SocketPath { guest: guest.clone(), path: run_dir.qmp_socket() });
@@ -139,17 +147,17 @@ fn prepare_run_dir(launch: &Launch) -> Result<(), HypervisorError> {
     if run_dir.owner().map_err(unusable)?.is_some() {
         return Err(HypervisorError::Occupied { guest: guest.clone(), run_dir: run_dir.path().to_owned() });
     }
-    run_dir.prepare().map_err(unusable)
+    confinement.prepare(guest, run_dir).map_err(unusable)
 }
 
 /// Connects as soon as QEMU has made its socket.
-async fn connect(guest: &GuestName, run_dir: &RunDir) -> Result<UnixStream, HypervisorError> {
+async fn connect(guest: &GuestName, run_dir: &RunDir, pid: i32) -> Result<UnixStream, HypervisorError> {
     let started = Instant::now();
     loop {
-        match Connection::connect(&run_dir.qmp_socket()).await {
-            Ok((stream, _pid)) => return Ok(stream),
-            Err(_) if started.elapsed() < START_DEADLINE => sleep(START_POLL).await,
-            Err(_) => {
+        match run_dir.connect().await {
+            Ok((stream, served_by)) if served_by == Some(pid) => return Ok(stream),
+            _ if started.elapsed() < START_DEADLINE => sleep(START_POLL).await,
+            _ => {
                 return Err(HypervisorError::Deadline {
                     guest: guest.clone(),
                     command: "start",
@@ -160,28 +168,41 @@ async fn connect(guest: &GuestName, run_dir: &RunDir) -> Result<UnixStream, Hype
     }
 }
 
-fn spawn(launch: &Launch) -> Result<Child, HypervisorError> {
+fn spawn(launch: &Launch, cell: &Cell) -> Result<Child, HypervisorError> {
     let program = PROGRAM;
     let failed = |source| HypervisorError::Spawn { guest: launch.name.clone(), program, source };
-    let log = OpenOptions::new().append(true).create(true).open(launch.run_dir.qemu_log()).map_err(failed)?;
+    let images = Images::open(&launch.name, &launch.boot)?;
+    let run_dir = &launch.run_dir;
+    let log = run_dir.open_log(&run_dir.qemu_log()).map_err(failed)?;
+    let serial_log = run_dir.open_log(&run_dir.serial_log()).map_err(failed)?;
     // QEMU closes what -add-fd names after it has duplicated it, so what it serves needs a number of its own.
     let copies = |nic: &NicFds| nic.tap.iter().map(OwnedFd::try_clone).collect();
     let kept_taps: Vec<Vec<OwnedFd>> = launch.nics.iter().map(copies).collect::<io::Result<_>>().map_err(failed)?;
     let nics: Vec<NicArgs> = launch.nics.iter().zip(&kept_taps).map(|(nic, kept)| numbers(nic, kept)).collect();
+    let boot = BootArgs {
+        kernel: images.kernel.as_raw_fd(),
+        initrd: images.initrd.as_ref().map(AsRawFd::as_raw_fd),
+        cmdline: &launch.boot.cmdline,
+    };
+    let mut inherited = vec![boot.kernel, serial_log.as_raw_fd()];
+    inherited.extend(boot.initrd);
+    inherited.extend(nics.iter().flat_map(|nic| nic.kept.iter().map(|(_, fd)| fd).chain(&nic.tap)));
     let line = CommandLine {
         name: &launch.name,
-        run_dir: &launch.run_dir,
         vcpus: launch.vcpus,
         memory_kib: launch.memory_kib,
-        boot: &launch.boot,
+        boot,
+        serial_log: serial_log.as_raw_fd(),
         accelerator: launch.accelerator,
         nics: &nics,
         incoming: launch.incoming,
     };
     let mut command = Command::new(program);
-    command.args(line.arguments()).stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
-    let inherited = nics.iter().flat_map(|nic| nic.kept.iter().map(|(_, fd)| fd).chain(&nic.tap)).copied().collect();
-    detach(&mut command, inherited);
+    command.args(line.arguments()).current_dir(run_dir.path());
+    command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
+    let Launch { vcpus, memory_kib, accelerator, .. } = *launch;
+    let allowance = Allowance { vcpus, memory_kib, accelerator };
+    cell.hold(&mut command, Some(allowance), inherited).map_err(failed)?;
     command.spawn().map_err(failed)
 }
 

@@ -5,13 +5,17 @@
 //! [`Guest::adopt`] and [`Guest::take_fd`]. The decisions (when to pause, when to commit) belong to the caller; this
 //! crate sends commands, each with a deadline, and passes on events in the order QEMU sent them.
 //!
+//! QEMU is not trusted: it runs confined (`confinement/`), and what it says or leaves is checked. Memory goes over a stream that
+//! the agents open and a program of this crate, `throughline-seal`, encrypts (`stream/`).
+//!
 //! What is pure (command line, RAM size, reading of statistics) is in functions without IO.
 //!
 //! ```text
 //!  source                          destination
 //!  launch                          launch(incoming)
-//!                                  listen                -> uri
-//!  start_migration(uri)
+//!                                  listen                -> invitation
+//!  call(invitation)                receive
+//!  start_migration
 //!  progress, progress, ...
 //!  let_stop
 //!  event Migration(PreSwitchover)
@@ -26,12 +30,13 @@
 mod accelerator;
 mod anchor;
 mod command_line;
+mod confinement;
 mod descriptors;
 mod error;
 mod event;
 mod guest;
+mod image;
 mod launch;
-mod memory_socket;
 mod migration;
 mod probe;
 mod probe_rom;
@@ -39,8 +44,10 @@ mod process;
 mod progress;
 mod qmp;
 mod run_dir;
+mod stream;
 
 pub use accelerator::{Accelerator, AcceleratorChoice, InvalidAccelerator, ram_kib};
+pub use confinement::{Confinement, ConfinementError, InvalidQemuUser, QemuUser};
 pub use descriptors::FdRole;
 pub use error::HypervisorError;
 pub use event::{GuestEvent, GuestEventKind, MigrationStatus, RunState};
@@ -51,3 +58,4 @@ pub use process::Exit;
 pub use progress::MigrationProgress;
 pub use qmp::read_monitor_line;
 pub use run_dir::RunDir;
+pub use stream::{Awaited, Credentials, Invitation, Sealer, Token, seal};

@@ -1,11 +1,17 @@
 //! Migration, in the steps in which the two agents coordinate it. Nothing here waits for a phase: phases are events.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, os::fd::OwnedFd, time::Duration};
 
-use qapi::qmp::{self, MigrationCapability as Capability, SocketAddress};
+use qapi::{
+    Command,
+    qmp::{self, MigrationCapability as Capability},
+};
 use tokio::time::{Instant, sleep};
 
-use crate::{Guest, HypervisorError, MigrationProgress, MigrationStatus, RunState};
+use crate::{Awaited, Guest, HypervisorError, Invitation, MigrationProgress, MigrationStatus, RunState, Sealer};
+
+/// By what name QEMU knows the stream's descriptor until it takes it.
+const STREAM: &str = "throughline-memory";
 
 /// Downtime limit of a guest that is not let go, milliseconds. With 0 QEMU would never look at the dirty bitmap again.
 const UNDER_ANCHOR_MS: u64 = 1;
@@ -25,14 +31,12 @@ const AT_ONCE: u8 = 99;
 const ANY_DIRT: u8 = 1;
 /// And before there is a decision: as much as was sent.
 const MUCH_DIRT: u8 = 100;
-/// How long QEMU may take to connect.
+/// How long QEMU may take to begin.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 /// How often it is asked meanwhile.
 const CONNECT_POLL: Duration = Duration::from_millis(10);
 /// How long QEMU may take to wind up a cancelled migration.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
-/// How long it may take if the guest runs: then only a connection is still being tried, for as long as TCP does.
-const HANG_UP: Duration = Duration::from_millis(300);
 /// How often it is asked meanwhile; the guest may stand still.
 const CANCEL_POLL: Duration = Duration::from_millis(1);
 
@@ -44,36 +48,60 @@ enum Side {
 }
 
 impl Guest {
-    /// Destination, launched with `incoming`: listens on `address` for the source's memory, on a port of the kernel's
-    /// choice. Gives the URI for [`Guest::start_migration`], `tcp:a.b.c.d:port`. After the migration the guest is
-    /// paused until [`Guest::cont`].
+    /// Destination, launched with `incoming`: opens a door on `address` for the memory of `source`, sealed if there is a
+    /// `sealer`. The invitation is the source's, see [`Guest::call`]; [`Guest::receive`] is next.
     ///
     /// # Errors
-    /// [`HypervisorError::Refused`] if this QEMU does not wait for a migration or cannot listen on that address.
-    pub async fn listen(&self, address: Ipv4Addr) -> Result<String, HypervisorError> {
+    /// [`HypervisorError::Stream`] if nobody can listen on that address.
+    pub async fn listen(
+        &self,
+        address: Ipv4Addr,
+        source: Ipv4Addr,
+        sealer: Option<&Sealer>,
+    ) -> Result<(Awaited, Invitation), HypervisorError> {
         self.add_anchor_node().await?;
         self.set_up_migration(Side::Destination, qmp::MigrateSetParameters::default()).await?;
-        let uri = Some(format!("tcp:{address}:0"));
-        self.execute(qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await?;
-        let info = self.execute(qmp::query_migrate {}).await?;
-        let port = info.socket_address.iter().flatten().find_map(|address| match address {
-            SocketAddress::inet(inet) => inet.base.port.parse::<u16>().ok(),
-            SocketAddress::fd(_) | SocketAddress::unix(_) | SocketAddress::vsock(_) => None,
-        });
-        port.map(|port| format!("tcp:{address}:{port}")).ok_or_else(|| HypervisorError::Answer {
-            guest: self.name().clone(),
-            command: "query-migrate",
-            detail: "no TCP port although it listens".to_owned(),
-        })
+        let opened = Awaited::new(address, source, sealer);
+        opened.map_err(|source| HypervisorError::Stream { guest: self.name().clone(), what: "has no door", source })
     }
 
-    /// Source: begins to send memory to `uri`, at no more than `bandwidth` bytes per second (0: no limit), over and over
-    /// until [`Guest::let_stop`] or [`Guest::cancel_migration`]. Only if it `may_throttle` will [`Guest::throttle`] do anything.
+    /// Destination: waits for the source's call, and has QEMU take memory from it. After the migration the guest is paused until
+    /// [`Guest::cont`]. Dropped, it closes the door.
     ///
     /// # Errors
-    /// Those of any command; [`Guest::cancel_migration`] after one. That nobody listens is none: it shows as
+    /// [`HypervisorError::Stream`] if the stream cannot be sealed; [`HypervisorError::Refused`] if this QEMU does not wait for a
+    /// migration.
+    pub async fn receive(&self, awaited: Awaited) -> Result<(), HypervisorError> {
+        let stream = awaited.arrive(self).await?;
+        let uri = Some(format!("fd:{STREAM}"));
+        self.hand_over(stream, qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await
+    }
+
+    /// Source: calls the destination from this host's address `from`. Gives the stream for [`Guest::start_migration`].
+    ///
+    /// # Errors
+    /// [`HypervisorError::Stream`] if nobody is there, or it is not who made the invitation.
+    pub async fn call(
+        &self,
+        invitation: &Invitation,
+        from: Ipv4Addr,
+        sealer: &Sealer,
+    ) -> Result<OwnedFd, HypervisorError> {
+        invitation.accept(self, from, sealer).await
+    }
+
+    /// Source: begins to send memory, at no more than `bandwidth` bytes per second (0: no limit), over and over until
+    /// [`Guest::let_stop`] or [`Guest::cancel_migration`]. Only if it `may_throttle` will [`Guest::throttle`] do anything.
+    ///
+    /// # Errors
+    /// Those of any command; [`Guest::cancel_migration`] after one. That the stream breaks is none: it shows as
     /// [`MigrationStatus::Failed`].
-    pub async fn start_migration(&self, uri: &str, bandwidth: u64, may_throttle: bool) -> Result<(), HypervisorError> {
+    pub async fn start_migration(
+        &self,
+        stream: OwnedFd,
+        bandwidth: u64,
+        may_throttle: bool,
+    ) -> Result<(), HypervisorError> {
         self.drop_anchor().await?;
         let limits = qmp::MigrateSetParameters {
             max_bandwidth: Some(bandwidth),
@@ -81,11 +109,25 @@ impl Guest {
             ..throttled(NOT_THROTTLED, MUCH_DIRT)
         };
         self.set_up_migration(Side::Source { may_throttle }, limits).await?;
-        let to = Some(uri.to_owned());
-        self.execute(qmp::migrate { uri: to, channels: None, detach: None, resume: None }).await?;
-        self.connected().await?;
-        self.send_at_once(uri);
-        Ok(())
+        let uri = Some(format!("fd:{STREAM}"));
+        self.hand_over(stream, qmp::migrate { uri, channels: None, detach: None, resume: None }).await?;
+        self.connected().await
+    }
+
+    /// Has QEMU take `stream` by `command`. One that it did not take it keeps no longer.
+    async fn hand_over<C: Command<Ok = qapi::Empty>>(
+        &self,
+        stream: OwnedFd,
+        command: C,
+    ) -> Result<(), HypervisorError> {
+        let fdname = STREAM.to_owned();
+        self.execute_with(qmp::getfd { fdname: fdname.clone() }, stream).await?;
+        let taken = self.execute(command).await;
+        if taken.is_err() {
+            // It may have been taken all the same.
+            let _closed = self.execute(qmp::closefd { fdname }).await;
+        }
+        taken.map(drop)
     }
 
     /// Waits until QEMU sends, or will not.
@@ -165,8 +207,7 @@ impl Guest {
     /// Source: cancels, and waits until QEMU has wound up. Gives the status it came to: [`MigrationStatus::Completed`]
     /// if it was too late, [`MigrationStatus::None`] if there was nothing to cancel. A guest that QEMU stopped for the
     /// switchover then runs again; one that the caller stopped stands until the caller's [`Guest::cont`], which QEMU
-    /// now accepts. It is [`MigrationStatus::Cancelling`] if a destination has not been reached yet, and QEMU begins no other
-    /// migration before it knows that.
+    /// now accepts.
     ///
     /// # Errors
     /// [`HypervisorError::Deadline`] if it is not wound up in 5 s.
@@ -177,9 +218,8 @@ impl Guest {
             let status = self.progress().await?.status;
             let over = status.is_terminal() || status == MigrationStatus::None;
             let state = self.run_state().await?;
-            let hangs_up = started.elapsed() > HANG_UP && state == RunState::Running;
             // The status changes before the run state does, and `cont` is refused until that has changed too.
-            if (over && state != RunState::FinishMigrate) || hangs_up {
+            if over && state != RunState::FinishMigrate {
                 return Ok(status);
             }
             if started.elapsed() > CANCEL_DEADLINE {

@@ -3,7 +3,10 @@
 
 use std::{
     io::{self, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     process::{Command, Stdio},
     time::Duration,
 };
@@ -12,7 +15,12 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::time::{Instant, timeout};
 use tracing::info;
 
-use crate::{Accelerator, AcceleratorChoice, command_line::processor, launch::PROGRAM, probe_rom, process::detach};
+use crate::{
+    Accelerator, AcceleratorChoice, Confinement,
+    command_line::{own, processor},
+    launch::PROGRAM,
+    probe_rom,
+};
 
 /// How long the probe may take. Where KVM works it takes some 0.2 s, on a translator 0.3 s.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -30,17 +38,21 @@ pub enum ProbeError {
 
 /// The accelerator for `choice`. For [`AcceleratorChoice::Auto`] a QEMU is started under KVM, as guests are, with a
 /// firmware that switches to long mode and copies 32 MiB; unless that succeeds within 2 s the answer is
-/// [`Accelerator::Tcg`], and the log has the reason. Ask once and keep the answer.
+/// [`Accelerator::Tcg`], and the log has the reason. It is confined as guests are, so the answer holds for them. Ask once and
+/// keep it.
 ///
 /// # Errors
 /// [`ProbeError`] if no QEMU could be started at all.
-pub async fn probe_accelerator(choice: AcceleratorChoice) -> Result<Accelerator, ProbeError> {
+pub async fn probe_accelerator(
+    choice: AcceleratorChoice,
+    confinement: &Confinement,
+) -> Result<Accelerator, ProbeError> {
     match choice {
         AcceleratorChoice::Kvm => Ok(Accelerator::Kvm),
         AcceleratorChoice::Tcg => Ok(Accelerator::Tcg),
         AcceleratorChoice::Auto => {
             let started = Instant::now();
-            let verdict = try_out(Accelerator::Kvm).await?;
+            let verdict = try_out(Accelerator::Kvm, confinement).await?;
             let took = started.elapsed();
             Ok(match verdict {
                 Ok(()) => {
@@ -57,7 +69,7 @@ pub async fn probe_accelerator(choice: AcceleratorChoice) -> Result<Accelerator,
 }
 
 /// Runs the probe under `accelerator`; the inner error is why it does not work.
-async fn try_out(accelerator: Accelerator) -> Result<Result<(), String>, ProbeError> {
+async fn try_out(accelerator: Accelerator, confinement: &Confinement) -> Result<Result<(), String>, ProbeError> {
     let image = image().map_err(ProbeError::Image)?;
     let (accel, cpu) = processor(accelerator);
     let mut command = Command::new(PROGRAM);
@@ -66,11 +78,11 @@ async fn try_out(accelerator: Accelerator) -> Result<Result<(), String>, ProbeEr
         .args(["-accel", accel, "-cpu", cpu, "-m", &format!("{}M", probe_rom::RAM_MIB)])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
         .arg("-bios")
-        .arg(format!("/proc/self/fd/{}", image.as_raw_fd()))
+        .arg(own(image.as_raw_fd()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    detach(&mut command, vec![image.as_raw_fd()]);
+    confinement.probe(&mut command, vec![image.as_raw_fd()]);
     let mut command = tokio::process::Command::from(command);
     let child = command.kill_on_drop(true).spawn().map_err(ProbeError::Spawn)?;
     Ok(match timeout(DEADLINE, child.wait_with_output()).await {
@@ -89,25 +101,33 @@ fn image() -> io::Result<OwnedFd> {
     let memory = memfd_create(c"throughline-probe", MFdFlags::MFD_CLOEXEC)?;
     let mut file = std::fs::File::from(memory);
     file.write_all(&probe_rom::image())?;
+    // Whoever QEMU is may read it.
+    file.set_permissions(std::fs::Permissions::from_mode(0o444))?;
     Ok(file.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    fn confinement() -> Confinement {
+        Confinement::new(&"61000".parse().unwrap(), Path::new("throughline-test/probe")).unwrap()
+    }
 
     #[tokio::test]
     async fn the_probe_succeeds_where_the_accelerator_works() {
-        assert_eq!(try_out(Accelerator::Tcg).await.unwrap(), Ok(()));
+        assert_eq!(try_out(Accelerator::Tcg, &confinement()).await.unwrap(), Ok(()));
     }
 
     #[tokio::test]
     async fn auto_answers_in_time_and_a_choice_at_once() {
         let started = Instant::now();
-        let auto = probe_accelerator(AcceleratorChoice::Auto).await.unwrap();
+        let auto = probe_accelerator(AcceleratorChoice::Auto, &confinement()).await.unwrap();
         println!("auto: {auto} after {:?}", started.elapsed());
         assert!(started.elapsed() < Duration::from_secs(5));
-        assert_eq!(probe_accelerator(AcceleratorChoice::Kvm).await.unwrap(), Accelerator::Kvm);
-        assert_eq!(probe_accelerator(AcceleratorChoice::Tcg).await.unwrap(), Accelerator::Tcg);
+        assert_eq!(probe_accelerator(AcceleratorChoice::Kvm, &confinement()).await.unwrap(), Accelerator::Kvm);
+        assert_eq!(probe_accelerator(AcceleratorChoice::Tcg, &confinement()).await.unwrap(), Accelerator::Tcg);
     }
 }

@@ -2,14 +2,14 @@
 
 use std::{
     fmt, io,
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::process::CommandExt,
-    },
-    process::{Child, Command, ExitStatus},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    process::{Child, ExitStatus},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// How a QEMU ended.
@@ -67,6 +67,13 @@ impl Process {
         }
     }
 
+    /// Whether it has not ended.
+    pub(crate) fn lives(&self) -> bool {
+        let mut ended = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        // A pidfd is readable from the moment the process has ended.
+        poll(&mut ended, PollTimeout::ZERO) == Ok(0)
+    }
+
     /// A duplicate of the process's descriptor `number`, close-on-exec.
     pub(crate) fn duplicate_fd(&self, number: RawFd) -> io::Result<OwnedFd> {
         // SAFETY: pidfd_getfd takes a descriptor, a number and flags and touches no memory of ours.
@@ -99,24 +106,6 @@ impl Watch {
     }
 }
 
-/// Makes the child a session of its own, so that no signal to the agent's group reaches it, and lets it inherit just
-/// `fds`: everything else of the agent is close-on-exec and stays so, also for children other threads start meanwhile.
-pub(crate) fn detach(command: &mut Command, fds: Vec<RawFd>) {
-    let prepare = move || {
-        nix::unistd::setsid()?;
-        for fd in &fds {
-            // SAFETY: fcntl on a number; async-signal-safe. The descriptor is open: the parent owns it past the spawn.
-            if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } == -1 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: the closure runs between fork and exec; it only makes the system calls setsid and fcntl, allocates
-    // nothing and takes no lock.
-    unsafe { command.pre_exec(prepare) };
-}
-
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     if fd < 0 {
@@ -131,6 +120,7 @@ mod tests {
     use std::{
         io::{Read, Write},
         os::unix::{net::UnixStream, process::ExitStatusExt},
+        process::Command,
     };
 
     use super::*;
@@ -141,10 +131,12 @@ mod tests {
         let pid = i32::try_from(child.id()).unwrap();
         let process = Process::open(pid).unwrap();
         let watch = process.watch(Some(child)).unwrap();
+        assert!(process.lives());
         process.signal(Signal::SIGTERM).unwrap();
         let status = watch.ended().await.unwrap().unwrap();
         assert_eq!(status.signal(), Some(libc::SIGTERM));
         process.signal(Signal::SIGTERM).unwrap();
+        assert!(!process.lives());
         assert!(Process::open(pid).is_err(), "reaped");
     }
 

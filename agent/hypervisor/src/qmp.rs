@@ -6,8 +6,8 @@
 
 use std::{
     collections::HashMap,
-    io,
-    path::Path,
+    io::{self, IoSlice},
+    os::fd::{AsRawFd, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -15,12 +15,13 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use qapi::{Command, Execute, qmp};
 use serde::Deserialize;
 use serde_json::Value;
 use throughline_cutover::{GuestName, Progress};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -35,7 +36,8 @@ use crate::{GuestEvent, HypervisorError, MigrationProgress, event};
 
 /// How long QEMU may take to answer, unless told otherwise.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
-/// Longest line accepted from QEMU, bytes: a broken QEMU must not fill the agent's memory.
+/// Longest line accepted from QEMU, bytes: a broken or hostile QEMU must not fill the agent's memory. How deep a line may nest
+/// the parser bounds (128).
 const LINE_MAX: u64 = 4 << 20;
 
 /// QMP's error object.
@@ -49,11 +51,18 @@ type Answer = Result<Value, Refusal>;
 /// Who waits for which answer; `None` once the connection is closed.
 type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>>;
 
+/// A command on its way, and the descriptor that goes with it.
+#[derive(Debug)]
+struct Outgoing {
+    line: Vec<u8>,
+    descriptor: Option<OwnedFd>,
+}
+
 /// An open monitor. Closed when dropped.
 #[derive(Debug)]
 pub(crate) struct Connection {
     guest: GuestName,
-    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    outgoing: mpsc::UnboundedSender<Outgoing>,
     waiting: Waiting,
     next_id: AtomicU64,
     closed: watch::Receiver<bool>,
@@ -61,16 +70,6 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the monitor at `socket`; also tells the pid of the process that serves it.
-    ///
-    /// # Errors
-    /// What connecting says; QEMU may not have made the socket yet.
-    pub(crate) async fn connect(socket: &Path) -> io::Result<(UnixStream, Option<i32>)> {
-        let stream = UnixStream::connect(socket).await?;
-        let pid = stream.peer_cred()?.pid();
-        Ok((stream, pid))
-    }
-
     /// Negotiates on a connected `stream`. From here on events go to `events`.
     ///
     /// # Errors
@@ -116,8 +115,25 @@ impl Connection {
         command: C,
         deadline: Duration,
     ) -> Result<C::Ok, HypervisorError> {
+        self.answer::<C>(self.send(command, None)?, deadline).await
+    }
+
+    /// Carries out `command`, which takes `descriptor`; ours is closed when it has been sent.
+    pub(crate) async fn execute_with<C: Command>(
+        &self,
+        command: C,
+        descriptor: OwnedFd,
+    ) -> Result<C::Ok, HypervisorError> {
+        self.answer::<C>(self.send(command, Some(descriptor))?, DEADLINE).await
+    }
+
+    async fn answer<C: Command>(
+        &self,
+        answered: oneshot::Receiver<Answer>,
+        deadline: Duration,
+    ) -> Result<C::Ok, HypervisorError> {
         let guest = || self.guest.clone();
-        let answer = match timeout(deadline, self.send(command)?).await {
+        let answer = match timeout(deadline, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_closed)) => return Err(HypervisorError::Gone { guest: guest(), command: C::NAME }),
             Err(_) => return Err(HypervisorError::Deadline { guest: guest(), command: C::NAME, after: deadline }),
@@ -136,7 +152,11 @@ impl Connection {
         self.closed.clone()
     }
 
-    fn send<C: Command>(&self, command: C) -> Result<oneshot::Receiver<Answer>, HypervisorError> {
+    fn send<C: Command>(
+        &self,
+        command: C,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<oneshot::Receiver<Answer>, HypervisorError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut line =
             serde_json::to_vec(&Execute::with_id(command, id)).map_err(|error| self.unreadable(C::NAME, &error))?;
@@ -144,7 +164,7 @@ impl Connection {
         let gone = || HypervisorError::Gone { guest: self.guest.clone(), command: C::NAME };
         let (answer, answered) = oneshot::channel();
         lock(&self.waiting).as_mut().ok_or_else(gone)?.insert(id, answer);
-        self.outgoing.send(line).map_err(|_| gone())?;
+        self.outgoing.send(Outgoing { line, descriptor }).map_err(|_| gone())?;
         Ok(answered)
     }
 
@@ -165,13 +185,28 @@ fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, Option<HashMap<u64, ones
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn write(mut writer: OwnedWriteHalf, mut lines: mpsc::UnboundedReceiver<Vec<u8>>) {
-    while let Some(line) = lines.recv().await {
+async fn write(mut writer: OwnedWriteHalf, mut lines: mpsc::UnboundedReceiver<Outgoing>) {
+    while let Some(outgoing) = lines.recv().await {
         // A broken connection is the reader's to report.
-        if writer.write_all(&line).await.is_err() {
+        if write_one(&mut writer, outgoing).await.is_err() {
             return;
         }
     }
+}
+
+/// A descriptor travels with the first bytes of its command.
+async fn write_one(writer: &mut OwnedWriteHalf, Outgoing { line, descriptor }: Outgoing) -> io::Result<()> {
+    let sent = match &descriptor {
+        None => 0,
+        Some(descriptor) => {
+            let socket: &UnixStream = (*writer).as_ref();
+            let (bytes, descriptors) = ([IoSlice::new(&line)], [descriptor.as_raw_fd()]);
+            let rights = [ControlMessage::ScmRights(&descriptors)];
+            let send = || Ok(sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None)?);
+            socket.async_io(Interest::WRITABLE, send).await?
+        }
+    };
+    writer.write_all(line.get(sent..).unwrap_or_default()).await
 }
 
 async fn read(
@@ -181,9 +216,15 @@ async fn read(
     events: broadcast::Sender<GuestEvent>,
     closing: watch::Sender<bool>,
 ) {
+    let mut warned = false;
     loop {
         match read_line(&mut reader).await {
-            Ok(Some(line)) => dispatch(&guest, line, &waiting, &events),
+            Ok(Some(line)) => {
+                // Said once: whoever does so on purpose is not to fill the log.
+                if !dispatch(&guest, line, &waiting, &events) && !std::mem::replace(&mut warned, true) {
+                    warn!(%guest, "QEMU sent an answer to nothing that was asked");
+                }
+            }
             Ok(None) => break,
             Err(error) => {
                 warn!(%guest, %error, "QEMU's monitor is lost");
@@ -252,20 +293,26 @@ pub fn read_monitor_line(line: &[u8]) -> Result<Option<GuestEvent>, serde_json::
     }
 }
 
-fn dispatch(guest: &GuestName, line: Value, waiting: &Waiting, events: &broadcast::Sender<GuestEvent>) {
+/// False for what is neither an event nor an answer to something that was asked.
+fn dispatch(guest: &GuestName, line: Value, waiting: &Waiting, events: &broadcast::Sender<GuestEvent>) -> bool {
     let (id, answer) = match understand(line) {
         Heard::Answer(id, answer) => (id, answer),
         Heard::Event(event) => {
             // No receiver is fine: nobody needs to listen.
             let _heard = event.map(|event| events.send(event));
-            return;
+            return true;
         }
-        Heard::Unknown(error) => return debug!(%guest, %error, "passed over an event of QEMU"),
-        Heard::Unasked => return warn!(%guest, "QEMU sent an answer to nothing that was asked"),
+        Heard::Unknown(error) => {
+            debug!(%guest, %error, "passed over an event of QEMU");
+            return true;
+        }
+        Heard::Unasked => return false,
     };
-    if let Some(Err(_late)) = lock(waiting).as_mut().and_then(|w| w.remove(&id)).map(|waiter| waiter.send(answer)) {
-        debug!(%guest, id, "an answer came after its deadline");
+    let Some(waiter) = lock(waiting).as_mut().and_then(|waiting| waiting.remove(&id)) else { return false };
+    if waiter.send(answer).is_err() {
+        debug!(%guest, "an answer came after its deadline");
     }
+    true
 }
 
 fn refusal(line: &Value) -> Refusal {
@@ -339,18 +386,59 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_without_end_ends_the_connection_and_fills_nothing() {
-        let (near, mut far) = UnixStream::pair().unwrap();
-        let (reader, _writer) = near.into_split();
-        let writing = tokio::spawn(async move {
-            let more = vec![b' '; 1 << 16];
-            while far.write_all(&more).await.is_ok() {}
-        });
-        let error = read_line(&mut BufReader::new(reader)).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        writing.abort();
-        let nested = [b"{\"return\": ".to_vec(), vec![b'['; 1 << 20]].concat();
-        read_monitor_line(&nested).expect_err("nested without end");
+    async fn a_line_without_end_or_of_endless_depth_ends_the_connection_and_not_the_agent() {
+        for hostile in ["x".repeat(usize::try_from(LINE_MAX).unwrap() + 1), format!("{}\n", "[".repeat(100_000))] {
+            let (near, far) = UnixStream::pair().unwrap();
+            let monitor = tokio::spawn(async move {
+                let (reader, mut writer) = far.into_split();
+                writer.write_all(format!("{GREETING}\r\n").as_bytes()).await.unwrap();
+                let _capabilities = read_line(&mut BufReader::new(reader)).await;
+                // The connection may be closed before all is written.
+                let _sent = writer.write_all(hostile.as_bytes()).await;
+            });
+            let (events, _receiver) = broadcast::channel(8);
+            let opened = Connection::open(&"g".parse().unwrap(), near, events).await;
+            assert!(matches!(opened, Err(HypervisorError::Gone { .. })), "{opened:?}");
+            monitor.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_goes_with_its_command() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (connection, _events) = {
+            let (events, receiver) = broadcast::channel(8);
+            let monitor = tokio::spawn(async move {
+                let (reader, mut writer) = far.into_split();
+                let mut reader = BufReader::new(reader);
+                writer.write_all(format!("{GREETING}\r\n").as_bytes()).await.unwrap();
+                let hello = read_line(&mut reader).await.unwrap().unwrap();
+                writer.write_all(OK.replace('@', &hello["id"].to_string()).as_bytes()).await.unwrap();
+                (reader.into_inner(), writer)
+            });
+            let connection = Connection::open(&"g".parse().unwrap(), near, events).await.unwrap();
+            let (reader, mut writer) = monitor.await.unwrap();
+            tokio::spawn(async move {
+                let socket: &UnixStream = reader.as_ref();
+                let received = socket.async_io(Interest::READABLE, || {
+                    let (mut bytes, mut space) = ([0; 256], nix::cmsg_space!(std::os::fd::RawFd));
+                    let mut into = [std::io::IoSliceMut::new(&mut bytes)];
+                    let message = nix::sys::socket::recvmsg::<()>(
+                        socket.as_raw_fd(),
+                        &mut into,
+                        Some(&mut space),
+                        MsgFlags::MSG_CMSG_CLOEXEC,
+                    )?;
+                    Ok(message.cmsgs()?.count())
+                });
+                assert_eq!(received.await.unwrap(), 1, "one descriptor");
+                writer.write_all(OK.replace('@', "1").as_bytes()).await.unwrap();
+                std::future::pending::<()>().await;
+            });
+            (connection, receiver)
+        };
+        let gift: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        connection.execute_with(qmp::getfd { fdname: "gift".to_owned() }, gift).await.unwrap();
     }
 
     #[tokio::test]

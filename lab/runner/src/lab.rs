@@ -78,6 +78,27 @@ impl Lab {
         Namespace::of(&self.name, node)
     }
 
+    /// A node's daemons and what else is in its namespace, and its guests' QEMUs, which are in none of the lab's: they run in the
+    /// directories the node's agent has for them.
+    pub(crate) fn processes(&self, node: &str) -> Result<Vec<i32>> {
+        let guests = self.node_state(node).join("state/guests");
+        let mut found = self.namespace(node).processes()?;
+        for entry in fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let runs_there = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&guests));
+            if runs_there && !found.contains(&pid) {
+                found.push(pid);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Below cgroup2's mount point, where a node's agent makes groups for its guests.
+    pub(crate) fn cgroup(&self, node: &str) -> PathBuf {
+        Path::new("throughline-lab").join(&self.name).join(node)
+    }
+
     /// Nodes it was ever given; none if it is down.
     pub(crate) fn nodes(&self) -> Result<Vec<String>> {
         let mut nodes = Vec::new();

@@ -22,6 +22,9 @@ use crate::topology::{Interface, Node, Role, Topology};
 /// How long the daemons may take until every agent is connected.
 const HEALTHY: Duration = Duration::from_secs(30);
 
+/// Users for the lab's guests: numbers no host gives to anybody (systemd's UIDS-GIDS).
+const QEMU_USERS: &str = "1900000000-1900000999";
+
 /// Brings a lab up: first away with what an earlier one of this name may have left, then step by step. On failure the
 /// daemons' last words are shown and what was made so far is left to the caller to take down.
 pub(crate) fn up(lab: &Lab, topology: &Topology) -> Result<Operator> {
@@ -177,6 +180,7 @@ pub(crate) fn daemon(lab: &Lab, node: &Node) -> Result<Command> {
     command.arg("--tls").arg(lab.credentials(&node.name));
     if has_agent(node) {
         command.arg("--bpffs").arg(lab.bpffs(&node.name));
+        command.arg("--qemu-user").arg(QEMU_USERS).arg("--cgroup").arg(lab.cgroup(&node.name));
     }
     command.env("NO_COLOR", "1").stdin(Stdio::null());
     Ok(command)

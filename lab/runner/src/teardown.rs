@@ -12,8 +12,8 @@ use crate::processes::{self, Process};
 /// Ends the lab's processes, then removes its mounts (and the BPF objects pinned there), its namespaces (and the links in
 /// them) and its directory.
 ///
-/// Its processes are those the runner recorded, and all that are inside its namespaces: agents start QEMUs that outlive
-/// them, and nobody but the lab is in there.
+/// Its processes are those the runner recorded, all that are inside its namespaces, and the QEMUs that outlive their agents:
+/// nobody but the lab is in there.
 pub(crate) fn down(lab: &Lab) -> Result<()> {
     let nodes = lab.nodes()?;
     let mut failures = Vec::new();
@@ -25,6 +25,7 @@ pub(crate) fn down(lab: &Lab) -> Result<()> {
     }
     for node in &nodes {
         attempt(lab.namespace(node).delete());
+        attempt(remove_cgroups(&lab.cgroup(node)));
     }
     if failures.is_empty() {
         return lab.remove_state();
@@ -38,9 +39,24 @@ fn end_processes(lab: &Lab, nodes: &[String]) -> Result<()> {
     for _ in 0..2 {
         let mut inside = Vec::new();
         for node in nodes {
-            inside.extend(lab.namespace(node).processes()?.into_iter().filter_map(Process::find));
+            inside.extend(lab.processes(node)?.into_iter().filter_map(Process::find));
         }
         processes::end(&inside)?;
+    }
+    Ok(())
+}
+
+/// Removes the control groups an agent made below `path`, and those above it as far as they are empty.
+fn remove_cgroups(path: &Path) -> Result<()> {
+    for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new) {
+        let top = root.join(path);
+        let guests = fs::read_dir(&top).into_iter().flatten().flatten();
+        let groups = guests.map(|entry| entry.path()).filter(|entry| entry.is_dir());
+        for group in groups.collect::<Vec<_>>() {
+            fs::remove_dir(&group).with_context(|| format!("cannot remove {}", group.display()))?;
+        }
+        // Another lab's, or not there.
+        top.ancestors().take(path.components().count()).take_while(|it| fs::remove_dir(it).is_ok()).for_each(drop);
     }
     Ok(())
 }

@@ -1,20 +1,20 @@
 //! gRPC bodies, and what is made of them.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, net::Ipv4Addr};
 
 use prost::Message;
-use throughline_agent::{flip, memberships, peer, reconcile};
+use throughline_agent::{flip, invitation, memberships, peer, reconcile};
 use throughline_controller::read_agent_message;
 use throughline_cutover::{
     Binding, Endpoint, GuestSpec, Limits, Mandate, MigrationPlan, Network, OwnedGuest, Port,
     admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest},
 };
-use throughline_wire::{
-    memory_target,
-    v1::{self, controller_message::Message as Order, from_destination, from_source},
-};
+use throughline_wire::v1::{self, controller_message::Message as Order, from_destination, from_source};
 
 use crate::chosen;
+
+/// Where memory is to go.
+const DESTINATION: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
 /// What operators send: the first byte says which message.
 pub(crate) fn requests(bytes: &[u8]) {
@@ -94,9 +94,13 @@ pub(crate) fn peer(bytes: &[u8]) {
         _ => {
             let Ok(message) = v1::FromDestination::decode(body) else { return };
             if let Some(from_destination::Message::Prepared(prepared)) = message.message
-                && let Ok(target) = memory_target(&prepared)
+                && let Ok(invitation) = invitation::from_wire(prepared, DESTINATION, true)
             {
-                assert_eq!(prepared.memory_uri, format!("tcp:{target}"), "QEMU is given nothing but this");
+                assert_eq!(
+                    *invitation.address.ip(),
+                    DESTINATION,
+                    "memory goes to the plan's destination and nowhere else"
+                );
             }
         }
     }

@@ -43,7 +43,7 @@ impl Lab {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // This is .../target/PROFILE/deps/cluster-HASH; the programs are two levels up.
         let programs = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
-        for program in ["-lab", "-agent", "-controller", "-probe", ""] {
+        for program in ["-lab", "-agent", "-controller", "-probe", "-seal", ""] {
             let program = programs.join(format!("throughline{program}"));
             assert!(program.exists(), "{} is not built: run `make build`", program.display());
         }

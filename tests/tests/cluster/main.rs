@@ -25,4 +25,5 @@ mod processes;
 mod restart;
 mod segment;
 mod stalling;
+mod strangers;
 mod wire;

@@ -1,4 +1,5 @@
-//! Daemons and QEMUs of the lab: found by the namespace they are in, killed as a crash would, started again.
+//! Daemons and QEMUs of the lab: found by the namespace they are in, QEMUs by the directory they run in; killed as a crash
+//! would, started again.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -25,14 +26,20 @@ pub(crate) struct Killed {
 impl Lab {
     /// Kills a node's agent with SIGKILL; its QEMUs are left alone.
     pub(crate) fn kill_agent(&self, node: &str) -> Killed {
-        let agents = self.processes(node, AGENT);
-        let [agent] = agents[..] else { panic!("{node} runs one agent, found {agents:?}") };
+        let agent = self.agent(node);
         let command = fs::read_to_string(format!("/proc/{agent}/cmdline")).unwrap();
         self.kill(node, AGENT, agent);
         Killed {
             node: node.to_owned(),
             command: command.trim_end_matches('\0').split('\0').map(str::to_owned).collect(),
         }
+    }
+
+    /// A node's agent.
+    pub(crate) fn agent(&self, node: &str) -> i32 {
+        let agents = self.processes(node, AGENT);
+        let [agent] = agents[..] else { panic!("{node} runs one agent, found {agents:?}") };
+        agent
     }
 
     /// Kills the only QEMU on a node with SIGKILL.
@@ -101,13 +108,16 @@ impl Lab {
         });
     }
 
-    /// Running processes in a node's namespace whose name begins so.
+    /// Running processes of a node whose name begins so.
     fn processes(&self, node: &str, comm: &str) -> Vec<i32> {
         let identity = |path: &Path| fs::metadata(path).map(|it| (it.dev(), it.ino()));
         let own = identity(&self.namespace(node)).unwrap_or_else(|error| panic!("{node} has no namespace: {error}"));
+        let guests = self.state().join(node).join("state/guests");
         let inside = |entry: &fs::DirEntry| {
-            // A process that ended meanwhile, reaped or not, has no namespace.
-            identity(&entry.path().join("ns/net")).is_ok_and(|theirs| theirs == own)
+            // A process that ended meanwhile, reaped or not, has neither.
+            let in_namespace = identity(&entry.path().join("ns/net")).is_ok_and(|theirs| theirs == own);
+            let in_guests = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&guests));
+            (in_namespace || in_guests)
                 && fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.starts_with(comm))
         };
         let entries = fs::read_dir("/proc").unwrap().flatten().filter(inside);

@@ -45,7 +45,7 @@ fn event(on: On) -> DestinationEvent {
     match on {
         On::Announced => DestinationEvent::Announced,
         On::SourceCalled => DestinationEvent::SourceCalled,
-        On::Ready => DestinationEvent::Ready { uri: String::new() },
+        On::Ready => DestinationEvent::Ready,
         On::MemoryIn => DestinationEvent::MemoryIn,
         On::MemoryFailed => DestinationEvent::MemoryFailed(why()),
         On::SourceGaveUp => DestinationEvent::SourceGaveUp { generation: GENERATION },
@@ -106,7 +106,7 @@ impl Hands<'_> {
     fn do_for_destination(&mut self, effect: &DestinationEffect) -> Option<On> {
         match effect {
             DestinationEffect::Prepare => return self.prepare_destination(),
-            DestinationEffect::TellPrepared { .. } if self.part() => self.state.say_to_source(ToSource::Prepared),
+            DestinationEffect::TellPrepared if self.part() => self.state.say_to_source(ToSource::Prepared),
             DestinationEffect::RecordCommit { .. } => {
                 self.at_destination().committing = true;
                 // The fault to be found: the guest first, the disk after.

@@ -48,7 +48,7 @@ fn event(on: On) -> SourceEvent {
     match on {
         On::Begin => SourceEvent::Begin,
         On::Ready => SourceEvent::Ready,
-        On::Prepared => SourceEvent::PeerPrepared { uri: String::new() },
+        On::Prepared => SourceEvent::PeerPrepared,
         // Little is left of the third pass: from here on it is near.
         On::Progress => SourceEvent::Progress(Progress { rate: 1, passes: 3, ..Progress::default() }),
         On::Armed => SourceEvent::Armed,
@@ -130,7 +130,7 @@ impl Hands<'_> {
                 (self.state.source.port.attached, self.state.source.port.mode) = (true, mode::PASS);
                 return Some(On::Ready);
             }
-            SourceEffect::StartPrecopy { .. } if self.part() => {
+            SourceEffect::StartPrecopy if self.part() => {
                 self.at_source().sending = true;
                 if self.state.source.vm == SourceVm::Gone {
                     return Some(On::MemoryFailed);

@@ -130,8 +130,7 @@ impl World {
     pub(crate) fn new(peers: usize, commits: bool, without: Without) -> Self {
         let awaited: BTreeSet<_> = (0..peers as u32).map(|peer| GatePeer { port: 0, peer }).collect();
         let mut destination_machine = Destination::new(GENERATION, Limits::default(), awaited);
-        let uri = "tcp:192.0.2.2:1".to_owned();
-        for event in [DestinationEvent::Announced, DestinationEvent::SourceCalled, DestinationEvent::Ready { uri }] {
+        for event in [DestinationEvent::Announced, DestinationEvent::SourceCalled, DestinationEvent::Ready] {
             destination_machine.step(event, NOW);
         }
         let mut source_machine = Source::given_up_before(GENERATION, Limits::default());

@@ -3,11 +3,9 @@
 mod fence;
 mod field;
 mod news;
-mod peer;
 mod plan;
 mod requests;
 mod resources;
 
 pub use field::{InvalidField, Problem};
-pub use peer::memory_target;
 pub use requests::{nested, parsed};

@@ -9,7 +9,7 @@ use throughline_cutover::{
     Destination, DestinationEffect, DestinationEvent, DestinationReport, Failure, GatePeer, Generation, MigrationPlan,
     Mtu, PortId,
 };
-use throughline_hypervisor::{FdRole, Guest, GuestEventKind, MigrationStatus};
+use throughline_hypervisor::{FdRole, Guest, GuestEventKind, Invitation, MigrationStatus};
 use throughline_loader::{Mode, are_all_in};
 use throughline_wire::v1::{self, from_destination::Message};
 use tokio::{
@@ -24,6 +24,7 @@ use crate::{
     flip::{Flip, MarksAs, flip},
     gates::{lane_of, sharing},
     host::Host,
+    invitation,
     journal::Promise,
     lock::lock,
     moves::ToSource,
@@ -55,6 +56,10 @@ pub(super) struct DestinationHands {
     vm: Option<Guest>,
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
+    /// For the source, until it is told.
+    invitation: Option<Invitation>,
+    /// Waits for the source's memory.
+    door: Option<AbortHandle>,
     line_watch: Option<AbortHandle>,
     waits: JoinSet<()>,
 }
@@ -77,6 +82,8 @@ impl DestinationHands {
             vm: None,
             ports: Arc::default(),
             report: Arc::default(),
+            invitation: None,
+            door: None,
             line_watch: None,
             waits: JoinSet::new(),
         }
@@ -88,8 +95,8 @@ impl DestinationHands {
         *lock(&self.ports) = ports;
     }
 
-    /// Devices, programs (mute first, bridge after), QEMU listening.
-    async fn prepare(&mut self) -> Result<String, Failure> {
+    /// Devices, programs (mute first, bridge after), QEMU and a door for its memory.
+    async fn prepare(&mut self) -> Result<(), Failure> {
         let mut ports = Vec::with_capacity(self.plan.ports.len());
         let mut mtus: Vec<Mtu> = Vec::with_capacity(self.plan.ports.len());
         for plan in &self.plan.ports {
@@ -108,15 +115,41 @@ impl DestinationHands {
         self.launch(&ports, &mtus).await
     }
 
-    /// QEMU over ports that are ready; where it listens.
-    async fn launch(&mut self, ports: &[Arc<ResidentPort>], mtus: &[Mtu]) -> Result<String, Failure> {
+    /// QEMU over ports that are ready, and where its memory may come.
+    async fn launch(&mut self, ports: &[Arc<ResidentPort>], mtus: &[Mtu]) -> Result<(), Failure> {
         let lanes = lock(&self.ports).iter().map(MovingPort::copy_lanes).collect::<Result<Vec<_>, _>>()?;
         let start = Start::Incoming { lanes: lanes.iter().map(Vec::as_slice).collect() };
         let vm = self.host.launch(&self.plan.guest, ports, mtus, start).await?;
         self.watch_hypervisor(&vm);
         self.vm = Some(vm.clone());
         self.host.keep_flows(ports).await?;
-        vm.listen(self.host.config.vtep).await.map_err(hypervisor_failure)
+        let sealer = (!self.host.config.memory_plaintext).then_some(&self.host.sealer);
+        if sealer.is_none() {
+            warn!("this guest's memory comes in the clear (--memory-plaintext)");
+        }
+        let listening = vm.listen(self.host.config.vtep, self.plan.source.vtep, sealer);
+        let (awaited, invitation) = listening.await.map_err(hypervisor_failure)?;
+        self.invitation = Some(invitation);
+        let events = self.events.clone();
+        self.door = Some(self.waits.spawn(async move {
+            if let Err(error) = vm.receive(awaited).await {
+                let _ = events.send(DestinationEvent::MemoryFailed(hypervisor_failure(error)));
+            }
+        }));
+        Ok(())
+    }
+
+    fn tell_prepared(&mut self) {
+        if let Some(invitation) = self.invitation.take() {
+            self.tell_source(Message::Prepared(invitation::to_wire(invitation)));
+        }
+    }
+
+    /// Nobody brings memory any more.
+    fn close_door(&mut self) {
+        if let Some(door) = self.door.take() {
+            door.abort();
+        }
     }
 
     fn watch_hypervisor(&mut self, vm: &Guest) {
@@ -360,6 +393,7 @@ impl DestinationHands {
 
     /// Devices go with their last descriptor: QEMU's and ours.
     async fn undo(&mut self) {
+        self.close_door();
         self.close().await;
         if let Some(vm) = self.vm.take()
             && let Err(error) = vm.quit().await
@@ -404,13 +438,11 @@ impl Hands for DestinationHands {
         match effect {
             DestinationEffect::Prepare => {
                 return Some(match self.prepare().await {
-                    Ok(uri) => DestinationEvent::Ready { uri },
+                    Ok(()) => DestinationEvent::Ready,
                     Err(failure) => DestinationEvent::NotReady(failure),
                 });
             }
-            DestinationEffect::TellPrepared { uri } => {
-                self.tell_source(Message::Prepared(v1::Prepared { memory_uri: uri }));
-            }
+            DestinationEffect::TellPrepared => self.tell_prepared(),
             DestinationEffect::RecordCommit { .. } => self.record_commit(),
             DestinationEffect::RaiseGate => self.raise_gate(),
             DestinationEffect::TellCommitted { generation } => {

@@ -1,12 +1,11 @@
 //! The source's stream to the destination.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::time::Duration;
 
 use throughline_cutover::{Failure, Generation, MigrationPlan, SourceEvent};
 use throughline_identity::{Identity, Security};
 use throughline_wire::{
     limits::LARGEST_PEER_MESSAGE,
-    memory_target,
     v1::{
         FromDestination, FromSource, Prepare, Prepared, ResolveRequest, from_destination::Message, from_source,
         peer_client::PeerClient,
@@ -16,6 +15,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 use tracing::warn;
+
+use crate::slot::Slot;
 
 /// How long a destination may take to answer the phone.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -29,8 +30,14 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Calls the destination; everything it says, and that it cannot be reached, comes as events.
-    pub(super) fn place(security: &Security, plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) -> Self {
+    /// Calls the destination; everything it says, and that it cannot be reached, comes as events, but for where memory may
+    /// come: that is left in `prepared`.
+    pub(super) fn place(
+        security: &Security,
+        plan: &MigrationPlan,
+        events: mpsc::UnboundedSender<SourceEvent>,
+        prepared: Slot<Prepared>,
+    ) -> Self {
         let (to_destination, queue) = mpsc::unbounded_channel();
         let call = Self { to_destination };
         call.say(from_source::Message::Prepare(Prepare {
@@ -38,10 +45,10 @@ impl Call {
             token: plan.token.clone(),
             generation: plan.generation.0,
         }));
-        let (way, vtep) = (Way::to_destination(security, plan), plan.destination.vtep);
+        let way = Way::to_destination(security, plan);
         tokio::spawn(async move {
             let ended = match open(&way, queue).await {
-                Ok(stream) => listen(stream, vtep, &events).await,
+                Ok(stream) => listen(stream, &events, &prepared).await,
                 Err(status) => Some(status),
             };
             let event = match ended {
@@ -111,13 +118,13 @@ async fn open(
 /// Turns messages into events until the stream ends; returns why, if it was not the destination's own end.
 async fn listen(
     mut stream: Streaming<FromDestination>,
-    vtep: Ipv4Addr,
     events: &mpsc::UnboundedSender<SourceEvent>,
+    prepared: &Slot<Prepared>,
 ) -> Option<tonic::Status> {
     loop {
         match stream.message().await {
             Ok(Some(message)) => {
-                if let Some(event) = event_of(message, vtep)
+                if let Some(event) = event_of(message, prepared)
                     && events.send(event).is_err()
                 {
                     return None;
@@ -130,9 +137,12 @@ async fn listen(
 }
 
 /// What a message means to the source; `None`: news that changes nothing here.
-fn event_of(message: FromDestination, vtep: Ipv4Addr) -> Option<SourceEvent> {
+fn event_of(message: FromDestination, prepared: &Slot<Prepared>) -> Option<SourceEvent> {
     match message.message? {
-        Message::Prepared(it) => Some(prepared(&it, vtep)),
+        Message::Prepared(it) => {
+            prepared.put(it);
+            Some(SourceEvent::PeerPrepared)
+        }
         Message::Committed(it) => Some(SourceEvent::PeerCommitted { generation: Generation(it.generation) }),
         Message::Declined(it) => {
             let failure =
@@ -140,19 +150,6 @@ fn event_of(message: FromDestination, vtep: Ipv4Addr) -> Option<SourceEvent> {
             Some(SourceEvent::PeerDeclined(failure))
         }
         Message::Running(_) | Message::GateOpen(_) => None,
-    }
-}
-
-/// The guest's memory goes to the host that the plan names, whatever that host says.
-fn prepared(prepared: &Prepared, vtep: Ipv4Addr) -> SourceEvent {
-    match memory_target(prepared) {
-        Ok(target) if *target.ip() == vtep => SourceEvent::PeerPrepared { uri: format!("tcp:{target}") },
-        Ok(target) => {
-            let message =
-                format!("memory_uri is of {}, the plan's destination is {vtep}; nothing was sent there", target.ip());
-            SourceEvent::PeerDeclined(Failure::new("INVALID_FIELD", message))
-        }
-        Err(invalid) => SourceEvent::PeerDeclined(Failure::new("INVALID_FIELD", invalid.to_string())),
     }
 }
 
@@ -173,22 +170,4 @@ pub(super) fn ask(security: &Security, plan: &MigrationPlan, events: mpsc::Unbou
             Err(status) => warn!(%status, "the destination does not say whether it committed; asking again"),
         }
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_goes_to_the_plans_destination_or_nowhere() {
-        let said = |uri: &str| prepared(&Prepared { memory_uri: uri.to_owned() }, Ipv4Addr::new(192, 0, 2, 2));
-        let uri = "tcp:192.0.2.2:49152";
-        assert_eq!(said(uri), SourceEvent::PeerPrepared { uri: uri.to_owned() });
-        for uri in ["tcp:192.0.2.3:49152", "exec:cat >/tmp/memory", ""] {
-            assert!(
-                matches!(said(uri), SourceEvent::PeerDeclined(failure) if failure.reason == "INVALID_FIELD"),
-                "{uri}"
-            );
-        }
-    }
 }

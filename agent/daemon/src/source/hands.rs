@@ -6,7 +6,7 @@ use std::{
 };
 
 use throughline_cutover::{Failure, MigrationPlan, OnStall, Source, SourceEffect, SourceEvent, SourceReport};
-use throughline_hypervisor::{GuestEventKind, HypervisorError, MigrationStatus, RunState};
+use throughline_hypervisor::{Guest, GuestEventKind, HypervisorError, MigrationStatus, RunState};
 use throughline_loader::Mode;
 use throughline_netlink::Path;
 use throughline_wire::v1::{self, from_source};
@@ -25,11 +25,13 @@ use crate::{
     clock::{ns_since_1970, real_ns},
     driver::Hands,
     host::Host,
+    invitation,
     journal::Promise,
     lock::lock,
     memberships,
     moving::{Counted, MovingPort, release_all, release_missing, until, until_or_late},
     resident::{Resident, hypervisor_failure, network_failure},
+    slot::Slot,
     uplink::MigrationNews,
     watch::next,
 };
@@ -59,6 +61,8 @@ pub(super) struct SourceHands {
     events: mpsc::UnboundedSender<SourceEvent>,
     news: MigrationNews,
     call: Option<Call>,
+    /// What the destination said of where memory may come.
+    prepared: Slot<v1::Prepared>,
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     reported_at: Option<Duration>,
@@ -85,6 +89,7 @@ impl SourceHands {
             events,
             news,
             call: None,
+            prepared: Slot::empty(),
             ports: Arc::new(Mutex::new(ports)),
             report: Arc::default(),
             reported_at: None,
@@ -139,15 +144,16 @@ impl SourceHands {
         Ok(())
     }
 
-    /// Off the loop, which must hear of a cancel while QEMU connects.
-    fn start_precopy(&mut self, uri: String) {
+    /// Off the loop, which must hear of a cancel while the destination is called.
+    fn start_precopy(&mut self) {
+        let Some(prepared) = self.prepared.take() else { return };
         self.sending = true;
-        let (vm, events, limits) = (self.resident.vm.clone(), self.events.clone(), self.plan.limits);
+        let (host, vm, events) = (self.host.clone(), self.resident.vm.clone(), self.events.clone());
+        let plan = self.plan.clone();
         let watch = self.waits.spawn(async move {
-            let may_throttle = limits.on_stall == OnStall::Throttle;
-            match vm.start_migration(&uri, limits.bandwidth, may_throttle).await {
-                Ok(()) => report_progress(&vm, &events, limits.bandwidth).await,
-                Err(error) => drop(events.send(SourceEvent::MemoryFailed(hypervisor_failure(error)))),
+            match begin_precopy(&host, &vm, prepared, &plan).await {
+                Ok(()) => report_progress(&vm, &events, plan.limits.bandwidth).await,
+                Err(failure) => drop(events.send(SourceEvent::MemoryFailed(failure))),
             }
         });
         self.precopy_watch = Some(watch);
@@ -376,13 +382,26 @@ impl SourceHands {
     }
 }
 
+/// Memory begins to move to where the destination said.
+async fn begin_precopy(host: &Host, vm: &Guest, prepared: v1::Prepared, plan: &MigrationPlan) -> Result<(), Failure> {
+    let limits = plan.limits;
+    let invitation = invitation::from_wire(prepared, plan.destination.vtep, host.config.memory_plaintext)?;
+    if invitation.sealed.is_none() {
+        warn!("this guest's memory leaves in the clear (--memory-plaintext)");
+    }
+    let stream = vm.call(&invitation, host.config.vtep, &host.sealer).await.map_err(hypervisor_failure)?;
+    let may_throttle = limits.on_stall == OnStall::Throttle;
+    vm.start_migration(stream, limits.bandwidth, may_throttle).await.map_err(hypervisor_failure)
+}
+
 impl Hands for SourceHands {
     type Machine = Source;
 
     async fn execute(&mut self, effect: SourceEffect) -> Option<SourceEvent> {
         match effect {
             SourceEffect::CallPeer => {
-                self.call = Some(Call::place(&self.host.security, &self.plan, self.events.clone()))
+                self.call =
+                    Some(Call::place(&self.host.security, &self.plan, self.events.clone(), self.prepared.clone()));
             }
             SourceEffect::PrepareDatapath => {
                 return Some(match self.prepare().await {
@@ -390,7 +409,7 @@ impl Hands for SourceHands {
                     Err(failure) => SourceEvent::Abort(failure),
                 });
             }
-            SourceEffect::StartPrecopy { uri } => self.start_precopy(uri),
+            SourceEffect::StartPrecopy => self.start_precopy(),
             SourceEffect::Brake => return self.fail_memory(self.resident.vm.brake().await),
             SourceEffect::Unbrake => {
                 return self.fail_memory(self.resident.vm.set_bandwidth(self.plan.limits.bandwidth).await);

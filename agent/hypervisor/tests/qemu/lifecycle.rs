@@ -2,18 +2,16 @@
 
 use std::{fs, time::Duration};
 
-use crate::harness::{
-    guest_name, in_lab, inject, name_of, nic, nic_with_queues, qemus, read_frames, ticks, ticks_past,
-};
+use crate::harness::{in_lab, inject, name_of, nic, nic_with_queues, qemus, read_frames, ticks, ticks_past};
 use nix::sys::signal::{Signal, kill};
 use throughline_cutover::PortId;
-use throughline_hypervisor::{FdRole, Guest, GuestEventKind, HypervisorError, RunDir, RunState};
+use throughline_hypervisor::{FdRole, GuestEventKind, HypervisorError, RunState};
 
 #[test]
 fn boots_and_stops_and_goes_on_at_command() {
     in_lab("boot", |lab| async move {
         let started = std::time::Instant::now();
-        let guest = Guest::launch(lab.plan("a", "", false)).await.unwrap();
+        let guest = lab.launch(lab.plan("a", "", false)).await.unwrap();
         println!("monitor after {:?}", started.elapsed());
         ticks_past(&guest, 0).await;
         println!("guest counts after {:?}", started.elapsed());
@@ -32,7 +30,7 @@ fn boots_and_stops_and_goes_on_at_command() {
         ticks_past(&guest, stood + 3).await;
         guest.announce().await.unwrap();
 
-        let occupied = Guest::launch(lab.plan("a", "", false)).await;
+        let occupied = lab.launch(lab.plan("a", "", false)).await;
         assert!(matches!(occupied, Err(HypervisorError::Occupied { .. })), "{occupied:?}");
         assert_eq!(guest.run_state().await.unwrap(), RunState::Running);
         guest.quit().await.unwrap();
@@ -56,7 +54,7 @@ fn quit_leaves_nothing_and_can_be_repeated() {
         assert_eq!(last, Some(GuestEventKind::Exited(exit.clone())), "the end is the last event");
         assert!(matches!(guest.stop().await, Err(HypervisorError::Gone { command: "stop", .. })));
         assert_eq!(guest.quit().await.unwrap(), exit);
-        assert!(Guest::adopt(guest_name(), lab.run_dir("a")).await.unwrap().is_none());
+        assert!(lab.adopt("g", "a").await.unwrap().is_none());
     });
 }
 
@@ -68,7 +66,7 @@ fn a_killed_qemu_is_noticed_and_its_place_can_be_used_again() {
         let exit = guest.wait_exit().await;
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&exit.status.unwrap()), Some(libc::SIGKILL));
         assert!(guest.run_dir().pid_file().exists(), "a killed QEMU leaves its files");
-        assert!(Guest::adopt(guest_name(), lab.run_dir("a")).await.unwrap().is_none());
+        assert!(lab.adopt("g", "a").await.unwrap().is_none());
         let again = lab.counting("a", "").await;
         again.quit().await.unwrap();
     });
@@ -79,9 +77,14 @@ fn a_qemu_that_cannot_start_says_why() {
     in_lab("cannot", |lab| async move {
         let mut plan = lab.plan("a", "", false);
         plan.boot.kernel = "/nonexistent/vmlinuz".to_owned();
-        let error = Guest::launch(plan).await.unwrap_err();
-        assert!(matches!(error, HypervisorError::Died { .. }), "{error:?}");
+        let error = lab.launch(plan).await.unwrap_err();
+        assert!(matches!(error, HypervisorError::Image { .. }), "{error:?}");
         assert!(error.to_string().contains("/nonexistent/vmlinuz"), "{error}");
+        let mut plan = lab.plan("a", "", false);
+        plan.boot.kernel = "/etc/passwd".to_owned();
+        let error = lab.launch(plan).await.unwrap_err();
+        assert!(matches!(error, HypervisorError::Died { .. }), "{error:?}");
+        assert!(error.to_string().contains("kernel"), "{error}");
         assert_eq!(qemus(&lab.dir), []);
     });
 }
@@ -93,7 +96,7 @@ fn an_adopted_guest_runs_on_and_gives_back_its_rings() {
         let (nic, own) = nic(7);
         let mut plan = lab.plan("a", "", false);
         plan.nics.push(nic);
-        let guest = Guest::launch(plan).await.unwrap();
+        let guest = lab.launch(plan).await.unwrap();
         ticks_past(&guest, 3).await;
         let (pid, before) = (guest.pid(), ticks(&guest).unwrap());
 
@@ -104,9 +107,9 @@ fn an_adopted_guest_runs_on_and_gives_back_its_rings() {
         drop((guest, own));
         tokio::time::sleep(Duration::from_millis(50)).await;
 
-        let stranger = Guest::adopt("other".parse().unwrap(), lab.run_dir("a")).await;
+        let stranger = lab.adopt("other", "a").await;
         assert!(matches!(stranger, Err(HypervisorError::NotThatGuest { .. })), "{stranger:?}");
-        let guest = Guest::adopt(guest_name(), lab.run_dir("a")).await.unwrap().expect("it runs");
+        let guest = lab.adopt("g", "a").await.unwrap().expect("it runs");
         assert_eq!((guest.pid(), guest.run_state().await.unwrap()), (pid, RunState::Paused));
         let tap = guest.take_fd(FdRole::Tap(port)).await.unwrap();
         let hold = guest.take_fd(FdRole::Hold(port)).await.unwrap();
@@ -125,7 +128,7 @@ fn an_adopted_guest_runs_on_and_gives_back_its_rings() {
         let exit = guest.quit().await.unwrap();
         println!("adopted guest ended: {exit}");
         assert_eq!(qemus(&lab.dir), []);
-        assert!(Guest::adopt(guest_name(), RunDir::new(lab.dir.join("a"))).await.unwrap().is_none());
+        assert!(lab.adopt("g", "a").await.unwrap().is_none());
     });
 }
 
@@ -136,9 +139,9 @@ fn an_adopted_guest_gives_back_every_queue() {
         let mut plan = lab.plan("a", "", false);
         plan.vcpus = 3;
         plan.nics.push(nic_with_queues(7, 3));
-        drop(Guest::launch(plan).await.unwrap());
+        drop(lab.launch(plan).await.unwrap());
 
-        let guest = Guest::adopt(guest_name(), lab.run_dir("a")).await.unwrap().expect("it runs");
+        let guest = lab.adopt("g", "a").await.unwrap().expect("it runs");
         for queue in 0..3 {
             let taken = guest.take_fd(FdRole::of_tap(port, queue)).await.unwrap();
             assert_eq!(name_of(&taken), "tap7", "queue {queue}");

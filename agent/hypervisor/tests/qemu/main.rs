@@ -2,6 +2,8 @@
 //! guest kernel (`THROUGHLINE_GUEST_KERNEL`, else `make setup` puts it in the cache); panics where one is missing.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod confined;
 mod harness;
 mod lifecycle;
+mod sealed;
 mod switchover;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::harness::{await_event, await_status, in_lab, ip, ticks, ticks_past};
-use throughline_hypervisor::{Guest, GuestEventKind, MigrationStatus, RunState};
+use crate::harness::{HOST, await_event, await_status, in_lab, ip, ticks, ticks_past};
+use throughline_hypervisor::{Guest, GuestEventKind, Invitation, MigrationStatus, RunState};
 
 /// Bytes per second; more than any guest here dirties.
 const BANDWIDTH: u64 = 1_250_000_000;
@@ -28,9 +28,9 @@ async fn converged(source: &Guest) {
 fn a_coordinated_switchover_moves_a_busy_guest() {
     in_lab("switchover", |lab| async move {
         let source = lab.counting("a", "dirty").await;
-        let (destination, uri) = lab.listening("b").await;
+        let (destination, invitation) = lab.listening("b").await;
         let (mut at_source, mut at_destination) = (source.events(), destination.events());
-        source.start_migration(&uri, BANDWIDTH, false).await.unwrap();
+        lab.send(&source, &invitation, BANDWIDTH, false).await.unwrap();
         converged(&source).await;
 
         source.let_stop().await.unwrap();
@@ -57,10 +57,10 @@ fn a_coordinated_switchover_moves_a_busy_guest() {
         source.quit().await.unwrap();
 
         // What was a destination can be a source.
-        let (third, uri) = lab.listening("a").await;
+        let (third, invitation) = lab.listening("a").await;
         let mut at_third = third.events();
         let mut at_source = destination.events();
-        destination.start_migration(&uri, BANDWIDTH, false).await.unwrap();
+        lab.send(&destination, &invitation, BANDWIDTH, false).await.unwrap();
         converged(&destination).await;
         destination.let_stop().await.unwrap();
         await_status(&mut at_source, MigrationStatus::PreSwitchover).await;
@@ -80,9 +80,9 @@ fn a_destination_that_dies_before_the_commit_costs_nothing_but_the_pause() {
         let source = lab.counting("a", "dirty").await;
         // Twice: what the first attempt leaves is not in the second one's way.
         for _ in 0..2 {
-            let (destination, uri) = lab.listening("b").await;
+            let (destination, invitation) = lab.listening("b").await;
             let mut events = source.events();
-            source.start_migration(&uri, BANDWIDTH, false).await.unwrap();
+            lab.send(&source, &invitation, BANDWIDTH, false).await.unwrap();
             converged(&source).await;
             source.let_stop().await.unwrap();
             await_status(&mut events, MigrationStatus::PreSwitchover).await;
@@ -104,16 +104,17 @@ fn a_destination_that_dies_before_the_commit_costs_nothing_but_the_pause() {
 }
 
 #[test]
-fn nobody_listening_is_a_failed_migration_and_a_running_guest() {
+fn a_destination_that_has_gone_is_said_and_the_guest_runs_on() {
     in_lab("nobody", |lab| async move {
         let source = lab.counting("a", "").await;
-        let mut events = source.events();
-        source.start_migration("tcp:127.0.0.1:1", BANDWIDTH, false).await.unwrap();
-        await_status(&mut events, MigrationStatus::Failed).await;
-        let progress = source.progress().await.unwrap();
-        println!("{progress:?}");
-        assert!(progress.error.is_some(), "{progress:?}");
+        let (destination, invitation, received) = lab.receiving("b", Some(&lab.sealer)).await;
+        received.abort();
+        assert!(received.await.unwrap_err().is_cancelled());
+        let error = source.call(&invitation, HOST, &lab.sealer).await.unwrap_err().to_string();
+        assert!(error.contains("did not reach the destination") && error.contains("refused"), "{error}");
+        assert_eq!(source.cancel_migration().await.unwrap(), MigrationStatus::None, "QEMU was not told yet");
         assert_eq!(source.run_state().await.unwrap(), RunState::Running);
+        destination.quit().await.unwrap();
         source.quit().await.unwrap();
     });
 }
@@ -129,16 +130,19 @@ fn a_destination_that_does_not_answer_is_no_hindrance_to_a_cancel() {
         ip("address add 192.0.2.1/24 dev silent");
         ip("neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev silent");
         let source = lab.counting("a", "").await;
-        let (caller, uri) = (source.clone(), "tcp:192.0.2.2:7");
-        let calling = tokio::spawn(async move { caller.start_migration(uri, BANDWIDTH, false).await });
+        let (destination, invitation) = lab.listening("b").await;
+        let silent = Invitation { address: "192.0.2.2:7".parse().unwrap(), ..invitation };
+        let (caller, sealer) = (source.clone(), lab.sealer.clone());
+        let calling = tokio::spawn(async move { caller.call(&silent, [192, 0, 2, 1].into(), &sealer).await });
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(source.progress().await.unwrap().status, MigrationStatus::Setup);
+        assert!(!calling.is_finished());
         calling.abort();
         let asked = std::time::Instant::now();
-        assert_eq!(source.cancel_migration().await.unwrap(), MigrationStatus::Cancelling);
+        assert_eq!(source.cancel_migration().await.unwrap(), MigrationStatus::None);
         assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
         assert_eq!(source.run_state().await.unwrap(), RunState::Running);
         source.quit().await.unwrap();
+        destination.quit().await.unwrap();
     });
 }
 
@@ -146,9 +150,9 @@ fn a_destination_that_does_not_answer_is_no_hindrance_to_a_cancel() {
 fn an_idle_guest_runs_until_it_is_let_go() {
     in_lab("idle", |lab| async move {
         let source = lab.counting("a", "").await;
-        let (destination, uri) = lab.listening("b").await;
+        let (destination, invitation) = lab.listening("b").await;
         let (mut events, mut at_destination) = (source.events(), destination.events());
-        source.start_migration(&uri, BANDWIDTH, false).await.unwrap();
+        lab.send(&source, &invitation, BANDWIDTH, false).await.unwrap();
         converged(&source).await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
         let held = source.progress().await.unwrap();
@@ -200,8 +204,8 @@ async fn dirtied(source: &Guest, percent: u32) -> u64 {
 fn a_guest_is_slowed_as_far_as_asked() {
     in_lab("throttle", |lab| async move {
         let source = lab.counting("a", "dirty").await;
-        let (destination, uri) = lab.listening("b").await;
-        source.start_migration(&uri, 40_000_000, true).await.unwrap();
+        let (destination, invitation) = lab.listening("b").await;
+        lab.send(&source, &invitation, 40_000_000, true).await.unwrap();
         converged(&source).await;
         let free = dirtied(&source, 0).await;
         source.throttle(50).await.unwrap();

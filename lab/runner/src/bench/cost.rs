@@ -1,4 +1,5 @@
-//! What the programs cost a frame and what the hold bears: measured by the loader's own benchmark, quoted here.
+//! What the programs cost a frame and what the hold bears, and what the seal of a memory stream costs: measured by the crates'
+//! own benchmarks, quoted here.
 
 use std::env;
 use std::fs;
@@ -7,8 +8,14 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// The benchmark; the file for its results is added.
-const BENCHMARK: [&str; 7] = ["bench", "-p", "throughline-loader", "--bench", "datapath", "--", "--json"];
+/// A crate's benchmark: package and name.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Benchmark(&'static str, &'static str);
+
+/// Of the programs and the hold.
+pub(super) const DATAPATH: Benchmark = Benchmark("throughline-loader", "datapath");
+/// Of the memory stream.
+pub(super) const STREAM: Benchmark = Benchmark("throughline-hypervisor", "stream");
 
 /// The benchmark's results.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,11 +46,12 @@ pub(super) struct Row {
     pub(super) command: String,
 }
 
-/// Runs the benchmark.
-pub(super) fn measure() -> Result<Cost> {
-    let file = env::temp_dir().join(format!("throughline-datapath-{}.json", std::process::id()));
-    let status = Command::new("cargo").args(BENCHMARK).arg(&file).status().context("cannot run cargo")?;
-    ensure!(status.success(), "`cargo {} FILE` ended with {status}", BENCHMARK.join(" "));
+/// Runs a benchmark.
+pub(super) fn measure(Benchmark(package, name): Benchmark) -> Result<Cost> {
+    let file = env::temp_dir().join(format!("throughline-{name}-{}.json", std::process::id()));
+    let command = ["bench", "-p", package, "--bench", name, "--", "--json"];
+    let status = Command::new("cargo").args(command).arg(&file).status().context("cannot run cargo")?;
+    ensure!(status.success(), "`cargo {} FILE` ended with {status}", command.join(" "));
     let text = fs::read_to_string(&file).context("the benchmark wrote no results");
     // It may not be there.
     let _ = fs::remove_file(&file);

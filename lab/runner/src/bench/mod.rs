@@ -48,13 +48,15 @@ enum Section {
     Hostile,
     /// What the programs and the hold cost.
     Cost,
+    /// What it costs to seal a guest's memory on its way.
+    Stream,
 }
 
 /// What the bench is to do.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Parts to measure; what is left out stays as it was measured before.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "continuity,load,budget,hostile,cost")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "continuity,load,budget,hostile,cost,stream")]
     only: Vec<Section>,
     /// Rounds of continuity: in each, every way has its turn.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -118,7 +120,10 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
             Section::Hostile => {
                 results.hostile = Some(Part::new(began, hostile::play(lab, topology, options.garbage)?)?);
             }
-            Section::Cost => match cost::measure() {
+            Section::Stream => {
+                results.stream = Some(Part::new(began, cost::measure(cost::STREAM)?)?);
+            }
+            Section::Cost => match cost::measure(cost::DATAPATH) {
                 Ok(cost) => results.cost = Some(Part::new(began, cost)?),
                 Err(error) => println!("cost and hold were not measured: {error:#}"),
             },

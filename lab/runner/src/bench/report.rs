@@ -67,6 +67,12 @@ pub(super) fn of(results: &Results) -> String {
         Some(part) => made_by(part) + &cost(&part.result),
         None => missing("cost"),
     };
+    text += "\n## Memory stream\n\nThe first pass over a busy guest of 1 GiB, in the clear and sealed in turns, without a limit; \
+             both ends, what seals and the guest itself share the processors.\n\n";
+    text += &match &results.stream {
+        Some(part) => made_by(part) + &cost(&part.result),
+        None => missing("stream"),
+    };
     text
 }
 
@@ -228,7 +234,7 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_named_with_its_command() {
         let text = of(&Results::default());
-        for part in ["continuity", "load", "budget", "hostile", "cost"] {
+        for part in ["continuity", "load", "budget", "hostile", "cost", "stream"] {
             assert!(text.contains(&format!("--only {part}")), "{text}");
         }
     }

@@ -27,6 +27,7 @@ pub(super) struct Results {
     pub(super) budget: Option<Part<Vec<budget::Row>>>,
     pub(super) hostile: Option<Part<Hostile>>,
     pub(super) cost: Option<Part<Cost>>,
+    pub(super) stream: Option<Part<Cost>>,
 }
 
 /// A part, and how it came about.

@@ -181,7 +181,7 @@ impl<'a> World<'a> {
     pub(super) fn qemus(&self) -> Result<Vec<(&'a str, i32)>> {
         let mut found = Vec::new();
         for &host in &self.stage.hypervisors {
-            for pid in self.stage.lab.namespace(host).processes()? {
+            for pid in self.stage.lab.processes(host)? {
                 let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 if name.starts_with("qemu-system") {
                     found.push((host, pid));

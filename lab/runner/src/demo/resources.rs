@@ -162,7 +162,7 @@ impl Usage {
     /// Counts it.
     pub(crate) fn of(lab: &Lab, node: &str) -> Result<Self> {
         let namespace = lab.namespace(node);
-        let processes = namespace.processes()?;
+        let processes = lab.processes(node)?;
         let daemon = processes.iter().map(|pid| Path::new("/proc").join(pid.to_string())).find(|path| is_daemon(path));
         let daemon = daemon.with_context(|| format!("the daemon of {node} does not run"))?;
         let mut usage = Self {

@@ -2,12 +2,18 @@
 
 use std::{fs, path::Path};
 
-/// Counts aloud for ever. With `dirty` on the kernel's command line it also rewrites some 24 MB of memory without a pause.
+/// Counts aloud for ever. With `dirty` on the kernel's command line it also rewrites some 24 MB of memory without a pause; with
+/// `fill=N` it first fills memory with N times 2 MB, and says so.
 const INIT: &str = "\
 #!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev
 echo throughline-guest-up
+for word in $(/bin/busybox cat /proc/cmdline); do case $word in fill=*)
+  /bin/busybox mount -t tmpfs -o size=90% tmpfs /fill
+  i=0; while [ $i -lt ${word#fill=} ]; do /bin/busybox cat /bin/busybox > /fill/$i; i=$((i+1)); done
+  echo filled $i;;
+esac; done
 if /bin/busybox grep -q dirty /proc/cmdline; then
   (while :; do for n in 1 2 3 4 5 6 7 8 9 10 11 12; do /bin/busybox cat /bin/busybox; done > /scratch; done) &
 fi
@@ -19,7 +25,7 @@ while :; do echo tick $i; i=$((i+1)); /bin/busybox usleep 20000; done
 pub(crate) fn write(path: &Path) {
     let busybox = fs::read("/bin/busybox").expect("/bin/busybox is missing: install busybox-static");
     let mut archive = Archive(Vec::new());
-    for dir in ["bin", "dev", "proc"] {
+    for dir in ["bin", "dev", "fill", "proc"] {
         archive.entry(dir, 0o040_755, (0, 0), &[]);
     }
     archive.entry("dev/console", 0o020_600, (5, 1), &[]);

@@ -2,9 +2,11 @@
 
 mod initrd;
 mod tap;
+pub(crate) mod wire;
 
 use std::{
     env, fs,
+    net::Ipv4Addr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
@@ -19,13 +21,20 @@ use nix::{
     unistd::Pid,
 };
 use throughline_cutover::{Boot, GuestName, Mtu, PortId};
-use throughline_hypervisor::{Accelerator, Guest, GuestEvent, GuestEventKind, Launch, MigrationStatus, NicFds, RunDir};
-use tokio::{sync::broadcast, time::timeout};
+use throughline_hypervisor::{
+    Accelerator, Confinement, Guest, GuestEvent, GuestEventKind, HypervisorError, Invitation, Launch, MigrationStatus,
+    NicFds, RunDir, Sealer,
+};
+use tokio::{sync::broadcast, task::JoinHandle, time::timeout};
 
 pub(crate) use tap::{inject, name_of, read_frames};
 
 /// Translated guests share two cores: one test at a time keeps their pauses meaningful.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Users for guests, numbers no host gives to anybody.
+const USERS: &str = "1900001000-1900001099";
+/// Both ends of every stream are here.
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// How long anything may take in a test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -36,7 +45,7 @@ pub(crate) fn in_lab<F: Future<Output = ()>>(name: &'static str, test: impl FnOn
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of one's own needs root");
         ip("link set lo up");
         let lab = Lab::new(name);
-        let _cleanup = Cleanup(lab.dir.clone());
+        let _cleanup = Cleanup(lab.dir.clone(), lab.cgroup.clone());
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test(lab));
     })
     .join();
@@ -54,6 +63,8 @@ pub(crate) fn ip(arguments: &str) {
 /// Where a test's guests live.
 pub(crate) struct Lab {
     pub(crate) dir: PathBuf,
+    pub(crate) sealer: Sealer,
+    cgroup: PathBuf,
     initrd: PathBuf,
 }
 
@@ -63,7 +74,9 @@ impl Lab {
         fs::create_dir_all(&dir).unwrap();
         let initrd = dir.join("initrd");
         initrd::write(&initrd);
-        Self { dir, initrd }
+        let cgroup = Path::new("throughline-test").join(format!("{}-{name}", std::process::id()));
+        let sealer = Sealer::open(Path::new(env!("CARGO_BIN_EXE_throughline-seal"))).unwrap();
+        Self { dir, sealer, cgroup, initrd }
     }
 
     pub(crate) fn run_dir(&self, side: &str) -> RunDir {
@@ -90,16 +103,58 @@ impl Lab {
 
     /// A running guest that has begun to count.
     pub(crate) async fn counting(&self, side: &str, extra: &str) -> Guest {
-        let guest = Guest::launch(self.plan(side, extra, false)).await.expect("launch");
+        let guest = self.launch(self.plan(side, extra, false)).await.expect("launch");
         ticks_past(&guest, 3).await;
         guest
     }
 
-    /// A QEMU that waits for it, and where.
-    pub(crate) async fn listening(&self, side: &str) -> (Guest, String) {
-        let guest = Guest::launch(self.plan(side, "", true)).await.expect("launch");
-        let uri = guest.listen([127, 0, 0, 1].into()).await.expect("listen");
-        (guest, uri)
+    /// Each side is a host of its own, but for the users, of which there are enough.
+    fn confinement(&self, run_dir: &RunDir) -> Confinement {
+        let group = self.cgroup.join(run_dir.path().file_name().unwrap());
+        Confinement::new(&USERS.parse().unwrap(), &group).unwrap()
+    }
+
+    pub(crate) async fn launch(&self, plan: Launch) -> Result<Guest, HypervisorError> {
+        let confinement = self.confinement(&plan.run_dir);
+        Guest::launch(plan, &confinement).await
+    }
+
+    /// The guest that runs under `side`.
+    pub(crate) async fn adopt(&self, name: &str, side: &str) -> Result<Option<Guest>, HypervisorError> {
+        let run_dir = self.run_dir(side);
+        Guest::adopt(name.parse().unwrap(), run_dir.clone(), &self.confinement(&run_dir)).await
+    }
+
+    /// A QEMU that waits for it, behind a door that is open, and the invitation.
+    pub(crate) async fn listening(&self, side: &str) -> (Guest, Invitation) {
+        let (guest, invitation, received) = self.receiving(side, Some(&self.sealer)).await;
+        // What fails is to be seen, not to be waited for.
+        tokio::spawn(async move { received.await.unwrap().expect("the stream arrives") });
+        (guest, invitation)
+    }
+
+    /// The same, sealed or not, and how its stream arrives.
+    pub(crate) async fn receiving(
+        &self,
+        side: &str,
+        sealer: Option<&Sealer>,
+    ) -> (Guest, Invitation, JoinHandle<Result<(), HypervisorError>>) {
+        let guest = self.launch(self.plan(side, "", true)).await.expect("launch");
+        let (awaited, invitation) = guest.listen(HOST, HOST, sealer).await.expect("listen");
+        let receiver = guest.clone();
+        (guest, invitation, tokio::spawn(async move { receiver.receive(awaited).await }))
+    }
+
+    /// Begins to send a guest's memory where it is invited.
+    pub(crate) async fn send(
+        &self,
+        source: &Guest,
+        invitation: &Invitation,
+        bandwidth: u64,
+        may_throttle: bool,
+    ) -> Result<(), HypervisorError> {
+        let stream = source.call(invitation, HOST, &self.sealer).await?;
+        source.start_migration(stream, bandwidth, may_throttle).await
     }
 }
 
@@ -184,14 +239,18 @@ pub(crate) async fn await_status(events: &mut broadcast::Receiver<GuestEvent>, s
     await_event(events, &mut Vec::new(), |kind| *kind == GuestEventKind::Migration(status)).await
 }
 
-/// Ends what a failed test left: the QEMUs whose command line names the lab's directory, and the directory.
-struct Cleanup(PathBuf);
+/// Ends what a failed test left: what runs in the lab's directory, the directory, and the lab's control groups.
+struct Cleanup(PathBuf, PathBuf);
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
-        for pid in qemus(&self.0) {
+        for pid in running(&self.0) {
             let _ended = kill(pid, Signal::SIGKILL);
             let _reaped = nix::sys::wait::waitpid(pid, None);
+        }
+        for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|root| Path::new(root).join(&self.1)) {
+            remove_groups(&root);
+            let _other_tests = fs::remove_dir(root.parent().unwrap());
         }
         if thread::panicking() {
             eprintln!("the guests' logs are in {}", self.0.display());
@@ -201,15 +260,25 @@ impl Drop for Cleanup {
     }
 }
 
-/// The live QEMUs whose command line names `dir`.
+/// Groups that are empty, the deepest first.
+fn remove_groups(group: &Path) {
+    let inside = fs::read_dir(group).into_iter().flatten().flatten().map(|entry| entry.path());
+    inside.filter(|path| path.is_dir()).for_each(|path| remove_groups(&path));
+    let _not_there = fs::remove_dir(group);
+}
+
+/// The live QEMUs that run in `dir`.
 pub(crate) fn qemus(dir: &Path) -> Vec<Pid> {
-    let names_dir = |cmdline: &[u8]| {
-        let text = String::from_utf8_lossy(cmdline);
-        text.starts_with("qemu-system") && text.contains(dir.to_str().unwrap())
-    };
+    let is_qemu =
+        |pid: &Pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("qemu-system"));
+    running(dir).into_iter().filter(is_qemu).collect()
+}
+
+/// All that runs in `dir`: QEMUs, and what seals their streams.
+fn running(dir: &Path) -> Vec<Pid> {
     fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Pid::from_raw))
-        .filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|cmdline| names_dir(&cmdline)))
+        .filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir)))
         .collect()
 }

@@ -1,0 +1,174 @@
+//! The program that seals a memory stream: TLS 1.3 on the side of the network, QEMU's plain bytes on the other.
+//!
+//! QEMU could do TLS itself, and is not asked to: it sends each page as two records, each with a system call of its own, and its
+//! TLS library renews keys after 2^24 records in a way that QEMU, which reads and writes in different threads, does not survive.
+//! A process of its own, because a stream must outlive the agent. It runs in its guest's cell, as QEMU does, and lets nobody
+//! look into its memory.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::TcpStream as StdTcpStream,
+    os::{
+        fd::{FromRawFd as _, OwnedFd, RawFd},
+        unix::net::UnixStream as StdUnixStream,
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName},
+    server::WebPkiClientVerifier,
+    version::TLS13,
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, BufReader, copy_bidirectional_with_sizes},
+    net::{TcpStream, UnixStream},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::credentials::{Credentials, DESTINATION};
+
+/// Said when both ends have shown who they are.
+pub(super) const SEALED: &str = "sealed";
+/// How long the two ends may take for that.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Bytes moved at one time. QEMU writes 128 KiB at most.
+const PIECE: usize = 256 << 10;
+/// How often it is looked whether QEMU is still there.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long what a QEMU left that has gone may take to arrive. A source's goes when it has been told that all is there, or gives
+/// up; a destination's when it has said that all is there, and that word must arrive: without it the source's would go on.
+const LAST_OF_SOURCE: Duration = Duration::from_secs(2);
+const LAST_OF_DESTINATION: Duration = Duration::from_secs(60);
+
+/// Which end of the stream it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum End {
+    Source,
+    Destination,
+}
+
+/// What the program is told on its standard input.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) end: End,
+    /// The connection to the other host.
+    pub(super) network: RawFd,
+    /// The connection to QEMU.
+    pub(super) local: RawFd,
+    pub(super) credentials: Credentials,
+}
+
+/// The program. What it prints on its standard output is [`SEALED`], or why not.
+///
+/// # Errors
+/// When the two ends do not believe each other, or the stream breaks.
+pub fn main() -> io::Result<()> {
+    // The keys are nobody's to read, not even another process's of the same user.
+    nix::sys::prctl::set_dumpable(false)?;
+    nix::sys::prctl::set_name(c"memory-seal")?;
+    let mut order = Vec::new();
+    io::stdin().take(1 << 16).read_to_end(&mut order)?;
+    let order: Order = serde_json::from_slice(&order)?;
+    // SAFETY: the agent made these two for this process and says so; nothing else here knows them.
+    let (network, local) = unsafe { (OwnedFd::from_raw_fd(order.network), OwnedFd::from_raw_fd(order.local)) };
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let network = StdTcpStream::from(network);
+        let local = StdUnixStream::from(local);
+        network.set_nonblocking(true)?;
+        local.set_nonblocking(true)?;
+        // The library reads 4 KiB at a time.
+        let network = BufReader::with_capacity(PIECE, TcpStream::from_std(network)?);
+        let shaken = timeout(HANDSHAKE, shake_hands(order.end, &order.credentials, network)).await;
+        match shaken.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the other end does not answer"))) {
+            Ok(stream) => {
+                say(SEALED);
+                carry(order.end, stream, local).await
+            }
+            Err(error) => {
+                say(&error.to_string());
+                Err(error)
+            }
+        }
+    })
+}
+
+/// The agent may have gone; the stream is not its.
+fn say(word: &str) {
+    let mut out = io::stdout();
+    let _heard = writeln!(out, "{word}").and_then(|()| out.flush());
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+async fn shake_hands(
+    end: End,
+    credentials: &Credentials,
+    network: BufReader<TcpStream>,
+) -> io::Result<Box<dyn Stream>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(credentials.authority.clone())).map_err(io::Error::other)?;
+    let chain = vec![CertificateDer::from(credentials.certificate.clone())];
+    let key = PrivatePkcs8KeyDer::from(credentials.key.clone()).into();
+    Ok(match end {
+        End::Source => {
+            let config = ClientConfig::builder_with_provider(provider)
+                .with_protocol_versions(&[&TLS13])
+                .map_err(io::Error::other)?
+                .with_root_certificates(roots)
+                .with_client_auth_cert(chain, key)
+                .map_err(io::Error::other)?;
+            let name = ServerName::try_from(DESTINATION).map_err(io::Error::other)?;
+            let mut stream = TlsConnector::from(Arc::new(config)).connect(name, network).await?;
+            // That the destination believes us shows only in what it says next.
+            tokio::io::AsyncReadExt::read_exact(&mut stream, &mut [0]).await?;
+            Box::new(stream)
+        }
+        End::Destination => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .build()
+                .map_err(io::Error::other)?;
+            let mut config = ServerConfig::builder_with_provider(provider)
+                .with_protocol_versions(&[&TLS13])
+                .map_err(io::Error::other)?
+                .with_client_cert_verifier(verifier)
+                .with_single_cert(chain, key)
+                .map_err(io::Error::other)?;
+            // Used once.
+            config.send_tls13_tickets = 0;
+            let mut stream = TlsAcceptor::from(Arc::new(config)).accept(network).await?;
+            tokio::io::AsyncWriteExt::write_all(&mut stream, &[0]).await?;
+            tokio::io::AsyncWriteExt::flush(&mut stream).await?;
+            Box::new(stream)
+        }
+    })
+}
+
+/// Both ways, until both have ended, or QEMU has gone and what it left does not arrive.
+async fn carry(end: End, mut network: Box<dyn Stream>, local: StdUnixStream) -> io::Result<()> {
+    let watched = local.try_clone()?;
+    let mut local = UnixStream::from_std(local)?;
+    tokio::select! {
+        carried = copy_bidirectional_with_sizes(&mut local, &mut network, PIECE, PIECE) => carried.map(drop),
+        () = gone(end, &watched) => Err(io::Error::new(io::ErrorKind::TimedOut, "QEMU has gone, and the other host does not answer")),
+    }
+}
+
+async fn gone(end: End, local: &StdUnixStream) {
+    loop {
+        sleep(LOOK).await;
+        // A descriptor asked for nothing tells only that its other end is closed.
+        let mut asked = [PollFd::new(std::os::fd::AsFd::as_fd(local), PollFlags::empty())];
+        if poll(&mut asked, PollTimeout::ZERO) != Ok(0) {
+            sleep(if end == End::Source { LAST_OF_SOURCE } else { LAST_OF_DESTINATION }).await;
+            return;
+        }
+    }
+}
