@@ -18,24 +18,28 @@ use tokio_rustls::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use crate::{Caller, HandshakeError, Refusal, SpiffeId, examination::Role, handshake::FirstWord};
+use crate::{
+    Caller, HandshakeError, Refusal, SpiffeId,
+    examination::Role,
+    handshake::{FirstWord, PREFACE},
+};
 
-/// The type of TLS's first record in each direction: an alert from a server that was sent plaintext, a handshake from a client.
-const TLS_RECORDS: std::ops::RangeInclusive<u8> = 21..=22;
+/// The type of the record a client of TLS begins with.
+const TLS_HANDSHAKE: u8 = 22;
 
 /// One connection of gRPC. With TLS it ends when the other end's certificate is no longer trusted.
 #[derive(Debug)]
 pub struct Connection {
     io: Io,
     caller: Caller,
+    /// Read before, and not yet handed on.
+    word: Vec<u8>,
 }
 
 #[derive(Debug)]
 enum Io {
     Tls {
         stream: Box<TlsStream<TcpStream>>,
-        /// Read before, and not yet handed on.
-        word: Vec<u8>,
         standing: Arc<Standing>,
         withdrawn: Pin<Box<WaitForCancellationFutureOwned>>,
     },
@@ -44,6 +48,8 @@ enum Io {
         address: SocketAddr,
         /// Nothing has been read yet.
         fresh: bool,
+        /// How much of what is to be written was written before.
+        written: usize,
     },
 }
 
@@ -83,11 +89,19 @@ impl Connection {
         let caller = Caller::Known(standing.id.identity.clone());
         let word = word.map(Vec::from).unwrap_or_default();
         let withdrawn = Box::pin(standing.withdrawn.clone().cancelled_owned());
-        Self { io: Io::Tls { stream: Box::new(stream), word, standing, withdrawn }, caller }
+        Self { io: Io::Tls { stream: Box::new(stream), standing, withdrawn }, caller, word }
     }
 
+    /// One that was accepted.
     pub(crate) fn unproven(stream: TcpStream, address: SocketAddr) -> Self {
-        Self { io: Io::Plain { stream, address, fresh: true }, caller: Caller::Unproven }
+        let io = Io::Plain { stream, address, fresh: true, written: 0 };
+        Self { io, caller: Caller::Unproven, word: Vec::new() }
+    }
+
+    /// One that was made, over which HTTP/2's preface went already.
+    pub(crate) fn unproven_call(stream: TcpStream, address: SocketAddr, word: FirstWord) -> Self {
+        let io = Io::Plain { stream, address, fresh: false, written: PREFACE.len() };
+        Self { io, caller: Caller::Unproven, word: word.into() }
     }
 }
 
@@ -117,25 +131,25 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Io::Tls { standing, withdrawn, .. } = &mut self.io
+            && withdrawn.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(standing.error()));
+        }
+        if !self.word.is_empty() {
+            let fits = self.word.len().min(buf.remaining());
+            buf.put_slice(&self.word[..fits]);
+            self.word.drain(..fits);
+            return Poll::Ready(Ok(()));
+        }
         match &mut self.io {
-            Io::Tls { stream, word, standing, withdrawn } => {
-                if withdrawn.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Err(standing.error()));
-                }
-                if !word.is_empty() {
-                    let fits = word.len().min(buf.remaining());
-                    buf.put_slice(&word[..fits]);
-                    word.drain(..fits);
-                    return Poll::Ready(Ok(()));
-                }
-                Pin::new(stream).poll_read(cx, buf)
-            }
-            Io::Plain { stream, address, fresh } => {
+            Io::Tls { stream, .. } => Pin::new(stream).poll_read(cx, buf),
+            Io::Plain { stream, address, fresh, .. } => {
                 let before = buf.filled().len();
                 ready!(Pin::new(stream).poll_read(cx, buf))?;
                 if let Some(first) = buf.filled().get(before)
                     && std::mem::take(fresh)
-                    && TLS_RECORDS.contains(first)
+                    && *first == TLS_HANDSHAKE
                 {
                     tracing::warn!(peer = %address, reason = %HandshakeError::Tls, "a connection is closed");
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, HandshakeError::Tls)));
@@ -151,6 +165,11 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Tls { standing, .. } if standing.withdrawn.is_cancelled() => Poll::Ready(Err(standing.error())),
             Io::Tls { stream, .. } => Pin::new(stream).poll_write(cx, buf),
+            Io::Plain { written, .. } if *written > 0 => {
+                let skipped = buf.len().min(*written);
+                *written -= skipped;
+                Poll::Ready(Ok(skipped))
+            }
             Io::Plain { stream, .. } => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -177,7 +196,11 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Tls { standing, .. } if standing.withdrawn.is_cancelled() => Poll::Ready(Err(standing.error())),
             Io::Tls { stream, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Io::Plain { stream, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Io::Plain { stream, written: 0, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Io::Plain { .. } => {
+                let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
+                self.poll_write(cx, first)
+            }
         }
     }
 

@@ -35,8 +35,8 @@ pub enum DialError {
         address: SocketAddr,
         /// Whom we meant.
         wanted: Identity,
-        /// Who we are.
-        own: Identity,
+        /// Who we are; nobody, with `--insecure`.
+        own: Option<Identity>,
         /// Why.
         error: HandshakeError,
     },
@@ -46,6 +46,7 @@ impl DialError {
     /// What to do about it, where that is plain.
     pub fn advice(&self) -> Option<String> {
         let Self::Handshake { error, own, wanted, .. } = self else { return None };
+        let own = own.as_ref()?;
         Some(match error {
             HandshakeError::Objected(Objection::Expired | Objection::Revoked | Objection::NoIdentity) => {
                 format!("issue another certificate with `throughline pki rotate {own}`, and copy it here")
@@ -148,13 +149,12 @@ impl Security {
         let tcp = connecting.map_err(|_| unreachable(std::io::ErrorKind::TimedOut.into()))?.map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         let address = tcp.peer_addr().map_err(unreachable)?;
-        match self {
-            Self::Insecure => Ok(Connection::unproven(tcp, address)),
-            Self::Proven(keyring) => greet(keyring, tcp, address, wanted).await.map_err(|error| {
-                let own = keyring.own().identity.clone();
-                DialError::Handshake { address, wanted: wanted.clone(), own, error }
-            }),
-        }
+        let connection = match self {
+            Self::Insecure => greet_plain(tcp, address).await,
+            Self::Proven(keyring) => greet(keyring, tcp, address, wanted).await,
+        };
+        let own = self.own().cloned();
+        connection.map_err(|error| DialError::Handshake { address, wanted: wanted.clone(), own, error })
     }
 }
 
@@ -176,6 +176,11 @@ async fn greet(
     let standing = Standing::new(&stream, id, address);
     keyring.note(&standing, &credentials);
     Ok(Connection::proven(stream, Some(word), standing))
+}
+
+async fn greet_plain(mut tcp: net::TcpStream, address: SocketAddr) -> Result<Connection, HandshakeError> {
+    let word = handshake::call_plain(&mut tcp).await?;
+    Ok(Connection::unproven_call(tcp, address, word))
 }
 
 /// What an error chain ends with: transport layers only say "transport error".

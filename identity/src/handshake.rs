@@ -3,7 +3,11 @@
 use std::{io, sync::Arc, time::Duration};
 
 use rustls::{Error, InvalidMessage, PeerIncompatible, pki_types::ServerName};
-use tokio::{io::AsyncReadExt as _, net::TcpStream, time};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time,
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::{Credentials, Identity, Objection, Refusal, SpiffeId, examination::Examination};
@@ -14,6 +18,10 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 const FRAME_HEAD: usize = 9;
 /// The type of the frame a server of HTTP/2 begins with.
 const SETTINGS: u8 = 4;
+/// The type of the record by which a server of TLS says that it does not understand.
+const ALERT: u8 = 21;
+/// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Why a connection was not made. "It" is the other end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,13 +42,13 @@ pub enum HandshakeError {
     #[error("it does not speak TLS 1.3")]
     OldTls,
     /// It stopped in the middle.
-    #[error("it did not finish the TLS handshake within {} s", DEADLINE.as_secs())]
+    #[error("it did not finish the handshake within {} s", DEADLINE.as_secs())]
     Late,
     /// It hung up.
-    #[error("it closed the connection during the TLS handshake")]
+    #[error("it closed the connection during the handshake")]
     Closed,
     /// The rest.
-    #[error("the TLS handshake failed: {0}")]
+    #[error("the handshake failed: {0}")]
     Broken(String),
 }
 
@@ -107,6 +115,27 @@ pub(crate) async fn call(
         return Err(HandshakeError::Broken("it speaks TLS, but not HTTP/2".to_owned()));
     }
     Ok((stream, found(&examination)?, word))
+}
+
+/// The first word of a server that is called without TLS. To hear one from a server that waits for TLS, it must be spoken to: the
+/// preface, which is then not to be sent again.
+pub(crate) async fn call_plain(tcp: &mut TcpStream) -> Result<FirstWord, HandshakeError> {
+    let calling = async {
+        tcp.write_all(PREFACE).await?;
+        let mut word = [0; FRAME_HEAD];
+        tcp.read_exact(&mut word[..1]).await?;
+        if word[0] != ALERT {
+            tcp.read_exact(&mut word[1..]).await?;
+        }
+        Ok::<_, io::Error>(word)
+    };
+    match time::timeout(DEADLINE, calling).await.map_err(|_| HandshakeError::Late)? {
+        Ok(word) if word[0] == ALERT => Err(HandshakeError::Tls),
+        Ok(word) if word[3] == SETTINGS => Ok(word),
+        Ok(_) => Err(HandshakeError::Broken("it does not speak HTTP/2".to_owned())),
+        Err(error) if hung_up(&error) => Err(HandshakeError::Closed),
+        Err(error) => Err(HandshakeError::Broken(error.to_string())),
+    }
 }
 
 /// The head of the first frame a server sends: read before the connection is handed on, and put before what comes after it.

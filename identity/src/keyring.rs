@@ -29,6 +29,8 @@ const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Keyring {
     directory: PathBuf,
     own: SpiffeId,
+    /// How the files looked when they were first read.
+    opened: Look,
     current: RwLock<Arc<Credentials>>,
     open: Mutex<Vec<Weak<Standing>>>,
 }
@@ -39,10 +41,12 @@ impl Keyring {
     /// # Errors
     /// Those of [`Credentials::load`].
     pub fn open(directory: &Path) -> Result<Arc<Self>, CredentialsError> {
+        // Before they are read: what changes meanwhile is found by the first look.
+        let opened = look(directory);
         let credentials = Credentials::load(directory)?;
         let own = credentials.id.clone();
         let (directory, current) = (directory.to_owned(), RwLock::new(Arc::new(credentials)));
-        Ok(Arc::new(Self { directory, own, current, open: Mutex::default() }))
+        Ok(Arc::new(Self { directory, own, opened, current, open: Mutex::default() }))
     }
 
     /// Whom it proves.
@@ -62,11 +66,10 @@ impl Keyring {
     /// Watches the files until the task is aborted, and says in the log what expires soon.
     pub fn watch(self: &Arc<Self>) -> JoinHandle<()> {
         let keyring = self.clone();
-        // What was there before the first look: what `open` read may be older, so it is read once more.
         tokio::spawn(async move {
             let mut look = time::interval(LOOK);
             look.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-            let mut watch = Watch { seen: None, taken: None, complaint: None, reminded: None };
+            let mut watch = Watch { seen: None, taken: keyring.opened, complaint: None, reminded: None };
             loop {
                 look.tick().await;
                 let keyring = keyring.clone();
@@ -123,12 +126,19 @@ fn review(credentials: &Credentials, standing: &Standing) -> bool {
 /// What a file is without reading it; `None`: not there.
 type Look = [Option<(u64, u64, i64, i64, u64)>; 4];
 
+fn look(directory: &Path) -> Look {
+    [CA, CERTIFICATE, KEY, CRL].map(|file| {
+        let meta = fs::metadata(directory.join(file)).ok()?;
+        Some((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+    })
+}
+
 /// The watcher's memory.
 struct Watch {
     /// At the last look.
     seen: Option<Look>,
     /// When they were last taken into use.
-    taken: Option<Look>,
+    taken: Look,
     /// What was last said of files that are no good.
     complaint: Option<String>,
     reminded: Option<Instant>,
@@ -137,13 +147,10 @@ struct Watch {
 impl Watch {
     fn look(mut self, keyring: &Keyring) -> Self {
         let directory = &keyring.directory;
-        let look = [CA, CERTIFICATE, KEY, CRL].map(|file| {
-            let meta = fs::metadata(directory.join(file)).ok()?;
-            Some((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
-        });
+        let look = look(directory);
         let finished = self.seen == Some(look);
         self.seen = Some(look);
-        if finished && self.taken != Some(look) {
+        if finished && self.taken != look {
             self.take(keyring, look);
         }
         if self.reminded.is_none_or(|then| then.elapsed() >= REMIND) {
@@ -156,12 +163,9 @@ impl Watch {
     fn take(&mut self, keyring: &Keyring, look: Look) {
         match Credentials::load(&keyring.directory).and_then(|credentials| keyring.replace(credentials)) {
             Ok(()) => {
-                if self.taken.is_some() {
-                    let (directory, serial) = (keyring.directory.display(), &keyring.current().facts.serial);
-                    info!(%directory, %serial, "the credentials have changed and are used from now on");
-                    self.reminded = None;
-                }
-                (self.taken, self.complaint) = (Some(look), None);
+                let (directory, serial) = (keyring.directory.display(), &keyring.current().facts.serial);
+                info!(%directory, %serial, "the credentials have changed and are used from now on");
+                (self.taken, self.complaint, self.reminded) = (look, None, None);
             }
             // Tried again at every look: what was wrong may not show in the files, like a lack of descriptors.
             Err(problem) => {

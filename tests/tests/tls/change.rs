@@ -27,10 +27,11 @@ impl Link {
         let security = pki.security(&format!("agent/{host}"));
         let mut client = AgentLinkClient::new(controller.dial(&security, "controller").await.unwrap());
         let (up, queue) = mpsc::channel(64);
+        let vtep = format!("192.0.2.1{}", host.trim_start_matches('h'));
         let hello = Hello {
             host: host.to_owned(),
-            vtep: "192.0.2.11".to_owned(),
-            peer_endpoint: "192.0.2.11:7701".to_owned(),
+            peer_endpoint: format!("{vtep}:7701"),
+            vtep,
             memory_kib: 1 << 20,
             accelerator: "tcg".to_owned(),
             agent_version: "0.1.0".to_owned(),
@@ -73,7 +74,7 @@ impl Link {
         let endpoint = ["endpoint", "create", network, "--network", network, "--host", "h1", "--ip", "10.0.0.1"];
         controller.ask(operator, &endpoint).done();
         let vni: u32 = vni.parse().unwrap();
-        let has = |message: &Down| matches!(message, Down::Desired(desired) if desired.networks.iter().any(|it| it.vni == vni));
+        let has = |message: &Down| matches!(message, Down::Desired(desired) if desired.networks.iter().any(|it| it.network.as_ref().is_some_and(|it| it.vni == vni)));
         self.until(has).await.unwrap();
         assert!(!self.up.is_closed());
     }
