@@ -1,5 +1,7 @@
 //! Where a guest's memory may come, as one agent tells another.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
+
 use throughline_cutover::Failure;
 use throughline_hypervisor::{Credentials, Invitation, Token};
 use throughline_wire::v1::{self, prepared::Memory};
@@ -17,11 +19,12 @@ pub fn to_wire(invitation: Invitation) -> v1::Prepared {
     }
 }
 
-/// As the destination sent it. One in the clear is accepted only with `plaintext`.
+/// As the destination sent it, whose tunnel end point is `vtep`: no other address is called for it. One in the clear is accepted
+/// only with `plaintext`.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn from_wire(prepared: v1::Prepared, plaintext: bool) -> Result<Invitation, Failure> {
+pub fn from_wire(prepared: v1::Prepared, vtep: Ipv4Addr, plaintext: bool) -> Result<Invitation, Failure> {
     let odd = |what: &str| {
         Failure::new(
             "MEMORY_STREAM",
@@ -40,8 +43,13 @@ pub fn from_wire(prepared: v1::Prepared, plaintext: bool) -> Result<Invitation, 
         }
         None => return Err(odd("seal")),
     };
+    let address: SocketAddrV4 = prepared.memory_address.parse().map_err(|_| odd("address for memory"))?;
+    if *address.ip() != vtep {
+        let message = format!("the destination wants memory sent to {address}, and is {vtep}; nobody is called there");
+        return Err(Failure::new("MEMORY_STREAM", message));
+    }
     Ok(Invitation {
-        address: prepared.memory_address.parse().map_err(|_| odd("address for memory"))?,
+        address,
         token: Token::from_bytes(&prepared.memory_token).ok_or_else(|| odd("token for memory"))?,
         sealed,
     })
@@ -50,6 +58,8 @@ pub fn from_wire(prepared: v1::Prepared, plaintext: bool) -> Result<Invitation, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
     fn invitation(sealed: bool) -> Invitation {
         let credentials = Credentials { authority: vec![1], certificate: vec![2], key: vec![3] };
@@ -63,7 +73,7 @@ mod tests {
     #[test]
     fn an_invitation_arrives_as_it_was_sent() {
         for plaintext in [false, true] {
-            let arrived = from_wire(to_wire(invitation(true)), plaintext).unwrap();
+            let arrived = from_wire(to_wire(invitation(true)), VTEP, plaintext).unwrap();
             assert_eq!(arrived.address, invitation(true).address);
             assert_eq!(arrived.token.as_bytes(), [7; 32]);
             assert_eq!(arrived.sealed.unwrap().key, [3]);
@@ -72,8 +82,8 @@ mod tests {
 
     #[test]
     fn in_the_clear_only_if_both_operators_say_so() {
-        assert!(from_wire(to_wire(invitation(false)), true).unwrap().sealed.is_none());
-        let refused = from_wire(to_wire(invitation(false)), false).unwrap_err();
+        assert!(from_wire(to_wire(invitation(false)), VTEP, true).unwrap().sealed.is_none());
+        let refused = from_wire(to_wire(invitation(false)), VTEP, false).unwrap_err();
         assert_eq!(refused.reason, "MEMORY_PLAINTEXT_REFUSED");
     }
 
@@ -83,9 +93,11 @@ mod tests {
         for broken in [
             v1::Prepared { memory: None, ..whole.clone() },
             v1::Prepared { memory_token: vec![7; 31], ..whole.clone() },
-            v1::Prepared { memory_address: "tcp:192.0.2.2:7".to_owned(), ..whole },
+            v1::Prepared { memory_address: "tcp:192.0.2.2:7".to_owned(), ..whole.clone() },
+            // Nobody else is called in the destination's name.
+            v1::Prepared { memory_address: "127.0.0.1:7700".to_owned(), ..whole },
         ] {
-            assert_eq!(from_wire(broken, true).unwrap_err().reason, "MEMORY_STREAM");
+            assert_eq!(from_wire(broken, VTEP, true).unwrap_err().reason, "MEMORY_STREAM");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use throughline_cutover::{Failure, Limits, MigrationPlan, OnStall, Source, SourceEffect, SourceEvent, SourceReport};
+use throughline_cutover::{Failure, MigrationPlan, OnStall, Source, SourceEffect, SourceEvent, SourceReport};
 use throughline_hypervisor::{Guest, GuestEventKind, HypervisorError, MigrationStatus, RunState};
 use throughline_loader::Mode;
 use throughline_netlink::Path;
@@ -149,10 +149,10 @@ impl SourceHands {
         let Some(prepared) = self.prepared.take() else { return };
         self.sending = true;
         let (host, vm, events) = (self.host.clone(), self.resident.vm.clone(), self.events.clone());
-        let limits = self.plan.limits;
+        let plan = self.plan.clone();
         let watch = self.waits.spawn(async move {
-            match begin_precopy(&host, &vm, prepared, limits).await {
-                Ok(()) => report_progress(&vm, &events, limits.bandwidth).await,
+            match begin_precopy(&host, &vm, &plan, prepared).await {
+                Ok(()) => report_progress(&vm, &events, plan.limits.bandwidth).await,
                 Err(failure) => drop(events.send(SourceEvent::MemoryFailed(failure))),
             }
         });
@@ -383,14 +383,14 @@ impl SourceHands {
 }
 
 /// Memory begins to move to where the destination said.
-async fn begin_precopy(host: &Host, vm: &Guest, prepared: v1::Prepared, limits: Limits) -> Result<(), Failure> {
-    let invitation = invitation::from_wire(prepared, host.config.memory_plaintext)?;
+async fn begin_precopy(host: &Host, vm: &Guest, plan: &MigrationPlan, prepared: v1::Prepared) -> Result<(), Failure> {
+    let invitation = invitation::from_wire(prepared, plan.destination.vtep, host.config.memory_plaintext)?;
     if invitation.sealed.is_none() {
         warn!("this guest's memory leaves in the clear (--memory-plaintext)");
     }
     let stream = vm.call(&invitation, host.config.vtep, &host.sealer).await.map_err(hypervisor_failure)?;
-    let may_throttle = limits.on_stall == OnStall::Throttle;
-    vm.start_migration(stream, limits.bandwidth, may_throttle).await.map_err(hypervisor_failure)
+    let may_throttle = plan.limits.on_stall == OnStall::Throttle;
+    vm.start_migration(stream, plan.limits.bandwidth, may_throttle).await.map_err(hypervisor_failure)
 }
 
 impl Hands for SourceHands {
