@@ -19,8 +19,8 @@ pub fn to_wire(invitation: Invitation) -> v1::Prepared {
     }
 }
 
-/// As the destination sent it. The guest's memory goes to the host that the plan names, `vtep`, whatever that host says; one in
-/// the clear is accepted only with `plaintext`.
+/// As the destination sent it, whose tunnel end point is `vtep`: no other address is called for it. One in the clear is accepted
+/// only with `plaintext`.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -45,10 +45,7 @@ pub fn from_wire(prepared: v1::Prepared, vtep: Ipv4Addr, plaintext: bool) -> Res
     };
     let address: SocketAddrV4 = prepared.memory_address.parse().map_err(|_| odd("address for memory"))?;
     if *address.ip() != vtep {
-        let message = format!(
-            "the destination wants memory at {}, the plan's destination is {vtep}; nothing was sent there",
-            address.ip()
-        );
+        let message = format!("the destination wants memory sent to {address}, and is {vtep}; nobody is called there");
         return Err(Failure::new("MEMORY_STREAM", message));
     }
     Ok(Invitation {
@@ -97,7 +94,8 @@ mod tests {
             v1::Prepared { memory: None, ..whole.clone() },
             v1::Prepared { memory_token: vec![7; 31], ..whole.clone() },
             v1::Prepared { memory_address: "tcp:192.0.2.2:7".to_owned(), ..whole.clone() },
-            v1::Prepared { memory_address: "192.0.2.3:49152".to_owned(), ..whole },
+            // Nobody else is called in the destination's name.
+            v1::Prepared { memory_address: "127.0.0.1:7700".to_owned(), ..whole },
         ] {
             assert_eq!(from_wire(broken, VTEP, true).unwrap_err().reason, "MEMORY_STREAM");
         }

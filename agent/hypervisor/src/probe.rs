@@ -112,8 +112,9 @@ mod tests {
 
     use super::*;
 
+    /// Without groups: a probe needs none.
     fn confinement() -> Confinement {
-        Confinement::new(&"61000".parse().unwrap(), Path::new("throughline-test/probe")).unwrap()
+        Confinement::new(&"61000".parse().unwrap(), Path::new("")).unwrap()
     }
 
     #[tokio::test]

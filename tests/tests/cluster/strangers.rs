@@ -92,7 +92,7 @@ fn strangers_at_the_port_memory_comes_to_get_nothing_and_nobody_notices() {
         matches!(now["phase"].as_str(), Some("DONE" | "ABORTED")).then_some(now)
     });
     assert_eq!(end["phase"], "DONE", "{end:#}");
-    for mut stranger in [&mut first, &mut guesser] {
+    for stranger in [&mut first, &mut guesser] {
         stranger.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
         let mut got = Vec::new();
         let _reset = stranger.read_to_end(&mut got);

@@ -151,7 +151,7 @@ impl SourceHands {
         let (host, vm, events) = (self.host.clone(), self.resident.vm.clone(), self.events.clone());
         let plan = self.plan.clone();
         let watch = self.waits.spawn(async move {
-            match begin_precopy(&host, &vm, prepared, &plan).await {
+            match begin_precopy(&host, &vm, &plan, prepared).await {
                 Ok(()) => report_progress(&vm, &events, plan.limits.bandwidth).await,
                 Err(failure) => drop(events.send(SourceEvent::MemoryFailed(failure))),
             }
@@ -383,15 +383,14 @@ impl SourceHands {
 }
 
 /// Memory begins to move to where the destination said.
-async fn begin_precopy(host: &Host, vm: &Guest, prepared: v1::Prepared, plan: &MigrationPlan) -> Result<(), Failure> {
-    let limits = plan.limits;
+async fn begin_precopy(host: &Host, vm: &Guest, plan: &MigrationPlan, prepared: v1::Prepared) -> Result<(), Failure> {
     let invitation = invitation::from_wire(prepared, plan.destination.vtep, host.config.memory_plaintext)?;
     if invitation.sealed.is_none() {
         warn!("this guest's memory leaves in the clear (--memory-plaintext)");
     }
     let stream = vm.call(&invitation, host.config.vtep, &host.sealer).await.map_err(hypervisor_failure)?;
-    let may_throttle = limits.on_stall == OnStall::Throttle;
-    vm.start_migration(stream, limits.bandwidth, may_throttle).await.map_err(hypervisor_failure)
+    let may_throttle = plan.limits.on_stall == OnStall::Throttle;
+    vm.start_migration(stream, plan.limits.bandwidth, may_throttle).await.map_err(hypervisor_failure)
 }
 
 impl Hands for SourceHands {

@@ -21,7 +21,7 @@ use std::{
 
 use harness::{Lab, in_lab, ip};
 use serde_json::{Value, json};
-use throughline_hypervisor::{Guest, Launch, MigrationStatus};
+use throughline_hypervisor::{Guest, MigrationStatus};
 
 /// RAM of the guest, KiB: not a multiple of 256 KiB, see `ram_kib`.
 const RAM_KIB: u64 = (1 << 20) - 8;
@@ -33,9 +33,10 @@ const COMMAND: &str = "cargo bench -p throughline-hypervisor --bench stream";
 
 fn main() {
     let (json, rounds) = arguments();
-    in_lab("bench", move |lab| async move {
+    in_lab("bench", move |mut lab| async move {
+        lab.memory_kib = RAM_KIB;
         ip("link set lo mtu 1500");
-        let guest = lab.launch(Launch { memory_kib: RAM_KIB, ..lab.plan("a", "dirty fill=380", false) }).await.unwrap();
+        let guest = lab.launch(lab.plan("a", "dirty fill=380", false)).await.unwrap();
         await_line(&guest, "filled", Duration::from_secs(120)).await;
         let (mut clear, mut sealed) = (Vec::new(), Vec::new());
         for round in 1..=rounds {

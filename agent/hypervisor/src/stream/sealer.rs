@@ -69,11 +69,10 @@ impl Sealer {
         for socket in [&for_qemu, &local] {
             setsockopt(socket, SndBuf, &BETWEEN)?;
         }
-        let log = guest.run_dir().open_log(&guest.run_dir().qemu_log())?;
         let program = self.0.as_raw_fd();
         let mut command = Command::new(own(program));
         command.arg0(ARGUMENT_ZERO).env_clear().current_dir(guest.run_dir().path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         guest.cell().hold(&mut command, None, vec![network.as_raw_fd(), local.as_raw_fd()])?;
         let mut child = command.spawn()?;
         let order = Order { end, network: network.as_raw_fd(), local: local.as_raw_fd(), credentials };

@@ -64,6 +64,8 @@ pub(crate) fn ip(arguments: &str) {
 pub(crate) struct Lab {
     pub(crate) dir: PathBuf,
     pub(crate) sealer: Sealer,
+    /// RAM of its guests.
+    pub(crate) memory_kib: u64,
     cgroup: PathBuf,
     initrd: PathBuf,
 }
@@ -76,7 +78,7 @@ impl Lab {
         initrd::write(&initrd);
         let cgroup = Path::new("throughline-test").join(format!("{}-{name}", std::process::id()));
         let sealer = Sealer::open(Path::new(env!("CARGO_BIN_EXE_throughline-seal"))).unwrap();
-        Self { dir, sealer, cgroup, initrd }
+        Self { dir, sealer, memory_kib: 131_072, cgroup, initrd }
     }
 
     pub(crate) fn run_dir(&self, side: &str) -> RunDir {
@@ -89,7 +91,7 @@ impl Lab {
             name: guest_name(),
             run_dir: self.run_dir(side),
             vcpus: 1,
-            memory_kib: 131_072,
+            memory_kib: self.memory_kib,
             boot: Boot {
                 kernel: kernel().to_str().unwrap().to_owned(),
                 initrd: self.initrd.to_str().unwrap().to_owned(),
