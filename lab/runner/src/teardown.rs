@@ -1,13 +1,19 @@
 //! Taking a lab down, whatever state it is in. Every step is tried, even if one before it failed.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, umount2};
 
 use crate::lab::Lab;
 use crate::processes::{self, Process};
+
+/// How long the last threads of processes that were ended may take to leave their control group.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// Ends the lab's processes, then removes its mounts (and the BPF objects pinned there), its namespaces (and the links in
 /// them) and its directory.
@@ -53,12 +59,27 @@ fn remove_cgroups(path: &Path) -> Result<()> {
         let guests = fs::read_dir(&top).into_iter().flatten().flatten();
         let groups = guests.map(|entry| entry.path()).filter(|entry| entry.is_dir());
         for group in groups.collect::<Vec<_>>() {
-            fs::remove_dir(&group).with_context(|| format!("cannot remove {}", group.display()))?;
+            remove_cgroup(&group).with_context(|| format!("cannot remove {}", group.display()))?;
         }
         // Another lab's, or not there.
         top.ancestors().take(path.components().count()).take_while(|it| fs::remove_dir(it).is_ok()).for_each(drop);
     }
     Ok(())
+}
+
+/// Removes one group. Of a process that has just ended, threads may still be on their way out of it.
+fn remove_cgroup(group: &Path) -> io::Result<()> {
+    // Not there before Linux 5.14.
+    let _ended = fs::write(group.join("cgroup.kill"), "1");
+    let deadline = Instant::now() + LEAVING;
+    loop {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Mount points below a directory, the deepest first.
