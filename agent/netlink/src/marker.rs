@@ -132,7 +132,7 @@ mod tests {
                         0800\
                         4500002c000000004011f6bdc0000201c0000202\
                         c01f000900180000\
-                        544c6d6b00abcdef000000070000001f\
+                        544c6d6b0007001f4ded96a9ce5bcbf8\
                         0000";
         assert_eq!(hex, expected);
     }

@@ -13,7 +13,9 @@ use serde::Deserialize;
 /// Label that says what a node is in the fabric.
 const ROLE: &str = "throughline.role";
 /// Longest file, bytes.
-const LONGEST: usize = 1 << 20;
+const LONGEST: usize = 64 << 10;
+/// Brackets in brackets: what reads YAML takes time by their square.
+const DEEPEST: usize = 32;
 /// Most nodes, and most links: each is a namespace or a pair of devices of this machine.
 const MOST: usize = 256;
 /// What a veth may have (RFC 791's least datagram; the kernel's most).
@@ -105,6 +107,7 @@ impl Topology {
 
     pub(crate) fn parse(text: &str) -> Result<Self> {
         ensure!(text.len() <= LONGEST, "it has {} bytes; at most {LONGEST} are read", text.len());
+        ensure!(depth(text) <= DEEPEST, "it has more than {DEEPEST} brackets in brackets");
         let file: File = serde_norway::from_str(text)?;
         for (what, count) in [("nodes", file.topology.nodes.len()), ("links", file.topology.links.len())] {
             ensure!(count <= MOST, "topology.{what}: {count} of them; at most {MOST} are played");
@@ -209,6 +212,19 @@ impl Topology {
         }
         Ok(())
     }
+}
+
+/// How deep brackets are in brackets, those in text counted too.
+fn depth(text: &str) -> usize {
+    let step = |depth: &mut usize, c| {
+        *depth = match c {
+            '[' | '{' => *depth + 1,
+            ']' | '}' => depth.saturating_sub(1),
+            _ => *depth,
+        };
+        Some(*depth)
+    };
+    text.chars().scan(0, step).max().unwrap_or(0)
 }
 
 fn words(line: &str) -> Vec<String> {
@@ -349,8 +365,9 @@ mod tests {
         assert!(why.contains("topology.links"), "{why}");
         let why = refused(("  links:\n", "  links:\n    - {endpoints: [\"h1:eth9\", \"h2:eth9\"], mtu: 4000000000}\n"));
         assert!(why.contains("mtu 4000000000"), "{why}");
-        let deep = format!("name: lab\ntopology: {}", "[".repeat(100_000));
-        assert!(Topology::parse(&deep).is_err(), "nested without end");
+        let why = format!("{:#}", Topology::parse(&"[".repeat(LONGEST)).unwrap_err());
+        assert!(why.contains("brackets in brackets"), "{why}");
+        Topology::parse(&"- ".repeat(LONGEST / 2)).expect_err("nested without end");
     }
 
     #[test]
