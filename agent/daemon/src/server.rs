@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use throughline_confine::{passage_dir, private_dir};
-use throughline_hypervisor::{Confinement, QemuUser, Sealer, probe_accelerator};
+use throughline_hypervisor::{AcceleratorChoice, Confinement, QemuUser, Sealer, probe_accelerator};
 use throughline_identity::{Door, Identity, Security};
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
@@ -46,7 +46,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let host = Arc::new(Host::new(config, systems, uplink));
     // Beside the rest: it may take 2 s, and an end of a move may be waiting for this agent.
     let probed = host.clone();
-    let probing = tokio::spawn(async move { probe_accelerator(probed.config.accel, &probed.confinement).await });
+    // A host that runs no guests has no use for one, nor the privileges to try.
+    let choice = if host.config.peer_only { AcceleratorChoice::Tcg } else { host.config.accel };
+    let probing = tokio::spawn(async move { probe_accelerator(choice, &probed.confinement).await });
     recover::recover(&host).await?;
 
     let (desired, wanted) = watch::channel(None);
