@@ -69,9 +69,12 @@ impl Failure {
         let (exit, reason) = match error {
             DialError::Address(_) => (Exit::Refused, "WRONG_SCHEME"),
             DialError::NotLoopback(_) => (Exit::Refused, "NOT_LOOPBACK"),
-            DialError::Handshake { error: HandshakeError::Refused(_), .. } => (Exit::Refused, "CONTROLLER_NOT_TRUSTED"),
-            DialError::Handshake { error: HandshakeError::Objected(_), .. } => (Exit::Refused, "CERTIFICATE_REFUSED"),
-            DialError::Unreachable(_) | DialError::Handshake { .. } => (Exit::Unreachable, "CONTROLLER_UNREACHABLE"),
+            DialError::Unreachable(_) => (Exit::Unreachable, "CONTROLLER_UNREACHABLE"),
+            DialError::Handshake { error, .. } => match **error {
+                HandshakeError::Refused(_) => (Exit::Refused, "CONTROLLER_NOT_TRUSTED"),
+                HandshakeError::Objected(_) => (Exit::Refused, "CERTIFICATE_REFUSED"),
+                _ => (Exit::Unreachable, "CONTROLLER_UNREACHABLE"),
+            },
         };
         let failure = Self::new(exit, reason, what, error.to_string());
         match error.advice() {

@@ -38,7 +38,7 @@ pub enum DialError {
         /// Who we are; nobody, with `--insecure`.
         own: Option<Identity>,
         /// Why.
-        error: HandshakeError,
+        error: Box<HandshakeError>,
     },
 }
 
@@ -47,7 +47,7 @@ impl DialError {
     pub fn advice(&self) -> Option<String> {
         let Self::Handshake { error, own, wanted, .. } = self else { return None };
         let own = own.as_ref()?;
-        Some(match error {
+        Some(match &**error {
             HandshakeError::Objected(Objection::Expired | Objection::Revoked | Objection::NoIdentity) => {
                 format!("issue another certificate with `throughline pki rotate {own}`, and copy it here")
             }
@@ -89,7 +89,7 @@ impl DialError {
             Self::Address(_) | Self::NotLoopback(_) => return true,
             Self::Unreachable(_) => return false,
         };
-        matches!(handshake, HandshakeError::Refused(_) | HandshakeError::Objected(_))
+        matches!(**handshake, HandshakeError::Refused(_) | HandshakeError::Objected(_))
     }
 }
 
@@ -154,7 +154,12 @@ impl Security {
             Self::Proven(keyring) => greet(keyring, tcp, address, wanted).await,
         };
         let own = self.own().cloned();
-        connection.map_err(|error| DialError::Handshake { address, wanted: wanted.clone(), own, error })
+        connection.map_err(|error| DialError::Handshake {
+            address,
+            wanted: wanted.clone(),
+            own,
+            error: Box::new(error),
+        })
     }
 }
 

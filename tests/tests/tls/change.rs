@@ -148,7 +148,7 @@ async fn who_is_revoked_is_put_out() {
     controller.says("an open connection is closed");
     assert!(controller.says("an open connection is closed").contains("identity=agent/h1"), "{ended}");
     match controller.dial(&security, "controller").await {
-        Err(DialError::Handshake { error: HandshakeError::Objected(Objection::Revoked), .. }) => {}
+        Err(DialError::Handshake { error, .. }) if *error == HandshakeError::Objected(Objection::Revoked) => {}
         other => panic!("it must not come in again: {other:?}"),
     }
     // Nobody else notices.

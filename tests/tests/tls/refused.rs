@@ -19,7 +19,7 @@ fn issue(pki: &Pki, identity: &str, validity: Validity) -> Security {
 /// Why a call of the controller failed in its beginning.
 async fn refusal(controller: &Controller, security: &Security, wanted: &str) -> HandshakeError {
     match controller.dial(security, wanted).await {
-        Err(throughline_identity::DialError::Handshake { error, .. }) => error,
+        Err(throughline_identity::DialError::Handshake { error, .. }) => *error,
         other => panic!("the two must not have agreed: {other:?}"),
     }
 }
