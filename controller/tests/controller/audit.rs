@@ -11,7 +11,7 @@ use crate::support::*;
 const IDENTITIES: [&str; 4] = ["operator/vera", "operator/otto", "operator/ada", "agent/h1"];
 
 async fn controller(state: &StateDir) -> Controller {
-    fs::create_dir_all(&state.0).unwrap();
+    state.make();
     let roles = state.0.join("roles");
     fs::write(&roles, "vera viewer\notto operator\nada admin\n").unwrap();
     let heartbeat = std::time::Duration::from_millis(200);

@@ -20,7 +20,7 @@ use tonic_types::StatusExt as _;
 use crate::support::*;
 
 async fn controller(state: &StateDir, limits: CallLimits) -> Controller {
-    fs::create_dir_all(&state.0).unwrap();
+    state.make();
     let roles = state.0.join("roles");
     fs::write(&roles, "greta operator\notto operator\n").unwrap();
     let heartbeat = Duration::from_millis(200);

@@ -1,7 +1,10 @@
 //! What is kept of migrations that are over.
 
 use throughline_controller::Config;
-use throughline_wire::v1::{self, Role, Step, controller_message::Message as Down};
+use throughline_wire::{
+    limits::LONGEST_TEXT,
+    v1::{self, Role, Step, controller_message::Message as Down},
+};
 
 use crate::support::*;
 
@@ -92,7 +95,7 @@ async fn an_agent_that_talks_on_and_on_does_not_fill_the_record() {
     h2.news(&id, Role::Destination, Step::Aborted).await;
     let migration = get(&mut fabric, &id).await;
     assert!(
-        migration.stalls.len() <= 64 && migration.stalls.iter().all(|it| it.len() <= 1024),
+        migration.stalls.len() <= 64 && migration.stalls.iter().all(|it| it.len() <= LONGEST_TEXT),
         "{}",
         migration.stalls.len()
     );

@@ -93,7 +93,7 @@ async fn call(channel: &Channel, path: &str) -> Result<(), Status> {
 }
 
 fn roles_file(state: &StateDir, text: &str) -> PathBuf {
-    fs::create_dir_all(&state.0).unwrap();
+    state.make();
     let path = state.0.join("roles");
     fs::write(&path, text).unwrap();
     path

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -39,6 +40,11 @@ impl StateDir {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("throughline-controller-test-{}-{number}", std::process::id());
         Self(std::env::temp_dir().join(name))
+    }
+
+    /// Makes the directory, as a controller would, so that a file can be put there before there is one.
+    pub(crate) fn make(&self) {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).unwrap();
     }
 }
 
