@@ -270,6 +270,8 @@ fn an_operators_word_stands_in_for_a_dead_destination() {
     lab.boot_guest();
     let mut probe = Probe::start(&lab);
     let id = lab.begin_slow_move("h2");
+    // As if both died at once: the one is not to hear of the other's end.
+    kill(Pid::from_raw(lab.agent("h2")), Signal::SIGSTOP).unwrap();
     let (source, destination) = (kill_daemon(&lab, "h1", "h1"), kill_daemon(&lab, "h2", "h2"));
     lab.kill_qemu("h2");
     // As if both had died in the pause: the source has given the guest up, the destination has just committed.

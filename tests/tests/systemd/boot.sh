@@ -64,7 +64,7 @@ cat >/etc/throughline/agent2.env <<U
 THROUGHLINE_HOST=h2
 THROUGHLINE_CONTROLLER=$scheme://192.0.2.1:7700
 THROUGHLINE_TLS=/run/pki/agent/h2
-THROUGHLINE_ARGS=--vtep 192.0.2.2 --peer-listen 192.0.2.2:7701 --accel tcg --state-dir /var/lib/throughline2 --bpffs /sys/fs/bpf/throughline2
+THROUGHLINE_ARGS=--vtep 192.0.2.2 --peer-listen 192.0.2.2:7701 --accel tcg --state-dir /var/lib/throughline2 --bpffs /sys/fs/bpf/throughline2 --cgroup throughline2
 U
 
 for unit in throughline-agent throughline-controller; do

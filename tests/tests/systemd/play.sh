@@ -4,6 +4,8 @@ set -eu
 say() { printf '%s\n' "$*"; }
 fail() {
     say "fail: $*"
+    throughline host list || true
+    throughline guest list || true
     systemctl --no-pager --full status throughline-agent throughline-agent2 throughline-controller || true
     exit 1
 }

@@ -10,9 +10,12 @@ use crate::controller::{Controller, Directory, Pki, throughline};
 #[test]
 fn from_nothing_to_a_fabric() {
     let pki = Pki::init();
+    let roles = pki.of("controller").join("roles");
+    let first = fs::read_to_string(&roles).unwrap();
+    assert_eq!(first.lines().last(), Some("admin admin"));
+    fs::write(&roles, first + "alice viewer\n").unwrap();
     let controller = Controller::start(&pki.of("controller"));
     controller.ask(&pki.of("operator/admin"), &["host", "list"]).done();
-    assert_eq!(fs::read_to_string(pki.of("controller").join("roles")).unwrap().lines().last(), Some("admin admin"));
 
     // Somebody else, for a short time, elsewhere.
     let out = Directory::new();

@@ -138,7 +138,7 @@ async fn a_server_whose_certificate_is_revoked() {
     let controller = Controller::start(&pki.of("controller"));
     // The operator has the new list, the controller runs on with files of its own.
     let own = Directory::new();
-    for file in ["ca.pem", "cert.pem", "key.pem"] {
+    for file in ["ca.pem", "cert.pem", "key.pem", "roles"] {
         fs::copy(pki.of("controller").join(file), own.join(file)).unwrap();
     }
     let other = Controller::start(&own.0);
