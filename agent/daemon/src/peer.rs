@@ -14,8 +14,11 @@ use entry::{Refused, may_ask, may_call};
 use futures::Stream;
 use throughline_cutover::{DestinationEvent, Failure, Generation, MigrationPlan};
 use throughline_identity::Caller;
-use throughline_wire::v1::{
-    FromDestination, FromSource, Prepare, ResolveRequest, ResolveResponse, from_source::Message, peer_server::Peer,
+use throughline_wire::{
+    limits::LONGEST_ID,
+    v1::{
+        FromDestination, FromSource, Prepare, ResolveRequest, ResolveResponse, from_source::Message, peer_server::Peer,
+    },
 };
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::UnboundedReceiverStream};
@@ -36,8 +39,6 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
 /// Most that a source says after its first message: it has five things to say.
 const LONGEST_CALL: u32 = 16;
-/// Longest id of a migration, bytes.
-const LONGEST_ID: usize = 64;
 
 /// Serves sources.
 #[derive(Debug, Clone)]
