@@ -145,6 +145,16 @@ pub struct Disk {
     pub image: String,
 }
 
+/// What becomes of a guest's disks on its host when the guest ends for good.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum DiskFate {
+    /// They stay where they are. What was ordered before there was a choice kept everything, too.
+    #[default]
+    Keep,
+    /// They are deleted, with all that is on them.
+    Delete,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

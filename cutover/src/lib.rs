@@ -21,7 +21,7 @@ pub use coordinator::{
 pub use destination::{
     Destination, DestinationEffect, DestinationEvent, DestinationPhase, DestinationReport, GatePeer, MARKER_DEADLINE,
 };
-pub use disk::{Disk, DiskBus, DiskFormat, DiskSize, InvalidDisk, MOST_DISKS};
+pub use disk::{Disk, DiskBus, DiskFate, DiskFormat, DiskSize, InvalidDisk, MOST_DISKS};
 pub use fence::{Mandate, Term};
 pub use machine::Machine;
 pub use model::{

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Phase, Vni};
+use crate::{DiskFate, Phase, Vni};
 
 /// A record small enough to write down.
 #[derive(Default)]
@@ -58,7 +58,8 @@ impl Fabric {
             port.allot(PortId::try_from(n).unwrap(), MacAddr::new([6, 0, 0, 0, c, d]))
         });
         let spec = guest.clone().allot(ports.collect());
-        let facts = GuestFacts { host: host(on), memory_kib: guest.memory_kib, running: true, migration: None };
+        let (host, memory_kib, disks) = (host(on), guest.memory_kib, guest.disks.len());
+        let facts = GuestFacts { host, memory_kib, disks, running: true, migration: None };
         if let Some(host) = self.hosts.iter_mut().find(|it| it.name.as_str() == on) {
             host.memory_used_kib += guest.memory_kib;
         }
@@ -93,7 +94,8 @@ fn port(mac: Option<u8>, ip: u8) -> NewPort {
 
 fn guest(name: &str, ports: Vec<NewPort>) -> NewGuest {
     let boot = Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() };
-    NewGuest { name: name.parse().unwrap(), vcpus: 1, queues: Queues::ONE, memory_kib: 262_136, boot, ports }
+    let (name, queues) = (name.parse().unwrap(), Queues::ONE);
+    NewGuest { name, vcpus: 1, queues, memory_kib: 262_136, boot, ports, disks: vec![] }
 }
 
 /// Network blue, h1 with web-1, h2 empty, gw a peer.
@@ -194,11 +196,24 @@ fn moves_that_cannot_be() {
     denied(to(&fabric, "h2"), "GUEST_NOT_RUNNING", "guest");
     fabric.guests[0].1.migration = Some("m-1".into());
     denied(to(&fabric, "h2"), "ALREADY_MIGRATING", "guest");
-    denied(delete_guest(&fabric, &"web-1".parse().unwrap()), "ALREADY_MIGRATING", "guest");
+    denied(delete_guest(&fabric, &"web-1".parse().unwrap(), Some(DiskFate::Delete)), "ALREADY_MIGRATING", "guest");
     fabric.guests[0].1.migration = None;
     fabric.hosts[1].connected = false;
     denied(to(&fabric, "h2"), "HOST_DOWN", "destination_host");
     denied(migrate(&fabric, &request(None), None), "NO_DESTINATION", "destination_host");
+}
+
+#[test]
+fn disks_are_deleted_or_kept_by_somebodys_word() {
+    let mut fabric = fabric();
+    let name: GuestName = "web-1".parse().unwrap();
+    assert_eq!(delete_guest(&fabric, &name, None), Ok(DiskFate::Keep), "it has none");
+    fabric.guests[0].1.disks = 2;
+    denied(delete_guest(&fabric, &name, None), "DISK_FATE_NEEDED", "disks");
+    for fate in [DiskFate::Keep, DiskFate::Delete] {
+        assert_eq!(delete_guest(&fabric, &name, Some(fate)), Ok(fate));
+    }
+    denied(delete_guest(&fabric, &"web-9".parse().unwrap(), None), "UNKNOWN_GUEST", "name");
 }
 
 #[test]
