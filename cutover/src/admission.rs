@@ -186,6 +186,8 @@ pub trait View {
     fn guest(&self, name: &GuestName) -> Option<GuestFacts>;
     /// One endpoint.
     fn endpoint(&self, name: &InterfaceName) -> Option<&Endpoint>;
+    /// A host is still to delete the disks of an earlier guest of that name.
+    fn deletes_disks(&self, host: &HostName, guest: &GuestName) -> bool;
     /// What a host is still needed for: a guest, an endpoint or a migration, in words; `None`: nothing.
     fn host_needed_for(&self, name: &HostName) -> Option<String>;
 }

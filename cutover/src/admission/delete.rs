@@ -48,14 +48,15 @@ pub fn delete_guest(view: &impl View, name: &GuestName, fate: Option<DiskFate>) 
     }
 }
 
-/// What becomes of a guest's disks, `disks` of them: nobody's data is deleted, or left to fill a host, by default.
+/// What becomes of a guest's disks, `disks` of them: nobody's data is deleted, or left to fill a host, by default. Where there are
+/// none, nothing is deleted.
 ///
 /// # Errors
 /// `DISK_FATE_NEEDED`.
 pub fn disk_fate(guest: &GuestName, disks: usize, fate: Option<DiskFate>) -> Result<DiskFate, Denial> {
     match fate {
+        _ if disks == 0 => Ok(DiskFate::Keep),
         Some(fate) => Ok(fate),
-        None if disks == 0 => Ok(DiskFate::default()),
         None => Err(Denial::DiskFateNeeded { guest: guest.clone(), disks }),
     }
 }

@@ -73,6 +73,10 @@ pub enum Denial {
     AlreadyMigrating { guest: GuestName, migration: String },
     #[error("guest {guest} has disks ({disks}); say whether they are to be deleted with it or kept on its host")]
     DiskFateNeeded { guest: GuestName, disks: usize },
+    #[error(
+        "host {host} is still to delete the disks of an earlier guest {guest}; wait until it has, or use another host or name"
+    )]
+    DisksBeingDeleted { field: String, guest: GuestName, host: HostName },
     #[error("guest {guest} is not running; see its state and detail, and start it anew if it failed")]
     GuestNotRunning { guest: GuestName },
     #[error("network {network} is used by {owner}; delete that first")]
@@ -131,6 +135,7 @@ impl Denial {
             Self::SameHost { .. } => "SAME_HOST",
             Self::AlreadyMigrating { .. } => "ALREADY_MIGRATING",
             Self::DiskFateNeeded { .. } => "DISK_FATE_NEEDED",
+            Self::DisksBeingDeleted { .. } => "DISKS_BEING_DELETED",
             Self::GuestNotRunning { .. } => "GUEST_NOT_RUNNING",
             Self::NetworkInUse { .. } => "NETWORK_IN_USE",
             Self::HostInUse { .. } => "HOST_IN_USE",
@@ -157,6 +162,7 @@ impl Denial {
             | Self::UnknownNetwork { field, .. }
             | Self::UnknownHost { field, .. }
             | Self::UnknownGuest { field, .. }
+            | Self::DisksBeingDeleted { field, .. }
             | Self::HostDown { field, .. }
             | Self::HostPeerOnly { field, .. }
             | Self::NotEnoughMemory { field, .. } => field,

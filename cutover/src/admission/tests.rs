@@ -14,6 +14,8 @@ struct Fabric {
     hosts: Vec<HostFacts>,
     guests: Vec<(GuestSpec, GuestFacts)>,
     endpoints: Vec<Endpoint>,
+    /// Disks that are being deleted, by host and guest.
+    deleting: Vec<(HostName, GuestName)>,
 }
 
 impl View for Fabric {
@@ -42,6 +44,9 @@ impl View for Fabric {
     }
     fn endpoint(&self, name: &InterfaceName) -> Option<&Endpoint> {
         self.endpoints.iter().find(|it| it.name == *name)
+    }
+    fn deletes_disks(&self, host: &HostName, guest: &GuestName) -> bool {
+        self.deleting.contains(&(host.clone(), guest.clone()))
     }
     fn host_needed_for(&self, name: &HostName) -> Option<String> {
         let guest = self.guests.iter().find(|(_, facts)| facts.host == *name);
@@ -207,13 +212,26 @@ fn moves_that_cannot_be() {
 fn disks_are_deleted_or_kept_by_somebodys_word() {
     let mut fabric = fabric();
     let name: GuestName = "web-1".parse().unwrap();
-    assert_eq!(delete_guest(&fabric, &name, None), Ok(DiskFate::Keep), "it has none");
+    for fate in [None, Some(DiskFate::Delete)] {
+        assert_eq!(delete_guest(&fabric, &name, fate), Ok(DiskFate::Keep), "it has none");
+    }
     fabric.guests[0].1.disks = 2;
     denied(delete_guest(&fabric, &name, None), "DISK_FATE_NEEDED", "disks");
     for fate in [DiskFate::Keep, DiskFate::Delete] {
         assert_eq!(delete_guest(&fabric, &name, Some(fate)), Ok(fate));
     }
     denied(delete_guest(&fabric, &"web-9".parse().unwrap(), None), "UNKNOWN_GUEST", "name");
+}
+
+#[test]
+fn a_guest_waits_until_the_disks_of_its_namesake_are_deleted() {
+    let mut fabric = fabric();
+    fabric.deleting = vec![(host("h2"), "web-1".parse().unwrap()), (host("h2"), "web-2".parse().unwrap())];
+    let create = |on: &str| create_guest(&fabric, &guest("web-2", vec![port(None, 11)]), &host(on));
+    denied(create("h2"), "DISKS_BEING_DELETED", "spec.name");
+    assert_eq!(create("h1"), Ok(()), "not there");
+    denied(migrate(&fabric, &request(Some("h2")), None), "DISKS_BEING_DELETED", "guest");
+    denied(migrate(&fabric, &request(None), None), "NO_DESTINATION", "destination_host");
 }
 
 #[test]

@@ -230,6 +230,7 @@ fn plan(peers: usize) -> MigrationPlan {
         memory_kib: 262_136,
         boot: Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() },
         ports: vec![port.clone()],
+        disks: vec![],
     };
     MigrationPlan {
         id: "m".into(),

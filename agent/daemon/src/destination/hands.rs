@@ -443,6 +443,11 @@ impl Hands for DestinationHands {
                 });
             }
             DestinationEffect::TellPrepared => self.tell_prepared(),
+            // integration
+            DestinationEffect::CloseDisks => {
+                let message = "this agent does not take disks yet; the guest stays with the source";
+                return Some(DestinationEvent::MemoryFailed(Failure::new("NOT_BUILT", message)));
+            }
             DestinationEffect::RecordCommit { .. } => self.record_commit(),
             DestinationEffect::RaiseGate => self.raise_gate(),
             DestinationEffect::TellCommitted { generation } => {

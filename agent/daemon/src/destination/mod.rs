@@ -96,7 +96,7 @@ fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -
                         refuse(&news, failure);
                         return;
                     }
-                    Destination::new(generation, limits, awaited)
+                    Destination::new(generation, limits, awaited).with_disks(!plan.guest.disks.is_empty())
                 }
                 Part::Resumed(resident, ports) => {
                     let open = ports.iter().all(MovingPort::is_released);

@@ -111,8 +111,15 @@ mod tests {
         let scratch = Scratch::new("first");
         let boot = throughline_cutover::Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() };
         let (name, queues) = ("web-1".parse().unwrap(), throughline_cutover::Queues::ONE);
-        let spec =
-            throughline_cutover::GuestSpec { name, vcpus: 1, queues, memory_kib: 262_136, boot, ports: Vec::new() };
+        let spec = throughline_cutover::GuestSpec {
+            name,
+            vcpus: 1,
+            queues,
+            memory_kib: 262_136,
+            boot,
+            ports: Vec::new(),
+            disks: Vec::new(),
+        };
         let guest = OwnedGuest { spec, generation: Generation(3), vnis: Vec::new() };
         write(&scratch.journal(), |write| {
             let value = serde_json::to_vec(&guest).unwrap();

@@ -408,6 +408,11 @@ impl Hands for SourceHands {
                     Err(failure) => SourceEvent::Abort(failure),
                 });
             }
+            // integration
+            SourceEffect::MirrorDisks | SourceEffect::EndMirrors => {
+                let message = "this agent does not move disks yet; the guest runs on here";
+                return Some(SourceEvent::MirrorFailed(Failure::new("NOT_BUILT", message)));
+            }
             SourceEffect::StartPrecopy => self.start_precopy(),
             SourceEffect::Brake => return self.fail_memory(self.resident.vm.brake().await),
             SourceEffect::Unbrake => {

@@ -54,7 +54,7 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
         );
         return Err(Failure::new("STALE_GENERATION", message));
     }
-    let machine = Source::new(plan.generation, plan.limits);
+    let machine = Source::new(plan.generation, plan.limits).with_disks(!plan.guest.disks.is_empty());
     run(host, plan, resident, Part::New(machine), news.clone())
 }
 
