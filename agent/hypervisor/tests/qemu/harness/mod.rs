@@ -99,6 +99,7 @@ impl Lab {
             },
             accelerator: Accelerator::Tcg,
             nics: Vec::new(),
+            disks: Vec::new(),
             incoming,
         }
     }
