@@ -121,7 +121,8 @@ impl Guest {
         let started = Instant::now();
         loop {
             let jobs = self.execute(qmp::query_jobs {}).await?;
-            let ours: Vec<_> = by_disk(&jobs).into_values().flat_map(|jobs| [jobs.mirror, jobs.rest]).flatten().collect();
+            let ours: Vec<_> =
+                by_disk(&jobs).into_values().flat_map(|jobs| [jobs.mirror, jobs.rest]).flatten().collect();
             if ours.iter().all(|job| is_over(job)) {
                 return Ok(ours.into_iter().cloned().collect());
             }

@@ -23,7 +23,8 @@ pub struct DiskProgress {
 pub enum DiskState {
     /// The rest is on its way.
     Copying,
-    /// The destination has all, and every write goes there too.
+    /// The destination has all, and every write goes there too. A stream that breaks is noticed only at the next write, or when
+    /// the mirror is to end.
     Mirrored,
     /// It broke, and why. The guest's writes did not.
     Failed(String),
@@ -60,11 +61,15 @@ impl Jobs<'_> {
         let said = |job: &qmp::JobInfo| job.error.clone().map(DiskState::Failed);
         match (self.mirror, self.rest) {
             (None, _) => DiskState::Failed("no mirror is there".to_owned()),
-            (Some(mirror), rest) if is_over(mirror) || rest.is_some_and(|rest| is_over(rest) && rest.error.is_some()) => {
+            (Some(mirror), rest)
+                if is_over(mirror) || rest.is_some_and(|rest| is_over(rest) && rest.error.is_some()) =>
+            {
                 let why = said(mirror).or_else(|| rest.and_then(said));
                 why.unwrap_or_else(|| DiskState::Failed("its mirror has ended".to_owned()))
             }
-            (Some(mirror), Some(rest)) if is_over(rest) && mirror.status == qmp::JobStatus::ready => DiskState::Mirrored,
+            (Some(mirror), Some(rest)) if is_over(rest) && mirror.status == qmp::JobStatus::ready => {
+                DiskState::Mirrored
+            }
             (Some(_), _) => DiskState::Copying,
         }
     }

@@ -61,7 +61,10 @@ impl Guest {
     /// [`HypervisorError::Stream`] if a stream cannot be sealed, or QEMU does not take it.
     pub async fn admit_disk(&self, awaited: AwaitedDisk) -> Result<(), HypervisorError> {
         let AwaitedDisk { disk, mirror, rest } = awaited;
-        tokio::try_join!(mirror.arrive_at(self, || self.connect_disks()), rest.arrive_at(self, || self.connect_disks()))?;
+        tokio::try_join!(
+            mirror.arrive_at(self, || self.connect_disks()),
+            rest.arrive_at(self, || self.connect_disks())
+        )?;
         tracing::debug!(guest = %self.name(), %disk, "a disk's streams are open");
         Ok(())
     }

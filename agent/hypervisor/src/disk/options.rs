@@ -182,10 +182,7 @@ mod tests {
                 json(&copy(&root, Rest::Marked, 7)),
                 r#"{"auto-dismiss":false,"bitmap":"throughline-copy","bitmap-mode":"always","device":"image-root","job-id":"rest-root","on-source-error":"report","on-target-error":"report","speed":7,"sync":"bitmap","target":"rest-root"}"#,
             ),
-            (
-                json(&bitmap(&root)),
-                r#"{"granularity":65536,"name":"throughline-copy","node":"image-root"}"#,
-            ),
+            (json(&bitmap(&root)), r#"{"granularity":65536,"name":"throughline-copy","node":"image-root"}"#),
             (
                 json(&chart(&root, 3)),
                 r#"{"driver":"qcow2","file":{"driver":"file","filename":"/dev/fdset/3","locking":"off","read-only":true},"node-name":"chart-root","read-only":true}"#,

@@ -54,7 +54,8 @@ impl Guest {
 
     /// Makes `node` of a stream, whose other end must be the disk's export.
     pub(super) async fn attach(&self, node: &str, disk: &DiskName, stream: OwnedFd) -> Result<(), HypervisorError> {
-        let unusable = |source| HypervisorError::Stream { guest: self.name().clone(), what: "of a disk is torn", source };
+        let unusable =
+            |source| HypervisorError::Stream { guest: self.name().clone(), what: "of a disk is torn", source };
         let fuse = Fuse::of(&stream).map_err(unusable)?;
         let fdname = node.to_owned();
         self.execute_with(qmp::getfd { fdname: fdname.clone() }, stream).await?;
