@@ -29,7 +29,7 @@ pub(crate) fn options(disks: &[DiskArgs]) -> Vec<(&'static str, String)> {
     }
     for (index, disk) in disks.iter().enumerate() {
         let set = FIRST_SET + index;
-        options.push(("-add-fd", format!("fd={},set={set},opaque=disk:{}", disk.image, disk.name)));
+        options.push(("-add-fd", format!("fd={},set={set},opaque={}", disk.image, nodes::descriptor(&disk.name))));
         options.extend(disk.nodes(set).map(|node| ("-blockdev", node)));
         options.push(("-device", disk.device(index)));
     }

@@ -87,10 +87,11 @@ impl Guest {
         Ok(())
     }
 
-    /// The guest's disks, as its QEMU has them.
+    /// The guest's disks, by the descriptors its QEMU keeps: cheaper to ask for than its nodes.
     pub(super) async fn disks(&self) -> Result<Vec<DiskName>, HypervisorError> {
-        let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
-        Ok(nodes.iter().filter_map(|node| nodes::disk_of_image(node.node_name.as_deref()?)).collect())
+        let sets = self.execute(qmp::query_fdsets {}).await?;
+        let opaque = sets.iter().flat_map(|set| &set.fds).filter_map(|fd| fd.opaque.as_deref());
+        Ok(opaque.filter_map(nodes::disk_of_descriptor).collect())
     }
 
     /// Names of the bitmaps on a node.

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use qapi::qmp;
+use qapi::{Command, qmp};
 use throughline_cutover::DiskName;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tracing::warn;
 
 use super::{
@@ -18,8 +21,9 @@ use crate::{Guest, HypervisorError};
 const END_DEADLINE: Duration = Duration::from_secs(2);
 /// How long jobs may take to give up.
 const ABANDON_DEADLINE: Duration = Duration::from_secs(5);
-/// How often QEMU is asked meanwhile; the guest may stand.
-const POLL: Duration = Duration::from_millis(1);
+/// How often QEMU is asked meanwhile, but for the beginning: then it is asked again as soon as it has answered.
+const POLL: Duration = Duration::from_millis(5);
+const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// What is copied beside a mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +72,8 @@ impl Guest {
     /// [`HypervisorError::Disk`] if a disk is not mirrored, or its mirror broke; [`HypervisorError::Deadline`] if they do not end
     /// within 2 s. [`Guest::abandon_mirrors`] after one.
     pub async fn end_mirrors(&self) -> Result<(), HypervisorError> {
-        let disks = self.disks().await?;
-        let mirrored = self.disk_progress().await?;
+        let (disks, mirrored) = tokio::join!(self.disks(), self.disk_progress());
+        let (disks, mirrored) = (disks?, mirrored?);
         for disk in &disks {
             let state = mirrored.iter().find(|progress| progress.disk == *disk).map(|progress| &progress.state);
             match state {
@@ -78,18 +82,18 @@ impl Guest {
                 Some(DiskState::Copying) | None => return Err(self.disk_error(disk, "it is not mirrored")),
             }
         }
+        let end = |disk| qmp::block_job_cancel { device: nodes::mirror(disk), force: Some(false) };
+        self.execute_all(disks.iter().map(end)).await?;
+        let over = self.jobs_over("block-job-cancel", END_DEADLINE).await?;
         for disk in &disks {
-            self.execute(qmp::block_job_cancel { device: nodes::mirror(disk), force: Some(false) }).await?;
-        }
-        for job in self.jobs_over("block-job-cancel", END_DEADLINE).await? {
-            if let Some(why) = job.error {
-                let disk = disks.iter().find(|disk| nodes::mirror(disk) == job.id || nodes::rest(disk) == job.id);
-                let Some(disk) = disk else { continue };
-                return Err(self.disk_error(disk, format!("its mirror broke: {why}")));
+            let ended = over.iter().find(|job| job.id == nodes::mirror(disk));
+            match ended.map(|job| &job.error) {
+                Some(None) => {}
+                Some(Some(why)) => return Err(self.disk_error(disk, format!("its mirror broke: {why}"))),
+                None => return Err(self.disk_error(disk, "its mirror has gone")),
             }
-            self.execute(qmp::job_dismiss { id: job.id }).await?;
         }
-        Ok(())
+        self.execute_all(over.into_iter().map(|job| qmp::job_dismiss { id: job.id })).await
     }
 
     /// Source: cuts the streams to the destination, ends all jobs and removes what they used. Bitmaps stay: they say what a next
@@ -126,10 +130,14 @@ impl Guest {
             if ours.iter().all(|job| is_over(job)) {
                 return Ok(ours.into_iter().cloned().collect());
             }
-            if started.elapsed() > after {
+            let waited = started.elapsed();
+            if waited > after {
                 return Err(HypervisorError::Deadline { guest: self.name().clone(), command, after });
             }
-            sleep(POLL).await;
+            // The guest may stand.
+            if waited > AT_ONCE {
+                sleep(POLL).await;
+            }
         }
     }
 
@@ -160,7 +168,25 @@ impl Guest {
         Ok(nodes.into_iter().filter_map(|node| node.node_name).filter(|name| nodes::is_connection(name)).collect())
     }
 
-    async fn allow_refusal<C: qapi::Command>(&self, command: C) -> Result<(), HypervisorError> {
+    /// Carries out commands without waiting for one before the next is sent.
+    async fn execute_all<C>(&self, commands: impl Iterator<Item = C>) -> Result<(), HypervisorError>
+    where
+        C: Command + Send + 'static,
+        C::Ok: Send,
+    {
+        let mut sent = JoinSet::new();
+        for command in commands {
+            let guest = self.clone();
+            sent.spawn(async move { guest.execute(command).await.map(drop) });
+        }
+        while let Some(answered) = sent.join_next().await {
+            // A panic in there is the only way for a task to fail.
+            answered.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        }
+        Ok(())
+    }
+
+    async fn allow_refusal<C: Command>(&self, command: C) -> Result<(), HypervisorError> {
         match self.execute(command).await {
             Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
             Err(error) => Err(error),

@@ -37,9 +37,14 @@ pub(super) fn export(disk: &DiskName) -> String {
     format!("export-{disk}")
 }
 
-/// The disk whose image that node is.
-pub(super) fn disk_of_image(node: &str) -> Option<DiskName> {
-    node.strip_prefix("image-")?.parse().ok()
+/// What QEMU's descriptor of the file is marked with.
+pub(super) fn descriptor(disk: &DiskName) -> String {
+    format!("disk:{disk}")
+}
+
+/// The disk whose file a descriptor with that mark is.
+pub(super) fn disk_of_descriptor(mark: &str) -> Option<DiskName> {
+    mark.strip_prefix("disk:")?.parse().ok()
 }
 
 /// Whether an export is ours.
@@ -68,10 +73,10 @@ mod tests {
         assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
         assert!(all.iter().all(|name| name.len() <= 31), "QEMU's limit: {all:?}");
         for name in &disks {
-            assert_eq!(disk_of_image(&image(name)).as_ref(), Some(name));
+            assert_eq!(disk_of_descriptor(&descriptor(name)).as_ref(), Some(name));
             assert!(is_connection(&mirror(name)) && is_connection(&rest(name)) && is_export(&export(name)));
             assert!(!is_connection(&disk(name)) && !is_connection(&image(name)));
         }
-        assert_eq!(disk_of_image("disk-a"), None);
+        assert_eq!(disk_of_descriptor("tap:7"), None);
     }
 }

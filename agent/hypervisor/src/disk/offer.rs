@@ -2,20 +2,15 @@
 
 use std::{io, net::Ipv4Addr, time::Duration};
 
-use qapi::qmp;
+use qapi::{Command as _, qmp};
 use throughline_cutover::DiskName;
-use tokio::{
-    net::UnixStream,
-    time::{Instant, sleep},
-};
+use tokio::net::UnixStream;
 
 use super::{nodes, options, streams::DiskInvitation};
 use crate::{Awaited, Guest, HypervisorError, RunDir, Sealer};
 
 /// How long QEMU may take to close exports nobody writes to.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
-/// How often it is asked meanwhile; the guest stands.
-const CLOSE_POLL: Duration = Duration::from_millis(1);
 
 /// A disk whose streams have not been opened yet. Nobody can once it is dropped.
 #[derive(Debug)]
@@ -75,40 +70,27 @@ impl Guest {
     /// # Errors
     /// [`HypervisorError::Deadline`] if they are not closed within 2 s.
     pub async fn close_disks(&self) -> Result<(), HypervisorError> {
-        let started = Instant::now();
-        let mut told = Vec::new();
-        loop {
-            let open = self.exports().await?;
-            if open.is_empty() {
-                return self.stop_server().await;
-            }
-            for id in open.into_iter().filter(|id| !told.contains(id)).collect::<Vec<_>>() {
-                let mode = Some(qmp::BlockExportRemoveMode::hard);
-                // One that is closing already is refused; it is waited for all the same.
-                match self.execute(qmp::block_export_del { id: id.clone(), mode }).await {
-                    Ok(_) | Err(HypervisorError::Refused { .. }) => told.push(id),
-                    Err(error) => return Err(error),
-                }
-            }
-            if started.elapsed() > CLOSE_DEADLINE {
-                return Err(HypervisorError::Deadline {
-                    guest: self.name().clone(),
-                    command: "block-export-del",
-                    after: CLOSE_DEADLINE,
-                });
-            }
-            sleep(CLOSE_POLL).await;
+        // The server's end is also that of all exports, and is answered when they are gone.
+        let (stopped, open) = tokio::join!(self.stop_server(), self.exports());
+        stopped?;
+        match open?.as_slice() {
+            [] => Ok(()),
+            open => Err(HypervisorError::Answer {
+                guest: self.name().clone(),
+                command: qmp::nbd_server_stop::NAME,
+                detail: format!("exports are still open: {}", open.join(", ")),
+            }),
         }
     }
 
-    /// Ids of the exports that are there, be they closing.
+    /// Ids of the exports that are there, be they about to close.
     async fn exports(&self) -> Result<Vec<String>, HypervisorError> {
         let exports = self.execute(qmp::query_block_exports {}).await?;
         Ok(exports.into_iter().map(|export| export.id).filter(|id| nodes::is_export(id)).collect())
     }
 
     async fn stop_server(&self) -> Result<(), HypervisorError> {
-        match self.execute(qmp::nbd_server_stop {}).await {
+        match self.execute_within(qmp::nbd_server_stop {}, CLOSE_DEADLINE).await {
             // It does not run.
             Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
             Err(error) => Err(error),
