@@ -193,6 +193,7 @@ impl Host {
             boot: Boot::clone(&spec.boot),
             accelerator: self.accelerator(),
             nics,
+            disks: Vec::new(),
             incoming,
         };
         Guest::launch(launch, &self.confinement).await.map_err(hypervisor_failure)

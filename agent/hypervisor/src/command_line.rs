@@ -9,7 +9,11 @@ use std::{
 
 use throughline_cutover::{GuestName, MacAddr, Mtu, PortId};
 
-use crate::{Accelerator, FdRole, RunDir, ram_kib};
+use crate::{
+    Accelerator, FdRole, RunDir,
+    disk::arguments::{self, DiskArgs},
+    ram_kib,
+};
 
 /// First PCI slot of a network card; 0 is the host bridge. Slots are fixed, because a migration finds devices by them.
 const FIRST_SLOT: usize = 2;
@@ -58,6 +62,7 @@ pub(crate) struct CommandLine<'a> {
     pub(crate) serial_log: RawFd,
     pub(crate) accelerator: Accelerator,
     pub(crate) nics: &'a [NicArgs],
+    pub(crate) disks: &'a [DiskArgs],
     pub(crate) incoming: bool,
 }
 
@@ -71,6 +76,9 @@ impl CommandLine<'_> {
         let mut set = 0;
         for (index, nic) in self.nics.iter().enumerate() {
             nic.arguments(FIRST_SLOT + index, &mut set, &mut args);
+        }
+        for (option, value) in arguments::options(self.disks) {
+            args.option(option, value);
         }
         if self.incoming {
             args.option("-incoming", "defer");
@@ -199,6 +207,7 @@ mod tests {
             serial_log: 12,
             accelerator,
             nics,
+            disks: &[],
             incoming,
         };
         let args: Vec<_> = line.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();

@@ -230,6 +230,19 @@ impl Guest {
         self.0.qmp.execute(command).await
     }
 
+    pub(crate) async fn execute_within<C: Command>(
+        &self,
+        command: C,
+        deadline: Duration,
+    ) -> Result<C::Ok, HypervisorError> {
+        self.0.qmp.execute_within(command, deadline).await
+    }
+
+    /// Carries out a command of the few that do not wait for QEMU's main loop.
+    pub(crate) async fn execute_past<C: Command>(&self, command: C) -> Result<C::Ok, HypervisorError> {
+        self.0.qmp.execute_past(command).await
+    }
+
     pub(crate) async fn execute_with<C: Command>(
         &self,
         command: C,

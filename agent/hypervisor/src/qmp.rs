@@ -16,8 +16,8 @@ use std::{
 };
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use qapi::{Command, Execute, qmp};
-use serde::Deserialize;
+use qapi::{Command, Execute, ExecuteOob, qmp};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use throughline_cutover::{GuestName, Progress};
 use tokio::{
@@ -82,15 +82,15 @@ impl Connection {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
         let command = "greeting";
-        match timeout(DEADLINE, read_line(&mut reader)).await {
-            Ok(Ok(Some(greeting))) if greeting.get("QMP").is_some() => {}
+        let greeting = match timeout(DEADLINE, read_line(&mut reader)).await {
+            Ok(Ok(Some(greeting))) if greeting.get("QMP").is_some() => greeting,
             Ok(Ok(Some(_))) => {
                 let detail = "it is not a QMP greeting".to_owned();
                 return Err(HypervisorError::Answer { guest: guest.clone(), command, detail });
             }
             Ok(Ok(None) | Err(_)) => return Err(HypervisorError::Gone { guest: guest.clone(), command }),
             Err(_) => return Err(HypervisorError::Deadline { guest: guest.clone(), command, after: DEADLINE }),
-        }
+        };
         let (outgoing, lines) = mpsc::unbounded_channel();
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let (closing, closed) = watch::channel(false);
@@ -99,7 +99,8 @@ impl Connection {
             tokio::spawn(write(writer, lines)),
         ];
         let connection = Self { guest: guest.clone(), outgoing, waiting, next_id: AtomicU64::new(0), closed, tasks };
-        connection.execute(qmp::qmp_capabilities { enable: None }).await?;
+        let enable = out_of_band(&greeting).then(|| vec![qmp::QMPCapability::oob]);
+        connection.execute(qmp::qmp_capabilities { enable }).await?;
         Ok(connection)
     }
 
@@ -116,6 +117,13 @@ impl Connection {
         deadline: Duration,
     ) -> Result<C::Ok, HypervisorError> {
         self.answer::<C>(self.send(command, None)?, deadline).await
+    }
+
+    /// Carries out `command`, one that QEMU allows to overtake those it has not finished (`ALLOW_OOB`).
+    pub(crate) async fn execute_past<C: Command>(&self, command: C) -> Result<C::Ok, HypervisorError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let answered = self.post::<C>(id, &ExecuteOob::new(command, id), None)?;
+        self.answer::<C>(answered, DEADLINE).await
     }
 
     /// Carries out `command`, which takes `descriptor`; ours is closed when it has been sent.
@@ -158,8 +166,16 @@ impl Connection {
         descriptor: Option<OwnedFd>,
     ) -> Result<oneshot::Receiver<Answer>, HypervisorError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut line =
-            serde_json::to_vec(&Execute::with_id(command, id)).map_err(|error| self.unreadable(C::NAME, &error))?;
+        self.post::<C>(id, &Execute::with_id(command, id), descriptor)
+    }
+
+    fn post<C: Command>(
+        &self,
+        id: u64,
+        message: &impl Serialize,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<oneshot::Receiver<Answer>, HypervisorError> {
+        let mut line = serde_json::to_vec(message).map_err(|error| self.unreadable(C::NAME, &error))?;
         line.push(b'\n');
         let gone = || HypervisorError::Gone { guest: self.guest.clone(), command: C::NAME };
         let (answer, answered) = oneshot::channel();
@@ -171,6 +187,12 @@ impl Connection {
     fn unreadable(&self, command: &'static str, error: &serde_json::Error) -> HypervisorError {
         HypervisorError::Answer { guest: self.guest.clone(), command, detail: error.to_string() }
     }
+}
+
+/// Whether the monitor reads on while QEMU's main loop is busy. Told so at the beginning, it answers some commands meanwhile.
+fn out_of_band(greeting: &Value) -> bool {
+    let capabilities = greeting.pointer("/QMP/capabilities").and_then(Value::as_array);
+    capabilities.is_some_and(|all| all.iter().any(|capability| capability == "oob"))
 }
 
 impl Drop for Connection {

@@ -60,15 +60,36 @@ impl Sealer {
         credentials: Credentials,
         network: TcpStream,
     ) -> io::Result<OwnedFd> {
-        let (sealer, guest) = (self.clone(), guest.clone());
-        spawn_blocking(move || sealer.start(&guest, end, credentials, &network)).await.map_err(io::Error::other)?
-    }
-
-    fn start(&self, guest: &Guest, end: End, credentials: Credentials, network: &TcpStream) -> io::Result<OwnedFd> {
         let (for_qemu, local) = UnixStream::pair()?;
         for socket in [&for_qemu, &local] {
             setsockopt(socket, SndBuf, &BETWEEN)?;
         }
+        self.carry(guest, end, credentials, network, local).await?;
+        Ok(for_qemu.into())
+    }
+
+    /// The same for a connection to QEMU that there is already.
+    pub(super) async fn carry(
+        &self,
+        guest: &Guest,
+        end: End,
+        credentials: Credentials,
+        network: TcpStream,
+        local: UnixStream,
+    ) -> io::Result<()> {
+        let (sealer, guest) = (self.clone(), guest.clone());
+        let start = move || sealer.start(&guest, end, credentials, &network, local);
+        spawn_blocking(start).await.map_err(io::Error::other)?
+    }
+
+    fn start(
+        &self,
+        guest: &Guest,
+        end: End,
+        credentials: Credentials,
+        network: &TcpStream,
+        local: UnixStream,
+    ) -> io::Result<()> {
         let program = self.0.as_raw_fd();
         let mut command = Command::new(own(program));
         command.arg0(ARGUMENT_ZERO).env_clear().current_dir(guest.run_dir().path());
@@ -80,7 +101,7 @@ impl Sealer {
         let heard = order_and_hear(&mut child, &order);
         reap(child);
         match heard?.trim() {
-            SEALED => Ok(for_qemu.into()),
+            SEALED => Ok(()),
             why => Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)),
         }
     }
