@@ -1,6 +1,8 @@
 //! Disks as QEMU's own tools see them: what is made is what was asked for, and a chart says where a disk has data. Needs root and
 //! package qemu-utils.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
+
 use std::{
     fs::{self, File},
     io::{Read as _, Seek as _},
@@ -195,6 +197,7 @@ fn marked(scratch: &Scratch, mut chart: &File) -> Vec<(u64, u64)> {
     chart.rewind().unwrap();
     chart.read_to_end(&mut bytes).unwrap();
     fs::write(&copy, bytes).unwrap();
+    let _of_the_last_one = fs::remove_file(&socket);
     let mut nbd = Command::new("qemu-nbd");
     nbd.args(["-r", "-f", "qcow2", "-B", BITMAP, "-t", "-k"]).arg(&socket).arg(&copy).stderr(Stdio::null());
     let _served = Served(nbd.spawn().expect("qemu-utils is installed: make setup"));
@@ -238,18 +241,14 @@ fn a_chart_of_many_pieces_is_drawn_in_seconds() {
     let raw = disk(DiskFormat::Raw, 8192, Path::new(""));
     scratch.store.create(&scratch.guest, &raw).unwrap();
     let file = scratch.store.open_disk(&scratch.guest, &raw).unwrap();
-    for piece in 0..20_000 {
-        file.write_all_at(b"x", piece * 3 * GRAIN).unwrap();
+    let pieces = (0..16_000).map(|piece| piece * 3 * GRAIN);
+    for piece in pieces.clone() {
+        file.write_all_at(b"x", piece).unwrap();
     }
     let before = Instant::now();
     let chart = File::from(scratch.store.chart(&scratch.guest, &raw).unwrap());
-    println!(
-        "drawn in {:?}, {} blocks",
-        before.elapsed(),
-        std::os::unix::fs::MetadataExt::blocks(&chart.metadata().unwrap())
-    );
+    println!("drawn in {:?}", before.elapsed());
     assert!(before.elapsed() < Duration::from_secs(30));
-    let found = marked(&scratch, &chart);
-    let covers = |at: u64| found.iter().any(|(start, length)| (*start..start + length).contains(&at));
-    assert!((0..20_000).all(|piece| covers(piece * 3 * GRAIN)), "{} ranges", found.len());
+    let expected: Vec<_> = pieces.map(|piece| (piece, GRAIN)).collect();
+    assert!(marked(&scratch, &chart) == expected, "it marks others than these 16,000");
 }

@@ -21,7 +21,7 @@ pub(super) fn allocated(metadata: &Metadata) -> u64 {
 /// guest writes; one that can grow no more stops its guest.
 pub(super) fn check(guest: &GuestName, disk: &Disk, path: &Path, taken: u64) -> Result<(), DiskError> {
     let system = statvfs(path).map_err(DiskError::io("look for room in", path))?;
-    let have = u64::from(system.blocks_available()) * u64::from(system.fragment_size());
+    let have = system.blocks_available() * system.fragment_size();
     let need = taken.saturating_add(RESERVE);
     if need <= have {
         return Ok(());

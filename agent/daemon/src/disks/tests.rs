@@ -178,7 +178,7 @@ fn after_a_crash_each_call_is_made_again() {
     drop(store.receive(guest, &disks[0], 0).unwrap());
     fs::write(scratch.path("root.raw.incoming"), b"of an earlier attempt").unwrap();
     scratch.leave("data.raw.new", b"half");
-    assert_eq!(scratch.again().guests().unwrap(), [guest.clone()]);
+    assert_eq!(scratch.again().guests().unwrap(), std::slice::from_ref(guest));
     assert_eq!(scratch.files(), ["root.raw.incoming"], "a new agent sweeps");
     for disk in &disks {
         store.receive(guest, disk, 0).unwrap();
@@ -234,7 +234,7 @@ fn what_is_not_of_the_store_stays() {
     scratch.leave("notes.txt", b"");
     scratch.leave("root.incoming", b"");
     fs::create_dir(scratch.directory.join("lost+found")).unwrap();
-    assert_eq!(scratch.again().guests().unwrap(), [guest.clone()]);
+    assert_eq!(scratch.again().guests().unwrap(), std::slice::from_ref(guest));
     store.remove(guest).unwrap();
     assert_eq!(scratch.files(), ["notes.txt", "root.incoming"]);
 }
