@@ -22,6 +22,10 @@ use crate::{
 /// When the journal cannot be read. A guest or move that cannot be taken back is logged and left as it is.
 pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
     for owned in host.journal.guests()? {
+        // The last agent may not have got to it after a commit.
+        if let Err(failure) = host.keep_disks(&owned.spec).await {
+            warn!(guest = %owned.spec.name, %failure, "its disks are not all here");
+        }
         match host.adopt(&owned).await {
             Ok(Some(resident)) => host.settle_in(Arc::new(resident)).await,
             Ok(None) => warn!(guest = %owned.spec.name, "was here, its QEMU is gone"),
@@ -87,6 +91,7 @@ async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), 
     if let Some(vm) = host.find_qemu(&plan.guest.name).await? {
         vm.quit().await.map_err(hypervisor_failure)?;
     }
+    host.discard_disks(&plan.guest).await?;
     for port in &plan.ports {
         if let Err(error) = host.datapath.close_landing(port.carry_id.get()) {
             warn!(%error, carry_id = %port.carry_id, "a landing stays open");
@@ -132,6 +137,9 @@ async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Fa
         }
         if resident.vm.run_state().await.map_err(hypervisor_failure)? != RunState::Running {
             resident.vm.cont().await.map_err(hypervisor_failure)?;
+        }
+        if !plan.guest.disks.is_empty() {
+            resident.vm.abandon_mirrors().await.map_err(hypervisor_failure)?;
         }
         if is_moving(host, &resident)? {
             release_and_close(host, &resident, plan).await?;

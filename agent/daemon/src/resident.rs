@@ -158,7 +158,7 @@ impl Host {
         self.netlink.attach_to_bridge(port.tap.index, port.vni).await.map_err(network_failure)
     }
 
-    /// Starts QEMU over ports that exist.
+    /// Starts QEMU over ports and disks that exist, in the guest's order.
     ///
     /// # Errors
     /// QEMU's refusal, in words.
@@ -168,7 +168,14 @@ impl Host {
         ports: &[Arc<ResidentPort>],
         mtus: &[Mtu],
         start: Start<'_>,
+        disks: Vec<File>,
     ) -> Result<Guest, Failure> {
+        let disks = spec.disks.iter().zip(disks).map(|(disk, image)| DiskFd {
+            name: disk.name.clone(),
+            format: disk.format,
+            bus: disk.bus,
+            image: image.into(),
+        });
         let mut nics = Vec::with_capacity(ports.len());
         let (incoming, lanes) = match start {
             Start::Boot => (false, Vec::new()),
@@ -193,13 +200,13 @@ impl Host {
             boot: Boot::clone(&spec.boot),
             accelerator: self.accelerator(),
             nics,
-            disks: Vec::new(),
+            disks: disks.collect(),
             incoming,
         };
         Guest::launch(launch, &self.confinement).await.map_err(hypervisor_failure)
     }
 
-    /// Boots a guest here: devices, QEMU, bridge, bindings.
+    /// Boots a guest here: devices, disks, QEMU, bridge, bindings.
     ///
     /// # Errors
     /// What failed, in words; what was made is gone again.
@@ -216,7 +223,8 @@ impl Host {
             ports.push(Arc::new(made));
         }
         let mtus: Vec<Mtu> = segments.iter().map(|segment| segment.mtu).collect();
-        let vm = self.launch(spec, &ports, &mtus, Start::Boot).await?;
+        let disks = self.disks_to_boot(spec).await?;
+        let vm = self.launch(spec, &ports, &mtus, Start::Boot, disks).await?;
         for port in &ports {
             self.netlink.set_binding(port.vni, &port.binding_here()).await.map_err(network_failure)?;
         }

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
+    disks::Store,
     host::{Host, Systems},
     journal::Journal,
     link,
@@ -124,10 +125,11 @@ async fn open_systems(config: &Config, security: Security) -> anyhow::Result<Sys
             "GUESTS' MEMORY CROSSES THE WIRE IN THE CLEAR (--memory-plaintext): whoever can reach the underlay can read and change it"
         );
     }
+    let disks = (!config.peer_only).then(|| Store::open(&config.disk_dir(), user)).transpose()?;
     let netlink = Netlink::open().context("the kernel's network configuration cannot be reached; run as root")?;
     let bpffs = config.bpffs.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(Some(&bpffs))).await?;
     let datapath =
         datapath.context("the tc programs could not be loaded; --bpffs must be on a mounted bpf file system")?;
-    Ok(Systems { security, netlink, datapath, journal, confinement, sealer })
+    Ok(Systems { security, netlink, datapath, journal, confinement, sealer, disks })
 }

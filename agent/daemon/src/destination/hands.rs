@@ -1,6 +1,7 @@
 //! What the destination's decisions make happen.
 
 use std::{
+    fs::File,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,6 +19,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::disks;
 use crate::{
     clock::{ns_since_1970, real_ns},
     driver::Hands,
@@ -27,7 +29,7 @@ use crate::{
     invitation,
     journal::Promise,
     lock::lock,
-    moves::ToSource,
+    moves::{SourceCall, ToSource},
     moving::{Counted, MovingPort, until_or_late},
     peer::answer,
     resident::{Resident, ResidentPort, Segment, Start, hypervisor_failure},
@@ -50,16 +52,22 @@ pub(super) struct DestinationHands {
     host: Arc<Host>,
     plan: Arc<MigrationPlan>,
     events: mpsc::UnboundedSender<DestinationEvent>,
-    caller: Slot<ToSource>,
+    caller: Slot<SourceCall>,
     to_source: Option<ToSource>,
+    /// What it says of the guest's disks.
+    here: Vec<v1::DiskHere>,
     news: MigrationNews,
     vm: Option<Guest>,
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     /// For the source, until it is told.
     invitation: Option<Invitation>,
+    /// What it is told of the guest's disks.
+    disks: Vec<v1::PreparedDisk>,
     /// Waits for the source's memory.
     door: Option<AbortHandle>,
+    /// Writes out what has come of the disks.
+    writing_out: Option<AbortHandle>,
     line_watch: Option<AbortHandle>,
     waits: JoinSet<()>,
 }
@@ -69,7 +77,7 @@ impl DestinationHands {
         host: Arc<Host>,
         plan: Arc<MigrationPlan>,
         events: mpsc::UnboundedSender<DestinationEvent>,
-        caller: Slot<ToSource>,
+        caller: Slot<SourceCall>,
         news: MigrationNews,
     ) -> Self {
         Self {
@@ -78,12 +86,15 @@ impl DestinationHands {
             events,
             caller,
             to_source: None,
+            here: Vec::new(),
             news,
             vm: None,
             ports: Arc::default(),
             report: Arc::default(),
             invitation: None,
+            disks: Vec::new(),
             door: None,
+            writing_out: None,
             line_watch: None,
             waits: JoinSet::new(),
         }
@@ -115,11 +126,23 @@ impl DestinationHands {
         self.launch(&ports, &mtus).await
     }
 
+    /// What the source said when it called, if it has.
+    fn hear_source(&mut self) {
+        if let Some(SourceCall { answers, disks }) = self.caller.take() {
+            self.to_source = Some(answers);
+            self.here = disks;
+        }
+    }
+
     /// QEMU over ports that are ready, and where its memory may come.
     async fn launch(&mut self, ports: &[Arc<ResidentPort>], mtus: &[Mtu]) -> Result<(), Failure> {
         let lanes = lock(&self.ports).iter().map(MovingPort::copy_lanes).collect::<Result<Vec<_>, _>>()?;
         let start = Start::Incoming { lanes: lanes.iter().map(Vec::as_slice).collect() };
-        let vm = self.host.launch(&self.plan.guest, ports, mtus, start).await?;
+        self.hear_source();
+        let files = disks::make_room(&self.host, &self.plan, &self.here).await?;
+        let copies = files.iter().map(File::try_clone).collect::<Result<Vec<_>, _>>();
+        let copies = copies.map_err(|error| Failure::new("HOST_RESOURCES", error.to_string()))?;
+        let vm = self.host.launch(&self.plan.guest, ports, mtus, start, files).await?;
         self.watch_hypervisor(&vm);
         self.vm = Some(vm.clone());
         self.host.keep_flows(ports).await?;
@@ -130,6 +153,10 @@ impl DestinationHands {
         let listening = vm.listen(self.host.config.vtep, self.plan.source.vtep, sealer);
         let (awaited, invitation) = listening.await.map_err(hypervisor_failure)?;
         self.invitation = Some(invitation);
+        self.disks = disks::open(&self.host, &self.plan, &vm, &self.events, &mut self.waits).await?;
+        if !copies.is_empty() {
+            self.writing_out = Some(self.waits.spawn(disks::write_out(copies)));
+        }
         let events = self.events.clone();
         self.door = Some(self.waits.spawn(async move {
             if let Err(error) = vm.receive(awaited).await {
@@ -141,7 +168,21 @@ impl DestinationHands {
 
     fn tell_prepared(&mut self) {
         if let Some(invitation) = self.invitation.take() {
-            self.tell_source(Message::Prepared(invitation::to_wire(invitation)));
+            let disks = std::mem::take(&mut self.disks);
+            self.tell_source(Message::Prepared(invitation::to_wire(invitation, disks)));
+        }
+    }
+
+    /// The guest stands at the source, and nothing more is to come.
+    fn close_disks(&mut self) {
+        self.stop_writing_out();
+        let (Some(vm), events) = (self.vm.clone(), self.events.clone()) else { return };
+        self.waits.spawn(async move { drop(events.send(disks::close(&vm).await)) });
+    }
+
+    fn stop_writing_out(&mut self) {
+        if let Some(writing) = self.writing_out.take() {
+            writing.abort();
         }
     }
 
@@ -352,7 +393,7 @@ impl DestinationHands {
         });
     }
 
-    async fn settle_in(&self, generation: Generation) {
+    async fn settle_in(&mut self, generation: Generation) {
         // An agent that took it up again has had it back before the move.
         if self.host.resident(&self.plan.guest.name).await.is_some() {
             return;
@@ -361,7 +402,18 @@ impl DestinationHands {
         let ports = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
         let resident = Resident::new(self.plan.guest.clone(), generation, vm, ports);
         self.host.settle_in(Arc::new(resident)).await;
+        self.keep_disks();
         info!(guest = %self.plan.guest.name, %generation, "committed");
+    }
+
+    /// Off the loop; the guest runs on them whatever they are called. An agent that is restarted does it again.
+    fn keep_disks(&mut self) {
+        let (host, plan) = (self.host.clone(), self.plan.clone());
+        self.waits.spawn(async move {
+            if let Err(failure) = host.keep_disks(&plan.guest).await {
+                warn!(guest = %plan.guest.name, %failure, "its disks are not under their names yet; restart this agent");
+            }
+        });
     }
 
     async fn close(&self) {
@@ -400,6 +452,10 @@ impl DestinationHands {
         {
             warn!(%error, "the QEMU that was to receive the guest did not end");
         }
+        self.stop_writing_out();
+        if let Err(failure) = self.host.discard_disks(&self.plan.guest).await {
+            warn!(%failure, "what came of the guest's disks stays until the next try, or until this agent is restarted");
+        }
         info!(guest = %self.plan.guest.name, "did not move here");
     }
 
@@ -412,9 +468,7 @@ impl DestinationHands {
     }
 
     fn tell_source(&mut self, message: Message) {
-        if let Some(newer) = self.caller.take() {
-            self.to_source = Some(newer);
-        }
+        self.hear_source();
         answer(self.to_source.as_ref(), message);
     }
 
@@ -443,11 +497,7 @@ impl Hands for DestinationHands {
                 });
             }
             DestinationEffect::TellPrepared => self.tell_prepared(),
-            // integration
-            DestinationEffect::CloseDisks => {
-                let message = "this agent does not take disks yet; the guest stays with the source";
-                return Some(DestinationEvent::MemoryFailed(Failure::new("NOT_BUILT", message)));
-            }
+            DestinationEffect::CloseDisks => self.close_disks(),
             DestinationEffect::RecordCommit { .. } => self.record_commit(),
             DestinationEffect::RaiseGate => self.raise_gate(),
             DestinationEffect::TellCommitted { generation } => {

@@ -1,5 +1,6 @@
 //! A migration as its destination lives it.
 
+mod disks;
 mod hands;
 
 use std::sync::{Arc, atomic::AtomicBool};

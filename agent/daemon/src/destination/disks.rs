@@ -1,0 +1,94 @@
+//! A guest's disks, as its destination takes them.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    sync::Arc,
+    time::Duration,
+};
+
+use throughline_cutover::{Disk, DestinationEvent, Failure, MigrationPlan};
+use throughline_hypervisor::Guest;
+use throughline_wire::v1::{DiskHere, PreparedDisk};
+use tokio::{
+    sync::mpsc,
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
+use tracing::warn;
+
+use crate::{
+    disks::Store,
+    host::Host,
+    invitation::disks::{Wanted, to_wire},
+    resident::hypervisor_failure,
+};
+
+/// How often what has come is written to the disk itself, so that little is left when the mirrors end: the guest stands then.
+const WRITE_OUT_EVERY: Duration = Duration::from_millis(500);
+
+/// Files for what comes, open for the guest's QEMU. The source says in `here` what each takes.
+///
+/// # Errors
+/// The store's, such as `DISK_SPACE`; `DISK_STREAM` if the source has other disks than the plan.
+pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHere]) -> Result<Vec<File>, Failure> {
+    if plan.guest.disks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let used: HashMap<&str, u64> = here.iter().map(|disk| (disk.name.as_str(), disk.used_bytes)).collect();
+    let wanted = plan.guest.disks.iter().map(|disk| match used.get(disk.name.as_str()) {
+        Some(used) => Ok((disk.clone(), *used)),
+        None => Err(Failure::new("DISK_STREAM", format!("the source says nothing of disk {}", disk.name))),
+    });
+    let wanted: Vec<(Disk, u64)> = wanted.collect::<Result<_, _>>()?;
+    let guest = plan.guest.name.clone();
+    let receive = move |store: &Store| wanted.iter().map(|(disk, used)| store.receive(&guest, disk, *used)).collect();
+    host.with_disks(receive).await
+}
+
+/// Lets the source in to write them, and nobody else. What goes wrong later comes as an event.
+///
+/// # Errors
+/// QEMU's refusal.
+pub(super) async fn open(
+    host: &Host,
+    plan: &MigrationPlan,
+    vm: &Guest,
+    events: &mpsc::UnboundedSender<DestinationEvent>,
+    waits: &mut JoinSet<()>,
+) -> Result<Vec<PreparedDisk>, Failure> {
+    let mut prepared = Vec::with_capacity(plan.guest.disks.len());
+    for disk in &plan.guest.disks {
+        let offered = vm.offer_disk(&disk.name, host.config.vtep, plan.source.vtep, &host.sealer).await;
+        let (awaited, invitation) = offered.map_err(hypervisor_failure)?;
+        prepared.push(to_wire(Wanted { invitation, continued: false }));
+        let (vm, events) = (vm.clone(), events.clone());
+        waits.spawn(async move {
+            if let Err(error) = vm.admit_disk(awaited).await {
+                let _ = events.send(DestinationEvent::MemoryFailed(hypervisor_failure(error)));
+            }
+        });
+    }
+    Ok(prepared)
+}
+
+/// Writes to the disk what has come, over and over. A failure is QEMU's to find: it writes there.
+pub(super) async fn write_out(files: Vec<File>) {
+    let files = Arc::new(files);
+    loop {
+        sleep(WRITE_OUT_EVERY).await;
+        let files = files.clone();
+        let written = spawn_blocking(move || files.iter().try_for_each(File::sync_data)).await;
+        if let Ok(Err(error)) = written {
+            warn!(%error, "what came of a guest's disk could not be written out");
+        }
+    }
+}
+
+/// Nobody writes them from outside any more.
+pub(super) async fn close(vm: &Guest) -> DestinationEvent {
+    match vm.close_disks().await {
+        Ok(()) => DestinationEvent::DisksClosed,
+        Err(error) => DestinationEvent::MemoryFailed(hypervisor_failure(error)),
+    }
+}
