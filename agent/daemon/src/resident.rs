@@ -1,6 +1,7 @@
 //! A guest that lives on this host: its QEMU, its ports, and the devices they are made of.
 
 use std::{
+    fs::File,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -11,7 +12,7 @@ use std::{
 use throughline_cutover::{
     Boot, Failure, Generation, GuestName, GuestSpec, Mtu, OwnedGuest, Port, PortId, Queues, Vni,
 };
-use throughline_hypervisor::{FdRole, Guest, HypervisorError, Launch, NicFds, RunDir};
+use throughline_hypervisor::{DiskFd, FdRole, Guest, HypervisorError, Launch, NicFds, RunDir};
 use throughline_netlink::{BindingWanted, Path, TapConfig, names};
 use tracing::info;
 

@@ -24,6 +24,7 @@ mod chart;
 mod error;
 mod extents;
 mod folder;
+mod hosted;
 mod incoming;
 mod make;
 mod operators_image;

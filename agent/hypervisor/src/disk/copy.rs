@@ -105,9 +105,8 @@ impl Guest {
     pub async fn abandon_mirrors(&self) -> Result<(), HypervisorError> {
         self.cut_streams().await?;
         let jobs = self.execute(qmp::query_jobs {}).await?;
-        let ours = by_disk(&jobs);
-        for job in ours.values().flat_map(|jobs| [jobs.rest, jobs.mirror]).flatten().filter(|job| !is_over(job)) {
-            let cancel = qmp::block_job_cancel { device: job.id.clone(), force: Some(true) };
+        for device in under_way(&jobs) {
+            let cancel = qmp::block_job_cancel { device, force: Some(true) };
             // One that ends at this moment is refused.
             self.allow_refusal(cancel).await?;
         }
@@ -192,4 +191,10 @@ impl Guest {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Ids of our jobs that do something, the rest's before its mirror's.
+fn under_way(jobs: &[qmp::JobInfo]) -> Vec<String> {
+    let ours = by_disk(jobs).into_values().flat_map(|jobs| [jobs.rest, jobs.mirror]).flatten();
+    ours.filter(|job| !is_over(job)).map(|job| job.id.clone()).collect()
 }
