@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::{
     destination,
+    disks::Unfinished,
     host::Host,
     journal::{MoveRecord, Promise},
     resident::{Resident, hypervisor_failure},
@@ -88,10 +89,12 @@ async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), 
     if owned || plan.destination.host != *host.name() {
         return Ok(());
     }
+    // One that ended while nobody looked may not have ended in order.
+    let mut ended_badly = true;
     if let Some(vm) = host.find_qemu(&plan.guest.name).await? {
-        vm.quit().await.map_err(hypervisor_failure)?;
+        ended_badly = !vm.quit().await.map_err(hypervisor_failure)?.orderly;
     }
-    host.discard_disks(&plan.guest).await?;
+    host.leave_disks(&plan.guest, Unfinished::PutAside { ended_badly }).await?;
     for port in &plan.ports {
         if let Err(error) = host.datapath.close_landing(port.carry_id.get()) {
             warn!(%error, carry_id = %port.carry_id, "a landing stays open");

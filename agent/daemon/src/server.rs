@@ -61,6 +61,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         anyhow::Ok(())
     });
     let watching = tokio::spawn(strays::watch(host.clone()));
+    let sweeping = tokio::spawn(host.clone().remove_old_parts());
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<PeerServer<PeerService>>().await;
@@ -89,6 +90,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     unlink.abort();
     reconciling.abort();
     watching.abort();
+    sweeping.abort();
     info!("agent ends; guests run on");
     Ok(())
 }

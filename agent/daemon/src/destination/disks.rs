@@ -3,6 +3,8 @@
 use std::{
     collections::HashMap,
     fs::File,
+    io,
+    os::fd::AsRawFd as _,
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +20,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    disks::Store,
+    disks::{CopyId, Received, Store},
     host::Host,
     invitation::disks::{Wanted, to_wire},
     resident::hypervisor_failure,
@@ -27,23 +29,43 @@ use crate::{
 /// How often what has come is written to the disk itself, so that little is left when the mirrors end: the guest stands then.
 const WRITE_OUT_EVERY: Duration = Duration::from_millis(500);
 
-/// Files for what comes, open for the guest's QEMU. The source says in `here` what each takes.
+/// Files for what comes, open for the guest's QEMU. The source says in `here` what each takes, and what an earlier try left to do.
 ///
 /// # Errors
 /// The store's, such as `DISK_SPACE`; `DISK_STREAM` if the source has other disks than the plan.
-pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHere]) -> Result<Vec<File>, Failure> {
+pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHere]) -> Result<Vec<Received>, Failure> {
     if plan.guest.disks.is_empty() {
         return Ok(Vec::new());
     }
-    let used: HashMap<&str, u64> = here.iter().map(|disk| (disk.name.as_str(), disk.used_bytes)).collect();
-    let wanted = plan.guest.disks.iter().map(|disk| match used.get(disk.name.as_str()) {
-        Some(used) => Ok((disk.clone(), *used)),
+    let here: HashMap<&str, &DiskHere> = here.iter().map(|disk| (disk.name.as_str(), disk)).collect();
+    let wanted = plan.guest.disks.iter().map(|disk| match here.get(disk.name.as_str()) {
+        Some(here) => Ok((disk.clone(), here.used_bytes, begun_by(here)?)),
         None => Err(Failure::new("DISK_STREAM", format!("the source says nothing of disk {}", disk.name))),
     });
-    let wanted: Vec<(Disk, u64)> = wanted.collect::<Result<_, _>>()?;
-    let guest = plan.guest.name.clone();
-    let receive = move |store: &Store| wanted.iter().map(|(disk, used)| store.receive(&guest, disk, *used)).collect();
+    let wanted: Vec<(Disk, u64, Option<CopyId>)> = wanted.collect::<Result<_, _>>()?;
+    let (guest, copy): (_, CopyId) = (plan.guest.name.clone(), plan.id.parse()?);
+    let receive = move |store: &Store| {
+        let receive = |(disk, used, begun_by): &(Disk, u64, Option<CopyId>)| {
+            store.receive(&guest, disk, *used, &copy, begun_by.as_ref())
+        };
+        wanted.iter().map(receive).collect()
+    };
     host.with_disks(receive).await
+}
+
+/// Which copying the source could go on with.
+fn begun_by(here: &DiskHere) -> Result<Option<CopyId>, Failure> {
+    if here.begun_by.is_empty() { Ok(None) } else { Ok(Some(here.begun_by.parse()?)) }
+}
+
+/// The same files, to be written out: they are not locked by this, as those that QEMU gets are.
+///
+/// # Errors
+/// `HOST_RESOURCES`.
+pub(super) fn again(room: &[Received]) -> Result<Vec<File>, Failure> {
+    let again = |received: &Received| File::open(format!("/proc/self/fd/{}", received.file.as_raw_fd()));
+    let files = room.iter().map(again).collect::<io::Result<_>>();
+    files.map_err(|error| Failure::new("HOST_RESOURCES", format!("a disk cannot be opened twice: {error}")))
 }
 
 /// Lets the source in to write them, and nobody else. What goes wrong later comes as an event.
@@ -54,14 +76,15 @@ pub(super) async fn open(
     host: &Host,
     plan: &MigrationPlan,
     vm: &Guest,
+    continued: &[bool],
     events: &mpsc::UnboundedSender<DestinationEvent>,
     waits: &mut JoinSet<()>,
 ) -> Result<Vec<PreparedDisk>, Failure> {
     let mut prepared = Vec::with_capacity(plan.guest.disks.len());
-    for disk in &plan.guest.disks {
+    for (disk, continued) in plan.guest.disks.iter().zip(continued) {
         let offered = vm.offer_disk(&disk.name, host.config.vtep, plan.source.vtep, &host.sealer).await;
         let (awaited, invitation) = offered.map_err(hypervisor_failure)?;
-        prepared.push(to_wire(Wanted { invitation, continued: false }));
+        prepared.push(to_wire(Wanted { invitation, continued: *continued }));
         let (vm, events) = (vm.clone(), events.clone());
         waits.spawn(async move {
             if let Err(error) = vm.admit_disk(awaited).await {

@@ -1,7 +1,6 @@
 //! What the destination's decisions make happen.
 
 use std::{
-    fs::File,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -22,6 +21,7 @@ use tracing::{info, warn};
 use super::disks;
 use crate::{
     clock::{ns_since_1970, real_ns},
+    disks::Unfinished,
     driver::Hands,
     flip::{Flip, MarksAs, flip},
     gates::{lane_of, sharing},
@@ -46,6 +46,9 @@ const LINE_LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How soon a gate that could not be opened is opened again.
 const OPEN_AGAIN: Duration = Duration::from_millis(50);
 
+/// What the controller calls it when an operator does not want a migration any more.
+const CANCELLED: &str = "CANCELLED";
+
 /// Carries out a destination's effects.
 #[derive(Debug)]
 pub(super) struct DestinationHands {
@@ -69,6 +72,8 @@ pub(super) struct DestinationHands {
     /// Writes out what has come of the disks.
     writing_out: Option<AbortHandle>,
     line_watch: Option<AbortHandle>,
+    /// Somebody does not want this migration: no next try is expected.
+    cancelled: bool,
     waits: JoinSet<()>,
 }
 
@@ -96,6 +101,7 @@ impl DestinationHands {
             door: None,
             writing_out: None,
             line_watch: None,
+            cancelled: false,
             waits: JoinSet::new(),
         }
     }
@@ -139,9 +145,9 @@ impl DestinationHands {
         let lanes = lock(&self.ports).iter().map(MovingPort::copy_lanes).collect::<Result<Vec<_>, _>>()?;
         let start = Start::Incoming { lanes: lanes.iter().map(Vec::as_slice).collect() };
         self.hear_source();
-        let files = disks::make_room(&self.host, &self.plan, &self.here).await?;
-        let copies = files.iter().map(File::try_clone).collect::<Result<Vec<_>, _>>();
-        let copies = copies.map_err(|error| Failure::new("HOST_RESOURCES", error.to_string()))?;
+        let room = disks::make_room(&self.host, &self.plan, &self.here).await?;
+        let (written_out, continued) = (disks::again(&room)?, room.iter().map(|it| it.continued).collect::<Vec<_>>());
+        let files = room.into_iter().map(|it| it.file).collect();
         let vm = self.host.launch(&self.plan.guest, ports, mtus, start, files).await?;
         self.watch_hypervisor(&vm);
         self.vm = Some(vm.clone());
@@ -153,9 +159,9 @@ impl DestinationHands {
         let listening = vm.listen(self.host.config.vtep, self.plan.source.vtep, sealer);
         let (awaited, invitation) = listening.await.map_err(hypervisor_failure)?;
         self.invitation = Some(invitation);
-        self.disks = disks::open(&self.host, &self.plan, &vm, &self.events, &mut self.waits).await?;
-        if !copies.is_empty() {
-            self.writing_out = Some(self.waits.spawn(disks::write_out(copies)));
+        self.disks = disks::open(&self.host, &self.plan, &vm, &continued, &self.events, &mut self.waits).await?;
+        if !written_out.is_empty() {
+            self.writing_out = Some(self.waits.spawn(disks::write_out(written_out)));
         }
         let events = self.events.clone();
         self.door = Some(self.waits.spawn(async move {
@@ -447,13 +453,20 @@ impl DestinationHands {
     async fn undo(&mut self) {
         self.close_door();
         self.close().await;
-        if let Some(vm) = self.vm.take()
-            && let Err(error) = vm.quit().await
-        {
+        self.stop_writing_out();
+        let ended = match self.vm.take() {
+            Some(vm) => Some(vm.quit().await),
+            None => None,
+        };
+        if let Some(Err(error)) = &ended {
             warn!(%error, "the QEMU that was to receive the guest did not end");
         }
-        self.stop_writing_out();
-        if let Err(failure) = self.host.discard_disks(&self.plan.guest).await {
+        let fate = if self.cancelled {
+            Unfinished::Discard
+        } else {
+            Unfinished::PutAside { ended_badly: !ended.is_none_or(|ended| ended.is_ok_and(|exit| exit.orderly)) }
+        };
+        if let Err(failure) = self.host.leave_disks(&self.plan.guest, fate).await {
             warn!(%failure, "what came of the guest's disks stays until the next try, or until this agent is restarted");
         }
         info!(guest = %self.plan.guest.name, "did not move here");
@@ -526,6 +539,7 @@ impl Hands for DestinationHands {
             }
             DestinationEffect::RecordDecline => self.record_decline(),
             DestinationEffect::TellDeclined(failure) => {
+                self.cancelled = failure.reason == CANCELLED;
                 self.tell_source(Message::Declined(v1::Declined { failure: Some(failure.into()) }));
             }
             DestinationEffect::Undo => {

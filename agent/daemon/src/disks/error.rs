@@ -79,6 +79,12 @@ pub enum DiskError {
         /// What is wrong with it, and what to do.
         why: String,
     },
+    /// A migration whose id cannot be part of a file's name.
+    #[error("a migration's id of {length} bytes is none: 1 to 64 of 0-9, a-f and '-'; do controller and agents have one version?")]
+    CopyId {
+        /// Its length.
+        length: usize,
+    },
     /// One of QEMU's tools failed.
     #[error("guest {guest}, disk {disk}: {source}")]
     Tool {
@@ -128,6 +134,7 @@ impl DiskError {
             Self::Unfit { .. } => "DISK_UNFIT",
             Self::Image { .. } => "DISK_IMAGE",
             Self::Tool { .. } => "DISK_TOOL",
+            Self::CopyId { .. } => "DISK_COPY_ID",
             Self::NotPrivate(_) | Self::User { .. } | Self::Io { .. } => "DISK_STORE",
         }
     }

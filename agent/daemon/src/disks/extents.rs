@@ -10,7 +10,7 @@ use throughline_cutover::{Disk, GuestName};
 
 use super::{
     DiskError, Store,
-    folder::{State, file_name},
+    folder::kept_name,
 };
 
 /// What a chart has one bit for, bytes: also what the copy's own bitmap has.
@@ -32,7 +32,7 @@ impl Store {
     /// # Errors
     /// [`DiskError::Missing`], or the system's.
     pub fn extents(&self, guest: &GuestName, disk: &Disk) -> Result<Vec<Extent>, DiskError> {
-        let path = self.directory.join(guest.as_str()).join(file_name(disk, State::Kept));
+        let path = self.directory.join(guest.as_str()).join(kept_name(disk));
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() });

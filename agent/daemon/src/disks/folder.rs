@@ -10,7 +10,7 @@ use std::{
 use throughline_confine::private_dir;
 use throughline_cutover::{Disk, DiskFormat, GuestName};
 
-use super::{DiskError, open_to_write};
+use super::{CopyId, DiskError, open_to_write};
 
 /// What a disk's file is to its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,40 +19,92 @@ pub(super) enum State {
     Kept,
     /// Coming from another host, not decided yet.
     Incoming,
+    /// What came of one that was not finished: the next try may go on with it.
+    Part,
     /// Being made.
     Half,
 }
 
 const INCOMING: &str = "incoming";
+const PART: &str = "part";
 const HALF: &str = "new";
 
-/// The disk's file in that state. The last part of a name tells the states apart, whatever dots a disk's own name has.
-pub(super) fn file_name(disk: &Disk, state: State) -> String {
-    let kept = format!("{}.{}", disk.name, disk.format);
-    match state {
-        State::Kept => kept,
-        State::Incoming => format!("{kept}.{INCOMING}"),
-        State::Half => format!("{kept}.{HALF}"),
-    }
+/// The file of a disk that is the guest's. The last part of a name tells the states apart, whatever dots a disk's own name has.
+pub(super) fn kept_name(disk: &Disk) -> String {
+    format!("{}.{}", disk.name, disk.format)
 }
 
-/// What a file of that name is; `None`: not one of ours.
-fn state_of(name: &str) -> Option<State> {
-    let (rest, last) = name.rsplit_once('.')?;
-    match last {
-        INCOMING | HALF if state_of(rest) == Some(State::Kept) => {
-            Some(if last == HALF { State::Half } else { State::Incoming })
+/// One that is being made.
+fn half_name(disk: &Disk) -> String {
+    format!("{}.{HALF}", kept_name(disk))
+}
+
+/// One that comes, or came in part.
+pub(super) fn coming_name(disk: &Disk, copy: &CopyId, state: State) -> String {
+    format!("{}.{copy}.{}", kept_name(disk), if state == State::Part { PART } else { INCOMING })
+}
+
+/// A file's name, read.
+#[derive(Debug, PartialEq, Eq)]
+struct Name<'a> {
+    /// What it is called when it is the guest's.
+    kept: &'a str,
+    state: State,
+    copy: Option<CopyId>,
+}
+
+impl<'a> Name<'a> {
+    /// `None`: it is not one of ours.
+    fn read(name: &'a str) -> Option<Self> {
+        let is_kept = |name: &str| name.rsplit_once('.').is_some_and(|(_, last)| last.parse::<DiskFormat>().is_ok());
+        if is_kept(name) {
+            return Some(Self { kept: name, state: State::Kept, copy: None });
         }
-        _ => last.parse::<DiskFormat>().ok().map(|_| State::Kept),
+        let (rest, last) = name.rsplit_once('.')?;
+        if last == HALF {
+            return is_kept(rest).then_some(Self { kept: rest, state: State::Half, copy: None });
+        }
+        let (kept, copy) = rest.rsplit_once('.')?;
+        let state = match last {
+            INCOMING => State::Incoming,
+            PART => State::Part,
+            _ => return None,
+        };
+        let copy = Some(copy.parse().ok()?);
+        is_kept(kept).then_some(Self { kept, state, copy })
+    }
+
+    /// Whether it is the disk's, in whatever format that was.
+    fn is_of(&self, disk: &Disk) -> bool {
+        [DiskFormat::Raw, DiskFormat::Qcow2].into_iter().any(|format| {
+            let disk = Disk { format, ..disk.clone() };
+            self.kept == kept_name(&disk)
+        })
     }
 }
 
-/// Whether a file of that name is the disk's, in whatever format it was.
-pub(super) fn is_of(name: &str, disk: &Disk) -> bool {
-    [DiskFormat::Raw, DiskFormat::Qcow2].into_iter().any(|format| {
-        let disk = Disk { format, ..disk.clone() };
-        [State::Kept, State::Incoming, State::Half].into_iter().any(|state| name == file_name(&disk, state))
-    })
+/// What comes, or came in part, of one disk.
+#[derive(Debug)]
+pub(super) struct Coming {
+    /// Its file.
+    pub(super) name: String,
+    /// Incoming, or a part.
+    pub(super) state: State,
+    /// Which copying it is of.
+    pub(super) copy: CopyId,
+    pub(super) kept: String,
+}
+
+impl Coming {
+    /// What it is called if it is not decided yet.
+    pub(super) fn as_incoming(&self) -> String {
+        format!("{}.{}.{INCOMING}", self.kept, self.copy)
+    }
+
+    /// And when the guest stayed where it was.
+    pub(super) fn as_part(&self) -> String {
+        format!("{}.{}.{PART}", self.kept, self.copy)
+    }
 }
 
 /// A guest's directory, locked: nobody else changes what is in it.
@@ -101,21 +153,43 @@ impl Folder {
         &self.path
     }
 
-    pub(super) fn path_of(&self, disk: &Disk, state: State) -> PathBuf {
-        self.path.join(file_name(disk, state))
+    /// Where a disk is that is the guest's.
+    pub(super) fn kept(&self, disk: &Disk) -> PathBuf {
+        self.path.join(kept_name(disk))
     }
 
-    pub(super) fn has(&self, disk: &Disk, state: State) -> Result<bool, DiskError> {
-        let path = self.path_of(disk, state);
+    pub(super) fn has(&self, disk: &Disk) -> Result<bool, DiskError> {
+        let path = self.kept(disk);
         path.try_exists().map_err(DiskError::io("look at", &path))
+    }
+
+    /// What comes, or came in part, of one disk (whatever format it had) or of all.
+    pub(super) fn coming(&self, only: Option<&Disk>) -> Result<Vec<Coming>, DiskError> {
+        let files = self.files()?;
+        let coming = files.iter().filter_map(|file| {
+            let name = Name::read(file).filter(|name| only.is_none_or(|disk| name.is_of(disk)))?;
+            let Name { kept, state, copy } = name;
+            Some(Coming { name: file.clone(), state, copy: copy?, kept: kept.to_owned() })
+        });
+        Ok(coming.collect())
+    }
+
+    /// One of them that is not decided yet.
+    pub(super) fn incoming(&self, disk: &Disk) -> Result<Option<Coming>, DiskError> {
+        Ok(self.coming(Some(disk))?.into_iter().find(|it| it.state == State::Incoming && it.kept == kept_name(disk)))
+    }
+
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let path = self.path.join(from);
+        fs::rename(&path, self.path.join(to)).map_err(DiskError::io("rename", &path))
     }
 
     /// That no file is there which would be the same disk's: kept, in either format.
     pub(super) fn check_free(&self, disk: &Disk) -> Result<(), DiskError> {
         for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
             let disk = Disk { format, ..disk.clone() };
-            if self.has(&disk, State::Kept)? {
-                return Err(DiskError::Exists { guest: self.guest.clone(), path: self.path_of(&disk, State::Kept) });
+            if self.has(&disk)? {
+                return Err(DiskError::Exists { guest: self.guest.clone(), path: self.kept(&disk) });
             }
         }
         Ok(())
@@ -126,13 +200,13 @@ impl Folder {
         let entries = fs::read_dir(&self.path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.map_err(DiskError::io("read", &self.path))?;
         let names = entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok());
-        Ok(names.filter(|name| state_of(name).is_some()).collect())
+        Ok(names.filter(|name| Name::read(name).is_some()).collect())
     }
 
     /// Names of the files in that state.
     pub(super) fn files_in(&self, state: State) -> Result<Vec<String>, DiskError> {
         let mut files = self.files()?;
-        files.retain(|name| state_of(name) == Some(state));
+        files.retain(|name| Name::read(name).is_some_and(|name| name.state == state));
         Ok(files)
     }
 
@@ -173,7 +247,7 @@ impl Folder {
 
     /// A file to be made into the disk's, empty, in place of one that was left.
     pub(super) fn begin(&self, disk: &Disk) -> Result<Half<'_>, DiskError> {
-        let name = file_name(disk, State::Half);
+        let name = half_name(disk);
         self.unlink(&name)?;
         let path = self.path.join(&name);
         let mut options = OpenOptions::new();
@@ -208,9 +282,9 @@ impl Half<'_> {
         self.folder.path.join(&self.name)
     }
 
-    /// It is whole: on disk, and under the name of that state, which nothing has. Gives the same open file.
-    pub(super) fn finish(mut self, disk: &Disk, state: State) -> Result<File, DiskError> {
-        let (half, whole) = (self.path(), self.folder.path_of(disk, state));
+    /// It is whole: on disk, and under that name, which nothing has. Gives the same open file.
+    pub(super) fn finish(mut self, name: &str) -> Result<File, DiskError> {
+        let (half, whole) = (self.path(), self.folder.path.join(name));
         let file = self.file.try_clone().map_err(DiskError::io("keep open", &half))?;
         file.sync_all().map_err(DiskError::io("write down", &half))?;
         fs::rename(&half, &whole).map_err(DiskError::io("rename", &half))?;

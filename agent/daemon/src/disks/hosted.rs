@@ -1,12 +1,27 @@
 //! The store as the agent's tasks use it: off their threads, for it blocks.
 
-use std::fs::File;
+use std::{fs::File, sync::Arc, time::Duration};
 
 use throughline_cutover::{Disk, Failure, GuestName, GuestSpec};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{DiskError, Made, Store};
 use crate::host::Host;
+
+/// How often.
+const LOOK_FOR_OLD_PARTS: Duration = Duration::from_secs(60 * 60);
+
+/// What becomes of what came of a guest that stayed where it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfinished {
+    /// The next try goes on with it, as far as it is whole.
+    PutAside {
+        /// Its QEMU here did not end in order.
+        ended_badly: bool,
+    },
+    /// None is expected.
+    Discard,
+}
 
 impl Host {
     /// Does something with this host's disks.
@@ -52,12 +67,28 @@ impl Host {
     ///
     /// # Errors
     /// The store's; to be called again then.
-    pub async fn discard_disks(&self, spec: &GuestSpec) -> Result<(), Failure> {
+    pub async fn leave_disks(&self, spec: &GuestSpec, fate: Unfinished) -> Result<(), Failure> {
         if spec.disks.is_empty() {
             return Ok(());
         }
         let guest = spec.name.clone();
-        self.with_disks(move |store| store.discard_incoming(&guest)).await
+        self.with_disks(move |store| match fate {
+            Unfinished::Discard => store.discard_incoming(&guest),
+            Unfinished::PutAside { ended_badly } => store.put_aside(&guest, ended_badly),
+        })
+        .await
+    }
+
+    /// Removes parts that nobody comes back for, as long as this agent runs.
+    pub async fn remove_old_parts(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK_FOR_OLD_PARTS).await;
+            if self.disks.is_some()
+                && let Err(failure) = self.with_disks(Store::remove_old_parts).await
+            {
+                warn!(%failure, "parts of disks that came and were not wanted any more take room");
+            }
+        }
     }
 
     /// The disks of a guest that has left, or is deleted with them, are gone. Its QEMU has ended.

@@ -6,7 +6,7 @@ use throughline_cutover::{Disk, DiskFormat, GuestName};
 
 use super::{
     DiskError, Store, check,
-    folder::{Folder, Half, State},
+    folder::{Folder, Half, kept_name},
     open_to_write, operators_image, space,
     tools::{Form, ToolError},
 };
@@ -29,19 +29,19 @@ impl Store {
     /// that disk. Nothing new is there then.
     pub fn create(&self, guest: &GuestName, disk: &Disk) -> Result<Made, DiskError> {
         let folder = Folder::make(&self.directory, guest)?;
-        if folder.has(disk, State::Kept)? {
-            let path = folder.path_of(disk, State::Kept);
+        if folder.has(disk)? {
+            let path = folder.kept(disk);
             return check(guest, disk, &path, &open_to_write(&path)?).map(|()| Made::Found);
         }
         folder.check_free(disk)?;
-        if folder.has(disk, State::Incoming)? {
-            return Err(DiskError::Exists { guest: guest.clone(), path: folder.path_of(disk, State::Incoming) });
+        if let Some(incoming) = folder.incoming(disk)? {
+            return Err(DiskError::Exists { guest: guest.clone(), path: folder.path().join(incoming.name) });
         }
         if disk.image.is_empty() {
             space::check(guest, disk, folder.path(), 0)?;
             let half = folder.begin(disk)?;
             self.blank(guest, disk, &half)?;
-            half.finish(disk, State::Kept)?;
+            half.finish(&kept_name(disk))?;
         } else {
             self.copy_image(guest, disk, &folder)?;
         }
@@ -75,7 +75,7 @@ impl Store {
             DiskFormat::Raw => lengthen(disk, &half)?,
             DiskFormat::Qcow2 => self.tools.resize(half.file(), disk.size.bytes()).map_err(failed)?,
         }
-        half.finish(disk, State::Kept).map(drop)
+        half.finish(&kept_name(disk)).map(drop)
     }
 
     /// Bytes that a copy of the image takes.

@@ -4,12 +4,14 @@
 //!  DISK-DIR/             0700
 //!    GUEST/              0700, locked while something is done to what is in it
 //!      root.qcow2        kept: the guest's
-//!      data.raw.incoming comes from another host; the guest's once that is decided
-//!      data.raw.new      half made; whoever finds one removes it
+//!      data.raw.COPY.incoming  comes from another host; the guest's once that is decided
+//!      data.raw.COPY.part      came in part; the next try goes on with it. For a day, and not past a crash of the host
+//!      data.raw.new            half made; whoever finds one removes it
 //!
 //!  create ──► kept ──► open ──► QEMU          receive ──► incoming ──► QEMU
-//!              ▲                                             │
-//!              └──────────────────── keep ───────────────────┤
+//!              ▲                                 ▲           │
+//!              └────────────────────── keep ─────┼───────────┤
+//!                                    part ───────┘           ├── put_aside ──► part
 //!                                                            └── discard_incoming ──► nothing
 //! ```
 //!
@@ -21,6 +23,7 @@
 //! Everything here blocks, some of it for minutes (an image that is copied): not for a thread that has others waiting.
 
 mod chart;
+mod copy_id;
 mod error;
 mod extents;
 mod folder;
@@ -44,17 +47,25 @@ use throughline_cutover::{Disk, DiskFormat, GuestName};
 use throughline_hypervisor::QemuUser;
 
 use self::{
-    folder::{Folder, State},
+    folder::Folder,
     tools::Tools,
 };
 
 pub use self::{
     chart::BITMAP,
+    copy_id::CopyId,
     error::DiskError,
     extents::Extent,
+    hosted::Unfinished,
+    incoming::Received,
     make::Made,
     tools::{ToolError, ToolUser},
 };
+
+/// What tells one boot of a host from another (proc(5)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Where the one that parts were made in is noted; no guest has such a name.
+const NOTED_BOOT: &str = ".boot-id";
 
 /// All disks of a host's guests.
 #[derive(Debug, Clone)]
@@ -78,7 +89,21 @@ impl Store {
                 folder.remove_half_made()?;
             }
         }
+        store.forget_parts_of_another_boot()?;
+        store.remove_old_parts()?;
         Ok(store)
+    }
+
+    /// What came in part may never have reached the disk itself: nobody waited for that. A host that was down knows no more what is
+    /// missing in it.
+    fn forget_parts_of_another_boot(&self) -> Result<(), DiskError> {
+        let (kernels, noted) = (Path::new(BOOT_ID), self.directory.join(NOTED_BOOT));
+        let now = fs::read_to_string(kernels).map_err(DiskError::io("read", kernels))?;
+        if fs::read_to_string(&noted).is_ok_and(|noted| noted == now) {
+            return Ok(());
+        }
+        self.remove_parts(None)?;
+        fs::write(&noted, now).map_err(DiskError::io("write", &noted))
     }
 
     /// Every guest that there are files of, in order.
@@ -103,10 +128,10 @@ impl Store {
     pub fn open_disk(&self, guest: &GuestName, disk: &Disk) -> Result<File, DiskError> {
         let missing = || DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() };
         let folder = Folder::find(&self.directory, guest)?.ok_or_else(missing)?;
-        if !folder.has(disk, State::Kept)? {
+        if !folder.has(disk)? {
             return Err(missing());
         }
-        let path = folder.path_of(disk, State::Kept);
+        let path = folder.kept(disk);
         let file = open_to_write(&path)?;
         check(guest, disk, &path, &file)?;
         lock(guest, disk, &file)?;
@@ -118,7 +143,7 @@ impl Store {
     /// # Errors
     /// [`DiskError::Missing`], or the system's.
     pub fn used(&self, guest: &GuestName, disk: &Disk) -> Result<u64, DiskError> {
-        let path = self.directory.join(guest.as_str()).join(folder::file_name(disk, State::Kept));
+        let path = self.directory.join(guest.as_str()).join(folder::kept_name(disk));
         match path.symlink_metadata() {
             Ok(metadata) => Ok(space::allocated(&metadata)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

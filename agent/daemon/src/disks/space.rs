@@ -10,7 +10,7 @@ use super::DiskError;
 /// What a new disk leaves free to others, bytes: the agent's journal may be on the same file system.
 const RESERVE: u64 = 64 << 20;
 /// Bytes of a block that `st_blocks` counts, whatever the file system's own are.
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 
 /// Bytes that a file takes of its file system.
 pub(super) fn allocated(metadata: &Metadata) -> u64 {

@@ -67,6 +67,14 @@ fn raw(name: &str) -> Disk {
     disk(name, 8, DiskFormat::Raw)
 }
 
+fn copy(n: u32) -> CopyId {
+    format!("c-{n}").parse().unwrap()
+}
+
+fn receive(store: &Store, guest: &GuestName, disk: &Disk) -> Result<File, DiskError> {
+    store.receive(guest, disk, 0, &copy(1), None).map(|received| received.file)
+}
+
 fn code<T: std::fmt::Debug>(result: Result<T, DiskError>) -> &'static str {
     result.unwrap_err().code()
 }
@@ -107,7 +115,7 @@ fn what_is_there_and_is_not_that_disk_is_left_alone() {
     assert_eq!(code(store.create(guest, &longer)), "DISK_UNFIT");
     assert_eq!(code(store.open_disk(guest, &longer)), "DISK_UNFIT");
     for other in [disk("root", 8, DiskFormat::Qcow2), raw("root")] {
-        assert_eq!(code(store.receive(guest, &other, 0)), "DISK_EXISTS");
+        assert_eq!(code(receive(store, guest, &other)), "DISK_EXISTS");
     }
     assert_eq!(code(store.create(guest, &disk("root", 8, DiskFormat::Qcow2))), "DISK_EXISTS");
     // A name that leads elsewhere, or a file that has another name.
@@ -124,15 +132,15 @@ fn what_came_is_kept_or_discarded_and_either_may_be_said_again() {
     let scratch = Scratch::new("come");
     let (store, guest) = (&scratch.store, &scratch.guest);
     let disks = [raw("root"), raw("data.raw")];
-    let open: Vec<_> = disks.iter().map(|disk| store.receive(guest, disk, 0).unwrap()).collect();
+    let open: Vec<_> = disks.iter().map(|disk| receive(store, guest, disk).unwrap()).collect();
     open[0].write_all_at(b"came", 0).unwrap();
-    assert_eq!(scratch.files(), ["data.raw.raw.incoming", "root.raw.incoming"]);
+    assert_eq!(scratch.files(), ["data.raw.raw.c-1.incoming", "root.raw.c-1.incoming"]);
     for disk in &disks {
         assert_eq!(code(store.open_disk(guest, disk)), "DISK_MISSING");
     }
     // While a QEMU has them nobody takes them from it.
     assert_eq!(code(store.discard_incoming(guest)), "DISK_IN_USE");
-    assert_eq!(code(store.receive(guest, &disks[0], 0)), "DISK_IN_USE");
+    assert_eq!(code(receive(store, guest, &disks[0])), "DISK_IN_USE");
     // It is decided while that QEMU has them.
     for _ in 0..2 {
         store.keep(guest, &disks).unwrap();
@@ -148,7 +156,7 @@ fn what_came_is_kept_or_discarded_and_either_may_be_said_again() {
         assert!(!scratch.path("").exists());
         assert_eq!(store.guests().unwrap(), []);
     }
-    drop(store.receive(guest, &disks[0], 0).unwrap());
+    drop(receive(store, guest, &disks[0]).unwrap());
     for _ in 0..2 {
         store.discard_incoming(guest).unwrap();
         assert!(!scratch.path("").exists());
@@ -175,26 +183,26 @@ fn after_a_crash_each_call_is_made_again() {
     assert!(!scratch.path("").exists());
 
     // In the middle of `receive`, at the second disk: the first has come whole.
-    drop(store.receive(guest, &disks[0], 0).unwrap());
-    fs::write(scratch.path("root.raw.incoming"), b"of an earlier attempt").unwrap();
+    drop(receive(store, guest, &disks[0]).unwrap());
+    fs::write(scratch.path("root.raw.c-1.incoming"), b"of an earlier attempt").unwrap();
     scratch.leave("data.raw.new", b"half");
     assert_eq!(scratch.again().guests().unwrap(), std::slice::from_ref(guest));
-    assert_eq!(scratch.files(), ["root.raw.incoming"], "a new agent sweeps");
+    assert_eq!(scratch.files(), ["root.raw.c-1.incoming"], "a new agent sweeps");
     for disk in &disks {
-        store.receive(guest, disk, 0).unwrap();
+        receive(store, guest, disk).unwrap();
     }
-    assert_eq!(fs::read(scratch.path("root.raw.incoming")).unwrap(), vec![0; 8 << 20], "blank again");
+    assert_eq!(fs::read(scratch.path("root.raw.c-1.incoming")).unwrap(), vec![0; 8 << 20], "blank again");
 
     // In the middle of `keep`: the first is kept, the second is not.
-    fs::rename(scratch.path("root.raw.incoming"), scratch.path("root.raw")).unwrap();
+    fs::rename(scratch.path("root.raw.c-1.incoming"), scratch.path("root.raw")).unwrap();
     store.keep(guest, &disks).unwrap();
     assert_eq!(scratch.files(), ["data.raw", "root.raw"]);
 
     // In the middle of `discard_incoming`, and a disk that came in another format at an earlier attempt.
     store.remove(guest).unwrap();
-    scratch.leave("root.qcow2.incoming", b"");
-    drop(store.receive(guest, &disks[0], 0).unwrap());
-    assert_eq!(scratch.files(), ["root.raw.incoming"]);
+    scratch.leave("root.qcow2.c-1.incoming", b"");
+    drop(receive(store, guest, &disks[0]).unwrap());
+    assert_eq!(scratch.files(), ["root.raw.c-1.incoming"]);
     scratch.leave("data.raw.new", b"half");
     store.discard_incoming(guest).unwrap();
     assert!(!scratch.path("").exists());
@@ -204,9 +212,9 @@ fn after_a_crash_each_call_is_made_again() {
 fn a_disk_that_neither_came_nor_is_kept_stops_the_keeping_of_all() {
     let scratch = Scratch::new("neither");
     let (store, guest) = (&scratch.store, &scratch.guest);
-    store.receive(guest, &raw("root"), 0).unwrap();
+    receive(store, guest, &raw("root")).unwrap();
     assert_eq!(code(store.keep(guest, &[raw("root"), raw("data")])), "DISK_MISSING");
-    assert_eq!(scratch.files(), ["root.raw.incoming"]);
+    assert_eq!(scratch.files(), ["root.raw.c-1.incoming"]);
     // Nor is a disk made anew under one that is coming.
     assert_eq!(code(store.create(guest, &raw("root"))), "DISK_EXISTS");
 }
@@ -214,7 +222,7 @@ fn a_disk_that_neither_came_nor_is_kept_stops_the_keeping_of_all() {
 #[test]
 fn too_little_room_is_told_with_what_is_needed_and_what_there_is() {
     let scratch = Scratch::new("room");
-    let error = scratch.store.receive(&scratch.guest, &raw("root"), 1 << 60).unwrap_err();
+    let error = scratch.store.receive(&scratch.guest, &raw("root"), 1 << 60, &copy(1), None).unwrap_err();
     let DiskError::Space { need, have, .. } = &error else { panic!("{error}") };
     assert!(*need > 1 << 60 && *have < 1 << 50);
     assert_eq!(error.code(), "DISK_SPACE");
@@ -244,4 +252,68 @@ fn a_directory_that_others_see_into_is_refused() {
     let scratch = Scratch::new("open");
     fs::set_permissions(&scratch.directory, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(code(Store::open(&scratch.directory, &user())), "DISK_STORE");
+}
+
+#[test]
+fn a_next_try_goes_on_with_what_came() {
+    let scratch = Scratch::new("part");
+    let (store, guest, root) = (&scratch.store, &scratch.guest, raw("root"));
+    let receive = |disk: &Disk, n, begun_by: Option<u32>| {
+        store.receive(guest, disk, 0, &copy(n), begun_by.map(copy).as_ref()).unwrap()
+    };
+    let first = receive(&root, 1, None);
+    assert!(!first.continued);
+    first.file.write_all_at(b"came", 4096).unwrap();
+    assert_eq!(code(store.put_aside(guest, false)), "DISK_IN_USE");
+    drop(first);
+    for _ in 0..2 {
+        store.put_aside(guest, false).unwrap();
+        assert_eq!(scratch.files(), ["root.raw.c-1.part"]);
+    }
+    // The same agent or the next; a host that was down has none.
+    scratch.again();
+    assert_eq!(scratch.files(), ["root.raw.c-1.part"]);
+
+    let second = receive(&root, 2, Some(1));
+    assert!(second.continued);
+    let mut content = [0; 4];
+    second.file.read_exact_at(&mut content, 4096).unwrap();
+    assert_eq!(&content, b"came");
+    assert_eq!(scratch.files(), ["root.raw.c-1.incoming"]);
+    // An agent that was killed did not put it aside: that is as good.
+    drop(second);
+    assert!(receive(&root, 3, Some(1)).continued);
+    // Another copying knows nothing of this one.
+    store.put_aside(guest, false).unwrap();
+    assert!(!receive(&root, 4, Some(3)).continued);
+    assert_eq!(scratch.files(), ["root.raw.c-4.incoming"]);
+    store.put_aside(guest, false).unwrap();
+    assert!(!receive(&disk("root", 16, DiskFormat::Raw), 5, Some(4)).continued, "it is not that disk's");
+    store.keep(guest, &[disk("root", 16, DiskFormat::Raw)]).unwrap();
+    assert_eq!(scratch.files(), ["root.raw"]);
+}
+
+#[test]
+fn a_part_is_not_believed_after_a_crash_that_may_have_cost_some_of_it() {
+    let scratch = Scratch::new("doubt");
+    let (store, guest) = (&scratch.store, &scratch.guest);
+    for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+        receive(store, guest, &disk(format.as_str(), 8, format)).unwrap();
+    }
+    // Its QEMU was killed.
+    store.put_aside(guest, true).unwrap();
+    assert_eq!(scratch.files(), ["raw.raw.c-1.part"]);
+    // The host was.
+    fs::write(scratch.directory.join(".boot-id"), "another").unwrap();
+    scratch.again();
+    assert!(!scratch.path("").exists());
+    // Nobody came back for it.
+    receive(store, guest, &raw("root")).unwrap();
+    store.put_aside(guest, false).unwrap();
+    store.remove_old_parts().unwrap();
+    assert_eq!(scratch.files(), ["root.raw.c-1.part"]);
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 60 * 60);
+    File::options().write(true).open(scratch.path("root.raw.c-1.part")).unwrap().set_modified(old).unwrap();
+    store.remove_old_parts().unwrap();
+    assert!(!scratch.path("").exists());
 }
