@@ -149,6 +149,9 @@ fn disks_move_with_their_guest_and_back_while_it_writes() {
             assert_eq!(progress(&guest, "root").await.state, DiskState::Copying, "it was written to meanwhile");
             println!("{:?}, {:?}", mirrored(&guest, "root").await, mirrored(&guest, "data").await);
             guest = by_hand(&lab, guest, from, scribble(here.to_vec(), 77)).await;
+            let asked = Instant::now();
+            destination.settle_disks().await.unwrap();
+            println!("settled in {:?}", asked.elapsed());
             stand_still(&lab, &guest, &destination).await;
             switch_over(&guest, &destination).await;
             guest.quit().await.unwrap();
