@@ -179,6 +179,8 @@ pub(crate) fn own(descriptor: RawFd) -> String {
 
 #[cfg(test)]
 mod tests {
+    use throughline_cutover::{DiskBus, DiskFormat};
+
     use super::*;
 
     fn nic(port: u32, tap: RawFd) -> NicArgs {
@@ -198,6 +200,10 @@ mod tests {
     }
 
     fn render(accelerator: Accelerator, nics: &[NicArgs], incoming: bool) -> String {
+        render_with(accelerator, nics, &[], incoming)
+    }
+
+    fn render_with(accelerator: Accelerator, nics: &[NicArgs], disks: &[DiskArgs], incoming: bool) -> String {
         let name = "web-1".parse().unwrap();
         let line = CommandLine {
             name: &name,
@@ -207,7 +213,7 @@ mod tests {
             serial_log: 12,
             accelerator,
             nics,
-            disks: &[],
+            disks,
             incoming,
         };
         let args: Vec<_> = line.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
@@ -258,6 +264,17 @@ mod tests {
         let line = render(Accelerator::Tcg, &[nic_with_three_queues()], false);
         assert!(line.contains("-netdev tap,id=net-7,fds=20:23:24,vhost=off\n"), "{line}");
         assert!(line.contains(",rx_queue_size=1024,romfile=,mq=on,vectors=8"), "{line}");
+    }
+
+    #[test]
+    fn disks_come_after_cards_and_before_a_migration() {
+        let (name, format, bus) = ("root".parse().unwrap(), DiskFormat::Raw, DiskBus::VirtioBlk);
+        let disk = DiskArgs { name, format, bus, image: 40 };
+        let line = render_with(Accelerator::Tcg, &[nic(7, 20)], &[disk], true);
+        let places =
+            ["-device virtio-net-pci", "-add-fd fd=40,", "-blockdev {", "-device virtio-blk-pci", "-incoming defer"];
+        let places = places.map(|option| line.find(option).unwrap());
+        assert!(places.is_sorted(), "{line}");
     }
 
     #[test]

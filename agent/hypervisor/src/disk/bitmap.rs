@@ -87,13 +87,6 @@ impl Guest {
         Ok(())
     }
 
-    /// The guest's disks, by the descriptors its QEMU keeps: cheaper to ask for than its nodes.
-    pub(super) async fn disks(&self) -> Result<Vec<DiskName>, HypervisorError> {
-        let sets = self.execute(qmp::query_fdsets {}).await?;
-        let opaque = sets.iter().flat_map(|set| &set.fds).filter_map(|fd| fd.opaque.as_deref());
-        Ok(opaque.filter_map(nodes::disk_of_descriptor).collect())
-    }
-
     /// Names of the bitmaps on a node.
     async fn bitmaps(&self, name: &str) -> Result<Vec<String>, HypervisorError> {
         let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;

@@ -13,7 +13,7 @@
 //!  begin_bitmap (merge_chart)               admit_disk
 //!  call_disk(invitation)
 //!  mirror_disk
-//!  disk_progress, until all are Mirrored
+//!  disk_progress, until all are Mirrored    settle_disks, again and again
 //!  ... memory ... event PreSwitchover
 //!  end_mirrors                              close_disks
 //!  continue_switchover                      event Completed
@@ -32,8 +32,9 @@ mod offer;
 mod options;
 mod streams;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
+use qapi::qmp;
 use throughline_cutover::{DiskBus, DiskFormat, DiskName};
 
 pub use self::{
@@ -58,7 +59,41 @@ pub struct DiskFd {
 }
 
 impl Guest {
+    /// The guest's disks, by the descriptors its QEMU keeps: cheaper to ask for than its nodes.
+    async fn disks(&self) -> Result<Vec<DiskName>, HypervisorError> {
+        let kept = self.execute(qmp::query_fdsets {}).await?;
+        Ok(disk_descriptors(&kept).map(|(disk, _)| disk).collect())
+    }
+
+    /// The numbers QEMU has their files by.
+    async fn disk_descriptors(&self) -> Result<Vec<RawFd>, HypervisorError> {
+        let kept = self.execute(qmp::query_fdsets {}).await?;
+        Ok(disk_descriptors(&kept).map(|(_, number)| number).collect())
+    }
+
     fn disk_error(&self, disk: &DiskName, why: impl Into<String>) -> HypervisorError {
         HypervisorError::Disk { guest: self.name().clone(), disk: disk.clone(), why: why.into() }
+    }
+}
+
+fn disk_descriptors(sets: &[qmp::FdsetInfo]) -> impl Iterator<Item = (DiskName, RawFd)> {
+    let kept = sets.iter().flat_map(|set| &set.fds);
+    kept.filter_map(|fd| Some((nodes::disk_of_descriptor(fd.opaque.as_deref()?)?, RawFd::try_from(fd.fd).ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_found_among_what_else_is_kept() {
+        let sets: Vec<qmp::FdsetInfo> = serde_json::from_str(
+            r#"[{"fds": [{"fd": 15, "opaque": "tap:17"}], "fdset-id": 3}, {"fds": [{"fd": 9}], "fdset-id": 2},
+                {"fds": [{"fd": 12, "opaque": "disk:data"}], "fdset-id": 2001},
+                {"fds": [{"fd": 11, "opaque": "disk:root"}, {"fd": 8, "opaque": "disk:No"}], "fdset-id": 2000}]"#,
+        )
+        .unwrap();
+        let found: Vec<_> = disk_descriptors(&sets).collect();
+        assert_eq!(found, [("data".parse().unwrap(), 12), ("root".parse().unwrap(), 11)]);
     }
 }

@@ -1,4 +1,4 @@
-//! The program that seals a memory stream: TLS 1.3 on the side of the network, QEMU's plain bytes on the other.
+//! The program that seals a stream, of memory or of a disk: TLS 1.3 on the side of the network, QEMU's plain bytes on the other.
 //!
 //! QEMU could do TLS itself, and is not asked to: it sends each page as two records, each with a system call of its own, and its
 //! TLS library renews keys after 2^24 records in a way that QEMU, which reads and writes in different threads, does not survive.

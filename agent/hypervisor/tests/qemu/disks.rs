@@ -21,7 +21,7 @@ use crate::harness::{
     HOST, Lab, PATIENCE, await_status,
     hand::{Hand, by_hand},
     image::Image,
-    in_lab, seals, ticks, ticks_past,
+    in_lab, ip, seals, ticks, ticks_past,
 };
 
 const BANDWIDTH: u64 = 1_250_000_000;
@@ -149,6 +149,9 @@ fn disks_move_with_their_guest_and_back_while_it_writes() {
             assert_eq!(progress(&guest, "root").await.state, DiskState::Copying, "it was written to meanwhile");
             println!("{:?}, {:?}", mirrored(&guest, "root").await, mirrored(&guest, "data").await);
             guest = by_hand(&lab, guest, from, scribble(here.to_vec(), 77)).await;
+            let asked = Instant::now();
+            destination.settle_disks().await.unwrap();
+            println!("settled in {:?}", asked.elapsed());
             stand_still(&lab, &guest, &destination).await;
             switch_over(&guest, &destination).await;
             guest.quit().await.unwrap();
@@ -314,6 +317,54 @@ fn a_destination_that_does_not_answer_is_left() {
         ticks_past(&source, seen + 3).await;
         kill(frozen, Signal::SIGCONT).unwrap();
         destination.quit().await.unwrap();
+        source.quit().await.unwrap();
+    });
+}
+
+/// TCP would try on for minutes.
+#[test]
+fn a_link_that_is_dead_delays_a_write_and_no_more() {
+    in_lab("deadlink", |lab| async move {
+        let image = Image::blank(&lab.dir, "a", "root", DiskFormat::Raw, DiskBus::VirtioBlk, SIZE_MIB);
+        let disk = image.name.parse().unwrap();
+        let there = image.elsewhere("b", SIZE_MIB);
+        let source = with_disks(&lab, "a", std::slice::from_ref(&image)).await;
+        let destination = awaiting(&lab, "b", std::slice::from_ref(&there)).await;
+        source.begin_bitmap(&disk).await.unwrap();
+        mirror(&lab, &source, &destination, &image, Rest::Marked, 0).await;
+        mirrored(&source, "root").await;
+        ip("link set lo down");
+        let device = image.device();
+        let write = move |hand: &mut Hand| {
+            let began = Instant::now();
+            hand.write(&device, 0x77, 0, 4096);
+            println!("a write took {:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        };
+        let source = by_hand(&lab, source, "a", write).await;
+        until(&source, "root", |progress| matches!(progress.state, DiskState::Failed(_))).await;
+        source.abandon_mirrors().await.unwrap();
+        let seen = ticks(&source).unwrap();
+        ticks_past(&source, seen + 3).await;
+        ip("link set lo up");
+        destination.close_disks().await.unwrap();
+        destination.quit().await.unwrap();
+        // What was not acknowledged there is marked.
+        let last = copy_rest(&lab, &source, &image, &there).await;
+        assert_eq!(last.total, 1 << 16);
+        source.quit().await.unwrap();
+        there.assert_equals(&image);
+    });
+}
+
+#[test]
+fn a_disk_is_one_qemus_alone() {
+    in_lab("locked", |lab| async move {
+        let image = Image::blank(&lab.dir, "a", "root", DiskFormat::Qcow2, DiskBus::VirtioBlk, SIZE_MIB);
+        let source = with_disks(&lab, "a", std::slice::from_ref(&image)).await;
+        let again = Launch { disks: vec![image.open()], ..lab.plan("b", "", false) };
+        let error = lab.launch(again).await.unwrap_err();
+        assert!(matches!(error, HypervisorError::Died { .. }) && error.to_string().contains("lock"), "{error}");
         source.quit().await.unwrap();
     });
 }
