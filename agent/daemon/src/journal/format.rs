@@ -12,8 +12,9 @@ const KEY: &str = "format";
 
 /// Format of what the store holds. A change that an older agent must not work with makes it one more.
 ///
-/// 1: guests and moves. 2: whom this host obeys, and guests that are gone; what 1 holds reads as it is.
-const FORMAT: u64 = 2;
+/// 1: guests and moves. 2: whom this host obeys, and guests that are gone. 3: guests' disks, which an older agent would forget.
+/// What is older reads as it is.
+const FORMAT: u64 = 3;
 const OLDEST: u64 = 1;
 
 /// Refuses a store that is not to be read, before anything is written to it.

@@ -28,8 +28,10 @@ EXAMPLES:
     --kernel /srv/vmlinuz --initrd /srv/initrd --cmdline 'console=ttyS0 quiet'
   throughline guest create db-1 --host h2 --memory 4GiB --kernel /boot/vmlinuz --no-wait \\
     --port network=blue,ip=10.0.0.20 --port network=storage,ip=10.1.0.20
-  throughline guest create db-2 --host h2 --network blue --ip 10.0.0.21 --memory 4GiB --kernel /boot/vmlinuz \\
-    --disk name=root,size=10GiB,format=qcow2,image=/srv/images/base.qcow2 --disk name=data,size=100GiB,bus=virtio-scsi";
+  throughline guest create db-2 --host h2 --network blue --ip 10.0.0.21 \\
+    --memory 4GiB --kernel /boot/vmlinuz \\
+    --disk name=root,size=10GiB,format=qcow2,image=/srv/images/base.qcow2 \\
+    --disk name=data,size=100GiB,bus=virtio-scsi";
 
 /// How often to look whether the guest runs.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
