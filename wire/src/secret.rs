@@ -33,8 +33,7 @@ mod tests {
     #[test]
     fn what_opens_a_stream_is_in_no_log() {
         let sealed = Sealed { authority: vec![71; 3], certificate: vec![72; 3], key: vec![73; 3] };
-        let stream =
-            DiskStream { address: "192.0.2.2:8".to_owned(), token: vec![75; 3], sealed: Some(sealed.clone()) };
+        let stream = DiskStream { address: "192.0.2.2:8".to_owned(), token: vec![75; 3], sealed: Some(sealed.clone()) };
         let disk = PreparedDisk { name: "root".to_owned(), mirror: Some(stream), ..PreparedDisk::default() };
         let prepared = Prepared {
             memory_address: "192.0.2.2:7".to_owned(),

@@ -13,8 +13,8 @@ use throughline_netlink::Netlink;
 use tokio::sync::{Mutex, Notify, Semaphore};
 
 use crate::{
-    bindings::Bindings, clock::Monotonic, config::Config, disks::Store, flows, gates::Gates, journal::Journal, moves::Moves,
-    resident::Resident, uplink::Uplink, watch::next,
+    bindings::Bindings, clock::Monotonic, config::Config, disks::Store, flows, gates::Gates, journal::Journal,
+    moves::Moves, resident::Resident, uplink::Uplink, watch::next,
 };
 
 /// One host's agent.

@@ -105,8 +105,7 @@ impl Peer for PeerService {
         check_id(&prepare.migration_id)?;
         let id = prepare.migration_id.clone();
         let called = take_call(&self.host.moves, &caller, self.proof, prepare);
-        let Called { plan, events, answers } =
-            called.map_err(|refused| self.refuse(&caller, &id, &refused))?;
+        let Called { plan, events, answers } = called.map_err(|refused| self.refuse(&caller, &id, &refused))?;
         let gone = || Status::aborted("the migration has ended here");
         events.send(DestinationEvent::SourceCalled).map_err(|_| gone())?;
         info!(migration = plan.id, guest = %plan.guest.name, source = %plan.source.host, "source called");
@@ -254,7 +253,8 @@ mod tests {
     fn a_token_is_good_for_one_call_and_dies_with_the_move() {
         let plan = Arc::new(entry::tests::plan());
         let (moves, _queue) = expecting(&plan);
-        let prepare = Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3, disks: vec![] };
+        let prepare =
+            Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3, disks: vec![] };
         let wrong = Prepare { token: "cd".repeat(32), ..prepare.clone() };
         assert_eq!(call(&moves, "agent/h3", &prepare), Err("NOT_THE_SOURCE"), "the right token of the wrong host");
         assert_eq!(call(&moves, "agent/h1", &wrong), Err("NOT_ANNOUNCED"), "the right host with the wrong token");
@@ -273,7 +273,8 @@ mod tests {
         let news = MigrationNews::new(Uplink::new().0, plan.id.clone(), Role::Source);
         let moves = Moves::default();
         assert!(moves.enter(Move::Source { plan: plan.clone(), events, news }));
-        let prepare = Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3, disks: vec![] };
+        let prepare =
+            Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3, disks: vec![] };
         assert_eq!(call(&moves, "agent/h1", &prepare), Err("NOT_ANNOUNCED"));
     }
 }

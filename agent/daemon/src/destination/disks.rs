@@ -1,23 +1,11 @@
 //! A guest's disks, as its destination takes them.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io,
-    os::fd::AsRawFd as _,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
-use throughline_cutover::{Disk, DestinationEvent, Failure, MigrationPlan};
+use throughline_cutover::{DestinationEvent, Disk, Failure, MigrationPlan};
 use throughline_hypervisor::Guest;
 use throughline_wire::v1::{DiskHere, PreparedDisk};
-use tokio::{
-    sync::mpsc,
-    task::{JoinSet, spawn_blocking},
-    time::sleep,
-};
-use tracing::warn;
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 
 use crate::{
     disks::{CopyId, Received, Store},
@@ -58,16 +46,6 @@ fn begun_by(here: &DiskHere) -> Result<Option<CopyId>, Failure> {
     if here.begun_by.is_empty() { Ok(None) } else { Ok(Some(here.begun_by.parse()?)) }
 }
 
-/// The same files, to be written out: they are not locked by this, as those that QEMU gets are.
-///
-/// # Errors
-/// `HOST_RESOURCES`.
-pub(super) fn again(room: &[Received]) -> Result<Vec<File>, Failure> {
-    let again = |received: &Received| File::open(format!("/proc/self/fd/{}", received.file.as_raw_fd()));
-    let files = room.iter().map(again).collect::<io::Result<_>>();
-    files.map_err(|error| Failure::new("HOST_RESOURCES", format!("a disk cannot be opened twice: {error}")))
-}
-
 /// Lets the source in to write them, and nobody else. What goes wrong later comes as an event.
 ///
 /// # Errors
@@ -95,15 +73,13 @@ pub(super) async fn open(
     Ok(prepared)
 }
 
-/// Writes to the disk what has come, over and over. A failure is QEMU's to find: it writes there.
-pub(super) async fn write_out(files: Vec<File>) {
-    let files = Arc::new(files);
+/// Writes to the host's disk what has come, over and over; that it cannot be written is the end of the move.
+pub(super) async fn write_out(vm: Guest, events: mpsc::UnboundedSender<DestinationEvent>) {
     loop {
         sleep(WRITE_OUT_EVERY).await;
-        let files = files.clone();
-        let written = spawn_blocking(move || files.iter().try_for_each(File::sync_data)).await;
-        if let Ok(Err(error)) = written {
-            warn!(%error, "what came of a guest's disk could not be written out");
+        if let Err(error) = vm.settle_disks().await {
+            let _ = events.send(DestinationEvent::MemoryFailed(hypervisor_failure(error)));
+            return;
         }
     }
 }

@@ -146,8 +146,7 @@ impl DestinationHands {
         let start = Start::Incoming { lanes: lanes.iter().map(Vec::as_slice).collect() };
         self.hear_source();
         let room = disks::make_room(&self.host, &self.plan, &self.here).await?;
-        let (written_out, continued) = (disks::again(&room)?, room.iter().map(|it| it.continued).collect::<Vec<_>>());
-        let files = room.into_iter().map(|it| it.file).collect();
+        let (files, continued): (Vec<_>, Vec<_>) = room.into_iter().map(|it| (it.file, it.continued)).unzip();
         let vm = self.host.launch(&self.plan.guest, ports, mtus, start, files).await?;
         self.watch_hypervisor(&vm);
         self.vm = Some(vm.clone());
@@ -160,8 +159,8 @@ impl DestinationHands {
         let (awaited, invitation) = listening.await.map_err(hypervisor_failure)?;
         self.invitation = Some(invitation);
         self.disks = disks::open(&self.host, &self.plan, &vm, &continued, &self.events, &mut self.waits).await?;
-        if !written_out.is_empty() {
-            self.writing_out = Some(self.waits.spawn(disks::write_out(written_out)));
+        if !continued.is_empty() {
+            self.writing_out = Some(self.waits.spawn(disks::write_out(vm.clone(), self.events.clone())));
         }
         let events = self.events.clone();
         self.door = Some(self.waits.spawn(async move {

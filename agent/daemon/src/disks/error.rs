@@ -80,7 +80,9 @@ pub enum DiskError {
         why: String,
     },
     /// A migration whose id cannot be part of a file's name.
-    #[error("a migration's id of {length} bytes is none: 1 to 64 of 0-9, a-f and '-'; do controller and agents have one version?")]
+    #[error(
+        "a migration's id of {length} bytes is none: 1 to 64 of 0-9, a-f and '-'; do controller and agents have one version?"
+    )]
     CopyId {
         /// Its length.
         length: usize,

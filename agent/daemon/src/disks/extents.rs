@@ -8,10 +8,7 @@ use nix::{
 };
 use throughline_cutover::{Disk, GuestName};
 
-use super::{
-    DiskError, Store,
-    folder::kept_name,
-};
+use super::{DiskError, Store, folder::kept_name};
 
 /// What a chart has one bit for, bytes: also what the copy's own bitmap has.
 pub(super) const GRAIN: u64 = 64 << 10;

@@ -160,13 +160,7 @@ impl Coming {
 }
 
 /// Opens a part to go on with it; `None`: it cannot be, and is gone.
-fn go_on(
-    guest: &GuestName,
-    disk: &Disk,
-    folder: &Folder,
-    part: &Coming,
-    used: u64,
-) -> Result<Option<File>, DiskError> {
+fn go_on(guest: &GuestName, disk: &Disk, folder: &Folder, part: &Coming, used: u64) -> Result<Option<File>, DiskError> {
     let path = folder.path().join(&part.name);
     let file = open_to_write(&path)?;
     if check(guest, disk, &path, &file).is_err() {

@@ -46,10 +46,7 @@ use throughline_confine::private_dir;
 use throughline_cutover::{Disk, DiskFormat, GuestName};
 use throughline_hypervisor::QemuUser;
 
-use self::{
-    folder::Folder,
-    tools::Tools,
-};
+use self::{folder::Folder, tools::Tools};
 
 pub use self::{
     chart::BITMAP,

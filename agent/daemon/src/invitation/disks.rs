@@ -24,11 +24,8 @@ pub fn to_wire(wanted: Wanted) -> v1::PreparedDisk {
 }
 
 fn stream(invitation: Invitation) -> v1::DiskStream {
-    let sealed = invitation.sealed.map(|Credentials { authority, certificate, key }| v1::Sealed {
-        authority,
-        certificate,
-        key,
-    });
+    let sealed =
+        invitation.sealed.map(|Credentials { authority, certificate, key }| v1::Sealed { authority, certificate, key });
     let (address, token) = (invitation.address.to_string(), invitation.token.as_bytes().to_vec());
     v1::DiskStream { address, token, sealed }
 }

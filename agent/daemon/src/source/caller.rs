@@ -7,8 +7,8 @@ use throughline_identity::{Identity, Security};
 use throughline_wire::{
     limits::LARGEST_PEER_MESSAGE,
     v1::{
-        DiskHere, FromDestination, FromSource, Prepare, Prepared, ResolveRequest, from_destination::Message, from_source,
-        peer_client::PeerClient,
+        DiskHere, FromDestination, FromSource, Prepare, Prepared, ResolveRequest, from_destination::Message,
+        from_source, peer_client::PeerClient,
     },
 };
 use tokio::sync::mpsc;

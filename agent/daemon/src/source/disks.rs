@@ -6,26 +6,27 @@ use throughline_cutover::{Disk, DiskFormat, Failure, MigrationPlan, SourceEvent}
 use throughline_hypervisor::{DiskProgress, DiskState, Guest, HypervisorError, Rest};
 use throughline_wire::v1;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tracing::info;
 
-use crate::{disks::Store, host::Host, invitation::disks::Wanted, resident::hypervisor_failure};
+use crate::{host::Host, invitation::disks::Wanted, resident::hypervisor_failure};
 
 /// How often QEMU is asked how the disks are getting on.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the destination is told of them.
-pub(super) async fn here(host: &Host, plan: &MigrationPlan) -> Result<Vec<v1::DiskHere>, Failure> {
+pub(super) async fn here(host: &Host, vm: &Guest, plan: &MigrationPlan) -> Result<Vec<v1::DiskHere>, Failure> {
     if plan.guest.disks.is_empty() {
         return Ok(Vec::new());
     }
     let (guest, disks) = (plan.guest.name.clone(), plan.guest.disks.clone());
-    let here = move |store: &Store| {
-        let one = |disk: &Disk| {
-            let used_bytes = store.used(&guest, disk)?;
-            Ok(v1::DiskHere { name: disk.name.to_string(), used_bytes, ..v1::DiskHere::default() })
-        };
-        disks.iter().map(one).collect()
-    };
-    host.with_disks(here).await
+    let used: Vec<u64> =
+        host.with_disks(move |store| disks.iter().map(|disk| store.used(&guest, disk)).collect()).await?;
+    let mut here = Vec::with_capacity(used.len());
+    for (disk, used_bytes) in plan.guest.disks.iter().zip(used) {
+        let begun_by = vm.copy_begun(&disk.name).await.map_err(disk_failure)?.unwrap_or_default();
+        here.push(v1::DiskHere { name: disk.name.to_string(), used_bytes, begun_by });
+    }
+    Ok(here)
 }
 
 /// Begins to mirror and copy them all, then tells how they get on for as long as it is let: also that a mirror broke while
@@ -56,6 +57,10 @@ async fn begin(
     speed: u64,
 ) -> Result<(), Failure> {
     let streams = vm.call_disk(&wanted.invitation, host.config.vtep, &host.sealer).await.map_err(disk_failure)?;
+    if wanted.continued {
+        info!(guest = %plan.guest.name, disk = %disk.name, "goes on with what an earlier try has copied");
+        return vm.mirror_disk(&disk.name, streams, Rest::Marked, speed).await.map_err(disk_failure);
+    }
     vm.begin_bitmap(&disk.name).await.map_err(disk_failure)?;
     let rest = match disk.format {
         DiskFormat::Qcow2 => Rest::Everything,
@@ -67,7 +72,8 @@ async fn begin(
             Rest::Marked
         }
     };
-    vm.mirror_disk(&disk.name, streams, rest, speed).await.map_err(disk_failure)
+    vm.mirror_disk(&disk.name, streams, rest, speed).await.map_err(disk_failure)?;
+    vm.name_copy(&disk.name, &plan.id).await.map_err(disk_failure)
 }
 
 async fn watch(vm: &Guest, events: &mpsc::UnboundedSender<SourceEvent>) {

@@ -148,7 +148,7 @@ impl SourceHands {
     }
 
     async fn call_peer(&mut self) -> Option<SourceEvent> {
-        let disks = match disks::here(&self.host, &self.plan).await {
+        let disks = match disks::here(&self.host, &self.resident.vm, &self.plan).await {
             Ok(disks) => disks,
             Err(failure) => return Some(SourceEvent::Abort(failure)),
         };

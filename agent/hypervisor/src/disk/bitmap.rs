@@ -10,8 +10,19 @@ use crate::{Guest, HypervisorError};
 
 /// Its name. Memory's stream must not take it along, see [`crate::anchor`].
 pub(super) const COPY: &str = "throughline-copy";
+/// Beside it: an empty one whose name says which copying that is of. QEMU keeps it as long as the other, whatever becomes of agents.
+const BEGUN_BY: &str = "throughline-begun-by-";
 /// Bytes of the disk to a bit.
 pub(super) const GRANULARITY: u32 = 1 << 16;
+
+/// What a bitmap is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Records {
+    /// What is written from now on.
+    Writes,
+    /// Nothing: its name says something.
+    Nothing,
+}
 
 impl Guest {
     /// Source: from now on records what the guest writes to a disk; nothing else is marked yet. A record that is there is
@@ -21,16 +32,29 @@ impl Guest {
     /// [`HypervisorError::Refused`] if the guest has no such disk, or it is being copied.
     pub async fn begin_bitmap(&self, disk: &DiskName) -> Result<(), HypervisorError> {
         self.forget_bitmap(disk).await?;
-        self.execute(options::bitmap(disk)).await.map(drop)
+        self.execute(options::bitmap(disk, COPY, Records::Writes)).await.map(drop)
     }
 
-    /// Source: whether there is a record of what is still to be copied of a disk, as an earlier try leaves it.
+    /// Source: what is still to be copied of a disk is on record, whole, from here on, and as `copy` it may be gone on with. To be
+    /// said when [`Guest::mirror_disk`] has begun a first try: before that not everything is marked.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Refused`] if that name is none.
+    pub async fn name_copy(&self, disk: &DiskName, copy: &str) -> Result<(), HypervisorError> {
+        let name = format!("{BEGUN_BY}{copy}");
+        self.execute(options::bitmap(disk, &name, Records::Nothing)).await.map(drop)
+    }
+
+    /// Source: which copying the record of what is still to be copied is of, as an earlier try leaves it. `None`: there is none that
+    /// could be gone on with.
     ///
     /// # Errors
     /// Those of any command.
-    pub async fn has_bitmap(&self, disk: &DiskName) -> Result<bool, HypervisorError> {
+    pub async fn copy_begun(&self, disk: &DiskName) -> Result<Option<String>, HypervisorError> {
         let bitmaps = self.bitmaps(&nodes::image(disk)).await?;
-        Ok(bitmaps.iter().any(|bitmap| bitmap == COPY))
+        let recorded = bitmaps.iter().any(|bitmap| bitmap == COPY);
+        let named = bitmaps.iter().find_map(|bitmap| bitmap.strip_prefix(BEGUN_BY));
+        Ok(named.filter(|_| recorded).map(str::to_owned))
     }
 
     /// Source: marks, besides, what a `chart` marks: a qcow2 file of the disk's length with one bitmap in it, open for reading
@@ -80,8 +104,14 @@ impl Guest {
     }
 
     async fn forget_bitmap(&self, disk: &DiskName) -> Result<(), HypervisorError> {
-        if self.has_bitmap(disk).await? {
-            let bitmap = qmp::BlockDirtyBitmap { node: nodes::image(disk), name: COPY.to_owned() };
+        let node = nodes::image(disk);
+        let ours = |name: &String| name == COPY || name.starts_with(BEGUN_BY);
+        let mut names = self.bitmaps(&node).await?;
+        names.retain(ours);
+        // The name first: without its record it must not be believed.
+        names.sort_by_key(|name| name == COPY);
+        for name in names {
+            let bitmap = qmp::BlockDirtyBitmap { node: node.clone(), name };
             self.execute(qmp::block_dirty_bitmap_remove(bitmap)).await?;
         }
         Ok(())

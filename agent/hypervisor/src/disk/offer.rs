@@ -1,13 +1,13 @@
 //! The destination's end: disks that a source may write, until they are closed.
 
-use std::{fs::File, io, net::Ipv4Addr, time::Duration};
+use std::{fs::File, io, net::Ipv4Addr, os::fd::AsRawFd as _, time::Duration};
 
 use qapi::{Command as _, qmp};
 use throughline_cutover::DiskName;
 use tokio::{net::UnixStream, task::spawn_blocking};
 
 use super::{nodes, options, streams::DiskInvitation};
-use crate::{Awaited, Guest, HypervisorError, RunDir, Sealer};
+use crate::{Awaited, Guest, HypervisorError, RunDir, Sealer, command_line::own};
 
 /// How long QEMU may take to close exports nobody writes to.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
@@ -73,7 +73,10 @@ impl Guest {
     pub async fn settle_disks(&self) -> Result<(), HypervisorError> {
         for number in self.disk_descriptors().await? {
             let failed = |source| self.process_error("write a disk of", source);
-            let file = File::from(self.process().duplicate_fd(number).map_err(failed)?);
+            // Opened again: a copy of the descriptor would keep the file locked for QEMU after its end.
+            let kept = self.process().duplicate_fd(number).map_err(failed)?;
+            let file = File::open(own(kept.as_raw_fd())).map_err(failed)?;
+            drop(kept);
             let written = spawn_blocking(move || file.sync_data()).await;
             written.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(failed)?;
         }

@@ -4,7 +4,7 @@ use qapi::qmp;
 use throughline_cutover::DiskName;
 
 use super::{
-    bitmap::{COPY, GRANULARITY},
+    bitmap::{COPY, GRANULARITY, Records},
     copy::Rest,
     nodes,
 };
@@ -82,14 +82,14 @@ pub(super) fn copy(disk: &DiskName, rest: Rest, speed: i64) -> qmp::blockdev_bac
     qmp::blockdev_backup(qmp::BlockdevBackup { base, target: nodes::rest(disk) })
 }
 
-/// The bitmap of what is still to be copied.
-pub(super) fn bitmap(disk: &DiskName) -> qmp::block_dirty_bitmap_add {
+/// A bitmap of a disk.
+pub(super) fn bitmap(disk: &DiskName, name: &str, records: Records) -> qmp::block_dirty_bitmap_add {
     qmp::block_dirty_bitmap_add(qmp::BlockDirtyBitmapAdd {
         node: nodes::image(disk),
-        name: COPY.to_owned(),
+        name: name.to_owned(),
         granularity: Some(GRANULARITY),
         persistent: None,
-        disabled: None,
+        disabled: Some(records == Records::Nothing),
     })
 }
 
@@ -182,7 +182,10 @@ mod tests {
                 json(&copy(&root, Rest::Marked, 7)),
                 r#"{"auto-dismiss":false,"bitmap":"throughline-copy","bitmap-mode":"always","device":"image-root","job-id":"rest-root","on-source-error":"report","on-target-error":"report","speed":7,"sync":"bitmap","target":"rest-root"}"#,
             ),
-            (json(&bitmap(&root)), r#"{"granularity":65536,"name":"throughline-copy","node":"image-root"}"#),
+            (
+                json(&bitmap(&root, COPY, Records::Writes)),
+                r#"{"disabled":false,"granularity":65536,"name":"throughline-copy","node":"image-root"}"#,
+            ),
             (
                 json(&chart(&root, 3)),
                 r#"{"driver":"qcow2","file":{"driver":"file","filename":"/dev/fdset/3","locking":"off","read-only":true},"node-name":"chart-root","read-only":true}"#,
