@@ -387,6 +387,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn some_commands_overtake_those_qemu_is_busy_with() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let asked = tokio::spawn(async move {
+            let (reader, mut writer) = far.into_split();
+            writer.write_all(format!("{GREETING}\r\n").as_bytes()).await.unwrap();
+            let mut reader = BufReader::new(reader);
+            let mut asked = Vec::new();
+            for answers in [&[0_usize][..], &[], &[2, 1]] {
+                asked.push(read_line(&mut reader).await.unwrap().unwrap());
+                for answer in answers {
+                    let line = OK.replace('@', &asked[*answer]["id"].to_string());
+                    writer.write_all(line.as_bytes()).await.unwrap();
+                }
+            }
+            asked
+        });
+        let connection = Connection::open(&"g".parse().unwrap(), near, broadcast::channel(8).0).await.unwrap();
+        let past = qmp::yank { instances: Vec::new() };
+        let (busy, past) = tokio::join!(connection.execute(qmp::stop {}), connection.execute_past(past));
+        busy.unwrap();
+        past.unwrap();
+        let asked = asked.await.unwrap();
+        assert_eq!(asked[0]["arguments"]["enable"][0], "oob", "it must be agreed on first");
+        assert_eq!((&asked[1]["execute"], &asked[2]["exec-oob"]), (&"stop".into(), &"yank".into()));
+    }
+
+    #[test]
+    fn a_monitor_that_does_not_read_on_is_not_asked_to() {
+        let greeting = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert!(out_of_band(&greeting(GREETING)));
+        assert!(!out_of_band(&greeting(r#"{"QMP": {"version": {}, "capabilities": []}}"#)));
+    }
+
+    #[tokio::test]
     async fn a_refusal_names_guest_command_class_and_reason() {
         let (connection, _events) =
             monitor(&[OK, "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such thing\"}, \"id\": @}\r\n"])

@@ -1,8 +1,8 @@
 //! The streams a guest's memory and disks go over, from host to host.
 //!
 //! The agents make the connection, QEMU only gets a descriptor of it: no QEMU listens anywhere. The destination's agent lets in
-//! the one caller that knows this migration's token ([`door`]), and the connection is sealed by TLS 1.3 ([`seal`]) under
-//! certificates that both ends have for this migration only ([`credentials`]), unless both operators want it in the clear. What
+//! the one caller that knows the stream's token ([`door`]), and the connection is sealed by TLS 1.3 ([`seal`]) under
+//! certificates that both ends have for this stream only ([`credentials`]), unless both operators want it in the clear. What
 //! the source has to know goes to it over the agents' own connection, as an [`Invitation`].
 //!
 //! Neither agent keeps anything of the stream: one that ends changes nothing for it.
@@ -22,7 +22,11 @@ use std::{
 
 use tokio::net::{TcpStream, UnixStream};
 
-use self::{credentials::Pair, door::Door, seal::End};
+use self::{
+    credentials::Pair,
+    door::Door,
+    seal::{End, Load},
+};
 use crate::{Guest, HypervisorError};
 
 pub use self::{credentials::Credentials, seal::main as seal, sealer::Sealer, token::Token};
@@ -71,7 +75,9 @@ impl Awaited {
             let stream = blocking(stream)?;
             match self.sealed {
                 None => Ok(stream.into()),
-                Some((sealer, credentials)) => sealer.seal(guest, End::Destination, credentials, stream).await,
+                Some((sealer, credentials)) => {
+                    sealer.seal(guest, (End::Destination, Load::Memory), credentials, stream).await
+                }
             }
         };
         ready.await.map_err(|source| failed(guest, "from the source cannot be opened", source))
@@ -89,7 +95,7 @@ impl Awaited {
             liveness::demand(&stream)?;
             let local = connect().await?.into_std()?;
             local.set_nonblocking(false)?;
-            sealer.carry(guest, End::Destination, credentials, blocking(stream)?, local).await
+            sealer.carry(guest, (End::Destination, Load::Disk), credentials, blocking(stream)?, local).await
         };
         ready.await.map_err(|source| failed(guest, "of a disk from the source cannot be opened", source))
     }
@@ -109,7 +115,7 @@ impl Invitation {
             let stream = blocking(stream)?;
             match &self.sealed {
                 None => Ok(stream.into()),
-                Some(credentials) => sealer.seal(guest, End::Source, credentials.clone(), stream).await,
+                Some(credentials) => sealer.seal(guest, (End::Source, Load::Memory), credentials.clone(), stream).await,
             }
         };
         ready.await.map_err(|source| failed(guest, "to the destination cannot be sealed", source))
@@ -126,7 +132,7 @@ impl Invitation {
             let credentials = self.sealed.clone().ok_or_else(in_the_clear)?;
             let stream = door::call(self.address, from, self.token).await?;
             liveness::demand(&stream)?;
-            sealer.seal(guest, End::Source, credentials, blocking(stream)?).await
+            sealer.seal(guest, (End::Source, Load::Disk), credentials, blocking(stream)?).await
         };
         ready.await.map_err(|source| failed(guest, "of a disk to the destination cannot be opened", source))
     }
