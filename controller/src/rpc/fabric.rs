@@ -170,7 +170,7 @@ impl v1::fabric_server::Fabric for FabricService {
         let request = request.into_inner();
         let name: GuestName = name("name", &request.name)?;
         let fate = disk_fate("disks", request.disks).map_err(Refusal::from)?;
-        deed.concerns(Object::guest(&name));
+        deed.concerns(Object { disks: fate.map(Into::into), ..Object::guest(&name) });
         self.driver.command(move |core| core.delete_guest(&name, fate)).await?;
         Ok(Response::new(v1::DeleteGuestResponse {}))
     }

@@ -54,13 +54,14 @@ async fn wrong_disks_are_named() {
     let state = StateDir::new();
     let controller = Controller::start(&state).await;
     let (mut fabric, _agents) = controller.three_hosts().await;
-    let cases: [(&dyn Fn(&mut Vec<v1::Disk>), &str, &str); 6] = [
-        (&|disks| disks[0].size = 5, "INVALID_DISK", "spec.disks[0].size"),
-        (&|disks| disks[1].name = "root".into(), "INVALID_VALUE", "spec.disks[1].name"),
-        (&|disks| disks[1].name = "/dev/sda".into(), "INVALID_NAME", "spec.disks[1].name"),
-        (&|disks| disks[1].image = "data.qcow2".into(), "INVALID_VALUE", "spec.disks[1].image"),
-        (&|disks| disks[1].format = 77, "INVALID_VALUE", "spec.disks[1].format"),
-        (&|disks| *disks = (0..9).map(|n| disk(&format!("d{n}"))).collect(), "OUT_OF_RANGE", "spec.disks"),
+    type Change = fn(&mut Vec<v1::Disk>);
+    let cases: [(Change, &str, &str); 6] = [
+        (|disks| disks[0].size = 5, "INVALID_DISK", "spec.disks[0].size"),
+        (|disks| disks[1].name = "root".into(), "INVALID_VALUE", "spec.disks[1].name"),
+        (|disks| disks[1].name = "/dev/sda".into(), "INVALID_NAME", "spec.disks[1].name"),
+        (|disks| disks[1].image = "data.qcow2".into(), "INVALID_VALUE", "spec.disks[1].image"),
+        (|disks| disks[1].format = 77, "INVALID_VALUE", "spec.disks[1].format"),
+        (|disks| *disks = (0..9).map(|n| disk(&format!("d{n}"))).collect(), "OUT_OF_RANGE", "spec.disks"),
     ];
     for (change, reason, field) in cases {
         let mut request = with_disks();
@@ -87,7 +88,7 @@ async fn disks_go_by_somebodys_word_and_the_order_stands_until_they_are_gone() {
 
     fabric.delete_guest(delete_with(DiskFate::Delete)).await.unwrap();
     let order = v1::EndGuest { name: "web-2".into(), generation: 2, disks: DiskFate::Delete.into() };
-    assert_eq!(h1.desired(|it| !it.end_guests.is_empty()).await.end_guests, [order.clone()]);
+    assert_eq!(h1.desired(|it| !it.end_guests.is_empty()).await.end_guests, std::slice::from_ref(&order));
     controller.stop().await;
     drop((h1, h2, h3));
 
@@ -95,7 +96,7 @@ async fn disks_go_by_somebodys_word_and_the_order_stands_until_they_are_gone() {
     let controller = Controller::start(&state).await;
     let (mut fabric, mut h1) = (controller.fabric().await, controller.agent("h1", 1).await);
     let ordered = h1.desired(|_| true).await;
-    assert_eq!(ordered.end_guests, [order.clone()]);
+    assert_eq!(ordered.end_guests, [order]);
     h1.send(done(ordered.revision, &["the disks of web-2 are in use"])).await;
     let refused = told(fabric.create_guest(with_disks()).await);
     assert_eq!(refused, (Code::FailedPrecondition, "DISKS_BEING_DELETED".into(), "spec.name".into()));

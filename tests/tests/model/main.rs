@@ -171,13 +171,13 @@ fn a_destination_that_says_no_and_commits_is_found() {
 #[test]
 fn a_destination_that_runs_with_its_disks_open_is_found() {
     let fabric = Fabric::new(1, 0, left(0, 0, 0)).with_disks().with(Seeded::LeavesDisksOpen);
-    assert_eq!(found_in(fabric), ["no disk has two writers"]);
+    assert!(found_in(fabric).contains(&"no disk has two writers"));
 }
 
 #[test]
 fn a_source_that_cuts_its_mirrors_off_is_found() {
     let fabric = Fabric::new(1, 0, left(0, 0, 0)).with_disks().with(Seeded::CutsMirrors);
-    assert_eq!(found_in(fabric), ["the guest finds what it wrote"]);
+    assert!(found_in(fabric).contains(&"the guest finds what it wrote"));
 }
 
 /// Why the QEMUs' agreement is among what is taken for granted.
