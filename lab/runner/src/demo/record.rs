@@ -289,6 +289,7 @@ pub(super) mod tests {
             from_guest: all_arrived(),
             ping: all_arrived(),
             memory: memory::Status { pages: 1, rewritten: 5, corrupted: 0 },
+            disks: Vec::new(),
             stream: StreamReport {
                 sent: 10,
                 undelivered: 0,
