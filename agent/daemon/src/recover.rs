@@ -135,14 +135,14 @@ fn mourn(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
 async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Failure> {
     let resident = host.resident(&plan.guest.name).await;
     if let Some(resident) = resident.filter(|resident| resident.generation() == plan.generation) {
+        if !plan.guest.disks.is_empty() {
+            resident.vm.abandon_mirrors().await.map_err(hypervisor_failure)?;
+        }
         if let Err(error) = resident.vm.cancel_migration().await {
             info!(%error, "no migration of QEMU's to cancel");
         }
         if resident.vm.run_state().await.map_err(hypervisor_failure)? != RunState::Running {
             resident.vm.cont().await.map_err(hypervisor_failure)?;
-        }
-        if !plan.guest.disks.is_empty() {
-            resident.vm.abandon_mirrors().await.map_err(hypervisor_failure)?;
         }
         if is_moving(host, &resident)? {
             release_and_close(host, &resident, plan).await?;

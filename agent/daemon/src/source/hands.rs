@@ -307,6 +307,7 @@ impl SourceHands {
             watch.abort();
             until(|| watch.is_finished()).await;
         }
+        self.abandon_mirrors().await;
         if self.sending
             && let Err(error) = self.resident.vm.cancel_migration().await
         {
@@ -314,10 +315,10 @@ impl SourceHands {
         }
         self.resume().await;
         self.release_to_taps().await;
-        self.abandon_mirrors().await;
     }
 
-    /// The guest's disks are its own again. After it runs: what it writes meanwhile goes to them in any case.
+    /// The guest's disks are its own again. Before anything else is said to QEMU: a write that waits for the destination can keep all
+    /// of it waiting.
     async fn abandon_mirrors(&self) {
         if !self.plan.guest.disks.is_empty()
             && let Err(error) = self.resident.vm.abandon_mirrors().await

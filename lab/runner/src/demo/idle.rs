@@ -38,7 +38,7 @@ pub(super) struct Pause {
 /// Moves an idle guest `runs` times, there and back in turn; an error if it does not answer afterwards, or if a frame was
 /// lost because a hold was full.
 pub(super) fn migrations(stage: &Stage, runs: u32) -> Result<Record<Pause>> {
-    stage.create_guest(NO_PROBE)?;
+    stage.create_guest(NO_PROBE, &[])?;
     println!("waiting for {} to answer", cast::GUEST);
     ping(stage, BOOT)?;
     signals::sleep(WARM_UP)?;
