@@ -11,9 +11,9 @@ use crate::signals;
 
 /// What the guest is created with: a disk of either format, on either bus. Small, so that all of it is read back in a run or two.
 pub(super) const FLAGS: [&str; 4] =
-    ["--disk", "name=root,size=8MiB", "--disk", "name=data,size=8MiB,format=qcow2,bus=virtio-scsi"];
-/// What its kernel's command line says of them.
-pub(super) const PARAMETERS: &str = "tl.disk=root tl.disk=data";
+    ["--disk", "name=root,size=4MiB", "--disk", "name=data,size=4MiB,format=qcow2,bus=virtio-scsi"];
+/// What its kernel's command line says of them: an emulated guest that writes more has no time for its network.
+pub(super) const PARAMETERS: &str = "tl.disk=root tl.disk=data tl.disk-rate=128";
 /// How often it is looked how far the guest is with reading everything back.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long it may take.
