@@ -125,8 +125,9 @@ fn a_disk_begins_blank_or_as_its_image_and_is_as_long_as_asked_for() {
 fn a_disk_that_comes_is_blank_and_is_written_by_its_descriptor() {
     let scratch = Scratch::new("come");
     let qcow2 = disk(DiskFormat::Qcow2, 8, Path::new(""));
-    let file = scratch.store.receive(&scratch.guest, &qcow2, MIB).unwrap();
-    assert_eq!(content(&scratch, &scratch.kept("root.qcow2.incoming"), DiskFormat::Qcow2), vec![0; 8 << 20]);
+    let copy = "c-1".parse().unwrap();
+    let file = scratch.store.receive(&scratch.guest, &qcow2, MIB, &copy, None).unwrap().file;
+    assert_eq!(content(&scratch, &scratch.kept("root.qcow2.c-1.incoming"), DiskFormat::Qcow2), vec![0; 8 << 20]);
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     let write =
         Command::new("qemu-io").args(["-f", "qcow2", "-c", "write -q -P 7 65536 65536", &path]).status().unwrap();

@@ -54,6 +54,7 @@ pub use disk::{AwaitedDisk, DiskFd, DiskInvitation, DiskProgress, DiskState, Dis
 pub use error::HypervisorError;
 pub use event::{GuestEvent, GuestEventKind, MigrationStatus, RunState};
 pub use guest::Guest;
+pub use image::open_public;
 pub use launch::{Launch, NicFds};
 pub use probe::{ProbeError, probe_accelerator};
 pub use process::Exit;

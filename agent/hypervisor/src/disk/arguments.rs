@@ -40,12 +40,19 @@ impl DiskArgs {
     /// From the file up.
     fn nodes(&self, set: usize) -> [String; 3] {
         let (file, image, disk) = (nodes::file(&self.name), nodes::image(&self.name), nodes::disk(&self.name));
+        let mut format = json!({
+            "driver": self.format.as_str(), "node-name": image, "file": file, "discard": "unmap",
+        });
+        if self.format == DiskFormat::Qcow2 {
+            // Whatever its header came to say: a disk is one file.
+            format["backing"] = serde_json::Value::Null;
+        }
         [
             json!({
                 "driver": "file", "node-name": file, "filename": format!("/dev/fdset/{set}"), "locking": "on",
                 "aio": "threads", "discard": "unmap",
             }),
-            json!({"driver": self.format.as_str(), "node-name": image, "file": file, "discard": "unmap"}),
+            format,
             json!({"driver": "raw", "node-name": disk, "file": image, "discard": "unmap"}),
         ]
         .map(|node| node.to_string())
@@ -89,7 +96,7 @@ mod tests {
         let golden = r#"-device virtio-scsi-pci,id=scsi,bus=pcie.0,addr=0xa
 -add-fd fd=40,set=2000,opaque=disk:root
 -blockdev {"aio":"threads","discard":"unmap","driver":"file","filename":"/dev/fdset/2000","locking":"on","node-name":"file-root"}
--blockdev {"discard":"unmap","driver":"qcow2","file":"file-root","node-name":"image-root"}
+-blockdev {"backing":null,"discard":"unmap","driver":"qcow2","file":"file-root","node-name":"image-root"}
 -blockdev {"discard":"unmap","driver":"raw","file":"image-root","node-name":"disk-root"}
 -device virtio-blk-pci,id=dev-root,drive=disk-root,bus=pcie.0,addr=0xb,serial=root,discard=on,write-zeroes=on,werror=stop
 -add-fd fd=41,set=2001,opaque=disk:data
