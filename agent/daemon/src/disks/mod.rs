@@ -56,6 +56,7 @@ pub use self::{
     hosted::Unfinished,
     incoming::Received,
     make::Made,
+    qcow2::{InvalidQcow2, qcow2_length},
     tools::{ToolError, ToolUser},
 };
 
@@ -189,7 +190,7 @@ fn check(guest: &GuestName, disk: &Disk, path: &Path, file: &File) -> Result<(),
     }
     let found = match disk.format {
         DiskFormat::Raw => metadata.len(),
-        DiskFormat::Qcow2 => qcow2::read(file).map_err(|why| unfit(why.to_string()))?.size,
+        DiskFormat::Qcow2 => qcow2::read(file).map_err(|why| unfit(why.to_string()))?,
     };
     let wanted = disk.size.bytes();
     if found == wanted { Ok(()) } else { Err(unfit(format!("it is a disk of {found} bytes, not of {wanted}"))) }

@@ -16,7 +16,7 @@ pub(super) fn open(disk: &Disk) -> Result<File, String> {
     let file = open_public(Path::new(&disk.image)).map_err(|error| error.to_string())?;
     let size = match disk.format {
         DiskFormat::Raw => file.metadata().map_err(|error| error.to_string())?.len().next_multiple_of(SECTOR),
-        DiskFormat::Qcow2 => qcow2::read(&file).map_err(|error| error.to_string())?.size,
+        DiskFormat::Qcow2 => qcow2::read(&file).map_err(|error| error.to_string())?,
     };
     if size > disk.size.bytes() {
         return Err(format!("it is a disk of {size} bytes, this one has {}; give it at least that", disk.size.bytes()));

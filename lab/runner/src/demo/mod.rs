@@ -52,8 +52,8 @@ pub(crate) struct Options {
     /// Numbered UDP packets a second, each way.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pps: u32,
-    /// Give the guest two disks of its hosts' own, which it writes and checks all the time, and which move with it.
-    #[arg(long, conflicts_with = "idle")]
+    /// Give the guest two disks of its hosts' own, which move with it; if it is not idle it writes and checks them all the time.
+    #[arg(long)]
     disks: bool,
     /// Also write all results to this file.
     #[arg(long, value_name = "FILE")]
@@ -106,7 +106,8 @@ pub(crate) mod cast {
 /// Runs the demo; an error if anything went wrong, the promise being broken included.
 pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<()> {
     if options.idle {
-        let record = Stage::play(lab, topology, options.keep, |stage| idle::migrations(stage, options.runs))?;
+        let flags = if options.disks { &disks::FLAGS[..] } else { &[] };
+        let record = Stage::play(lab, topology, options.keep, |stage| idle::migrations(stage, options.runs, flags))?;
         options.save(&record)?;
         print!("\n{}", idle::table(&record.runs));
         return Ok(());
