@@ -1,14 +1,16 @@
 #!/bin/sh
 # Builds the lab's guest: Debian's cloud kernel (taken from its package, not installed here) and an initial RAM disk of
-# busybox, the virtio network driver and the static probe. Does nothing if neither the probe nor anything else in it has
+# busybox, virtio's drivers and the static probe. Does nothing if neither the probe nor anything else in it has
 # changed. Result: ${THROUGHLINE_CACHE:-~/.cache/throughline}/guest/{vmlinuz,initrd.img}
 set -eu
 cd "$(dirname "$0")/.."
 
 GUEST=${THROUGHLINE_CACHE:-$HOME/.cache/throughline}/guest
 TARGET=x86_64-unknown-linux-gnu
-# What the guest's network card needs; what they need in turn is found in the modules themselves.
+# What the guest's network card needs, and what disks do if it has any; what they need in turn is found in the modules themselves.
 MODULES="virtio_pci virtio_net"
+BLK_MODULES="virtio_blk"
+SCSI_MODULES="virtio_scsi sd_mod"
 
 say() { printf 'guest-image: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
@@ -43,10 +45,10 @@ fetch_kernel() {
     dpkg-deb -x "$work/$package"_*.deb "$work/kernel"
 }
 
-# Copies a module, whatever its compression, and before it those it depends on, to $GUEST/modules; `order` is the order
-# to load them in. One that is built into the kernel is not needed.
+# Copies a module, whatever its compression, and before it those it depends on, to $GUEST/modules. The second word is the file
+# there that has the order to load them in, after those of `order`. One that is built into the kernel is not needed.
 keep_module() {
-    [ ! -f "$GUEST/modules/$1.ko" ] || return 0
+    ! (cd "$GUEST/modules" && touch order "$2" && cat order "$2") | grep -qx "$1" || return 0
     file=$(find "$work/kernel" \( -name "$1.ko" -o -name "$1.ko.xz" -o -name "$1.ko.zst" \) -print -quit)
     case $file in
     *.ko) cp "$file" "$GUEST/modules/$1.ko" ;;
@@ -57,16 +59,20 @@ keep_module() {
         return 0
         ;;
     esac
-    for needed in $(tr '\0' '\n' <"$GUEST/modules/$1.ko" | sed -n 's/^depends=//p' | tr ',' ' '); do keep_module "$needed"; done
-    echo "$1" >>"$GUEST/modules/order"
+    for needed in $(tr '\0' '\n' <"$GUEST/modules/$1.ko" | sed -n 's/^depends=//p' | tr ',' ' '); do keep_module "$needed" "$2"; done
+    echo "$1" >>"$GUEST/modules/$2"
 }
 
-if [ ! -f "$GUEST/vmlinuz" ] || [ ! -f "$GUEST/modules/complete" ]; then
+# The mark says of what: with other modules it is another set.
+wanted="$MODULES; $BLK_MODULES; $SCSI_MODULES"
+if [ ! -f "$GUEST/vmlinuz" ] || [ "$wanted" != "$(cat "$GUEST/modules/complete" 2>/dev/null)" ]; then
     fetch_kernel
     rm -rf "$GUEST/modules" && mkdir "$GUEST/modules"
-    for module in $MODULES; do keep_module "$module"; done
+    for module in $MODULES; do keep_module "$module" order; done
+    for module in $BLK_MODULES; do keep_module "$module" order.blk; done
+    for module in $SCSI_MODULES; do keep_module "$module" order.scsi; done
     mv "$work"/kernel/boot/vmlinuz-* "$GUEST/vmlinuz"
-    touch "$GUEST/modules/complete"
+    echo "$wanted" >"$GUEST/modules/complete"
 fi
 
 say "building the static probe"

@@ -27,7 +27,7 @@ mod store;
 
 pub use guard::{Accepted, Arrival, CallLimits};
 pub use record::read_value;
-pub use roles::{BadLine, BadRoles, RolesError};
+pub use roles::{BadLine, BadRoles, RolesError, read_roles};
 pub use rpc::read_agent_message;
 pub use server::{Config, KEEP_MIGRATIONS, ServeError, serve, serve_connections};
 pub use store::StoreError;

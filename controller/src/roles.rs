@@ -12,7 +12,7 @@ use throughline_identity::{Caller, Identity};
 use throughline_wire::status;
 use tonic::{Code, Status};
 
-pub use book::{BadLine, BadRoles, RolesError};
+pub use book::{BadLine, BadRoles, RolesError, read_roles};
 pub(crate) use book::{Book, follow, read};
 
 /// What an operator may do. Each includes the ones before it.

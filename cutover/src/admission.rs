@@ -11,15 +11,15 @@ mod tests;
 use std::net::Ipv4Addr;
 
 pub use create::{create_endpoint, create_guest, create_host, create_network, enrol};
-pub use delete::{delete_endpoint, delete_guest, delete_host, delete_network};
+pub use delete::{delete_endpoint, delete_guest, delete_host, delete_network, disk_fate};
 pub use denial::{Denial, Kind};
 pub use migrate::{MigrationRequest, Verdict, cancel, migrate, resolve};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Boot, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Mandate, Network, NetworkName,
-    OwnedGuest, Port, PortId, Queues,
+    Boot, Disk, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Mandate, Network,
+    NetworkName, OwnedGuest, Port, PortId, Queues,
 };
 
 /// A network card as asked for: number and, if the caller left it open, MAC address are still to be allotted.
@@ -55,13 +55,16 @@ pub struct NewGuest {
     pub boot: Boot,
     /// Network cards in slot order.
     pub ports: Vec<NewPort>,
+    /// Disks in slot order.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
 }
 
 impl NewGuest {
     /// The guest with its ports as allotted; `ports` are in the same order.
     pub fn allot(self, ports: Vec<Port>) -> GuestSpec {
-        let Self { name, vcpus, queues, memory_kib, boot, ports: _ } = self;
-        GuestSpec { name, vcpus, queues, memory_kib, boot, ports }
+        let Self { name, vcpus, queues, memory_kib, boot, ports: _, disks } = self;
+        GuestSpec { name, vcpus, queues, memory_kib, boot, ports, disks }
     }
 }
 
@@ -148,6 +151,8 @@ pub struct GuestFacts {
     pub host: HostName,
     /// RAM, KiB.
     pub memory_kib: u64,
+    /// How many disks it has.
+    pub disks: usize,
     /// Last seen running.
     pub running: bool,
     /// Migration that moves it now.
@@ -181,6 +186,8 @@ pub trait View {
     fn guest(&self, name: &GuestName) -> Option<GuestFacts>;
     /// One endpoint.
     fn endpoint(&self, name: &InterfaceName) -> Option<&Endpoint>;
+    /// A host is still to delete the disks of an earlier guest of that name.
+    fn deletes_disks(&self, host: &HostName, guest: &GuestName) -> bool;
     /// What a host is still needed for: a guest, an endpoint or a migration, in words; `None`: nothing.
     fn host_needed_for(&self, name: &HostName) -> Option<String>;
 }

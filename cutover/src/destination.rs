@@ -9,6 +9,9 @@
 //! ```
 //!
 //! While it is `Gated` with an empty line, each peer whose markers are in is let in by itself.
+//!
+//! The source writes to a guest's disks here until it gives the guest up. They are closed to it then, and only after that is
+//! there a commit: nobody else writes to them once the guest runs here.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -95,6 +98,8 @@ pub enum DestinationEvent {
     },
     /// The commit is on disk.
     CommitRecorded,
+    /// Nobody can write to the guest's disks from outside any more. If that fails, it is `MemoryFailed`.
+    DisksClosed,
     /// The commit could not be written: it did not happen.
     CommitFailed(Failure),
     /// `cont` was answered.
@@ -132,10 +137,13 @@ pub enum DestinationEvent {
 /// What the destination's agent is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DestinationEffect {
-    /// Create taps (muted), hold, carry, landing; start QEMU incoming; read back. Answer: `Ready` or `NotReady`.
+    /// Create taps (muted), hold, carry, landing; make room for the disks; start QEMU incoming; open the disks to the source; read
+    /// back. Answer: `Ready` or `NotReady`.
     Prepare,
-    /// Tell the source where to send memory, and how.
+    /// Tell the source where to send memory and disks, and how.
     TellPrepared,
+    /// Let nobody write to the guest's disks from outside any more. Answer: `DisksClosed` or `MemoryFailed`.
+    CloseDisks,
     /// Write down that this host owns the guest. Answer: `CommitRecorded`.
     RecordCommit {
         /// At this generation.
@@ -170,7 +178,7 @@ pub enum DestinationEffect {
     RecordDecline,
     /// Tell the source so.
     TellDeclined(Failure),
-    /// Kill QEMU, remove tap, hold, landing. Answer: `Undone`.
+    /// Kill QEMU, remove tap, hold, landing, what came of the disks. Answer: `Undone`.
     Undo,
     /// Tell the controller.
     Report(DestinationReport),
@@ -201,6 +209,8 @@ pub struct Destination {
     limits: Limits,
     memory_in: bool,
     given_up: bool,
+    /// The source can write to the guest's disks.
+    disks_open: bool,
     running: bool,
     /// Its QEMU ended after commit: there is nothing to let run.
     gone: bool,
@@ -225,6 +235,7 @@ impl Destination {
             limits,
             memory_in: false,
             given_up: false,
+            disks_open: false,
             running: false,
             gone: false,
             line_empty: false,
@@ -236,6 +247,12 @@ impl Destination {
             failure: None,
             deadline: None,
         }
+    }
+
+    /// The same, of a guest whose disks the source is to write to until it gives the guest up, if it has any.
+    #[must_use]
+    pub fn with_disks(self, there: bool) -> Self {
+        Self { disks_open: there, ..self }
     }
 
     /// The destination of a guest that it owned, durably, when its agent ended; `open`: its gate was open by then.
@@ -302,12 +319,16 @@ impl Destination {
                 ),
             ));
         }
-        self.given_up = true;
-        self.commit_if_complete()
+        let again = std::mem::replace(&mut self.given_up, true);
+        match self.disks_open {
+            true if again => vec![],
+            true => vec![DestinationEffect::CloseDisks],
+            false => self.commit_if_complete(),
+        }
     }
 
     fn commit_if_complete(&mut self) -> Vec<DestinationEffect> {
-        if !(self.memory_in && self.given_up) {
+        if !(self.memory_in && self.given_up) || self.disks_open {
             return vec![];
         }
         self.phase = DestinationPhase::Committing;
@@ -476,6 +497,10 @@ impl Machine for Destination {
                 self.commit_if_complete()
             }
             (At::Receiving, On::SourceGaveUp { generation }) => self.source_gave_up(generation),
+            (At::Receiving, On::DisksClosed) if self.given_up => {
+                self.disks_open = false;
+                self.commit_if_complete()
+            }
             (At::Committing, On::CommitRecorded) => self.committed_now(now),
             (At::Gated | At::Opening, On::Announced) if self.taken_up => self.take_up(now),
             (At::Committing, On::CommitFailed(failure)) => self.decline(failure),

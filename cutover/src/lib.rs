@@ -5,6 +5,7 @@ pub mod admission;
 mod converge;
 mod coordinator;
 mod destination;
+mod disk;
 pub mod fence;
 mod machine;
 mod model;
@@ -20,12 +21,13 @@ pub use coordinator::{
 pub use destination::{
     Destination, DestinationEffect, DestinationEvent, DestinationPhase, DestinationReport, GatePeer, MARKER_DEADLINE,
 };
+pub use disk::{Disk, DiskBus, DiskFate, DiskFormat, DiskSize, InvalidDisk, MOST_DISKS};
 pub use fence::{Mandate, Term};
 pub use machine::Machine;
 pub use model::{
     Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, OnStall, OwnedGuest,
     Port, PortPlan, Progress,
 };
-pub use names::{FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName};
+pub use names::{DiskName, FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName};
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, MarkerSecret, Mtu, PortId, Queues, Vni};
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

@@ -8,8 +8,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CarryId, Generation, GuestName, HostName, InterfaceName, MacAddr, MarkerSecret, Mtu, NetworkName, PortId, Queues,
-    Vni,
+    CarryId, Disk, Generation, GuestName, HostName, InterfaceName, MacAddr, MarkerSecret, Mtu, NetworkName, PortId,
+    Queues, Vni,
 };
 
 /// A tenant layer-2 segment.
@@ -63,6 +63,9 @@ pub struct GuestSpec {
     pub boot: Boot,
     /// Network cards in slot order.
     pub ports: Vec<Port>,
+    /// Disks in slot order. Guests on record from before there were disks have none.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
 }
 
 /// A guest a host owns, by its journal.
@@ -230,7 +233,7 @@ impl Failure {
     }
 }
 
-/// How memory is getting on.
+/// How memory and disks are getting on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
@@ -250,6 +253,10 @@ pub struct Progress {
     pub passes: u32,
     /// What QEMU takes of its processors' time from the guest, percent.
     pub throttle_percent: u32,
+    /// Bytes of the guest's disks that are over.
+    pub disk_copied: u64,
+    /// Bytes of them to copy; 0: it has none, or copying has not begun.
+    pub disk_total: u64,
 }
 
 impl fmt::Display for Progress {

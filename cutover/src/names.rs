@@ -118,6 +118,10 @@ name!(
     NetworkName, 63
 );
 name!(
+    /// Name of a disk, unique in its guest; part of QEMU's names for what the disk is made of, which have 31 bytes.
+    DiskName, 15
+);
+name!(
     /// Name of an endpoint, which is also the name of its interface (IFNAMSIZ less the end).
     InterfaceName, 15
 );

@@ -12,6 +12,10 @@
 //!
 //! The give-up is written while the guest still runs, so that the disk's time is not the guest's pause. The destination
 //! is told when QEMU is about to send its last word; from then on only the destination's lets the guest stay.
+//!
+//! Of a guest with disks these are copied first, in *Mirroring*, between *Preparing* and *Precopy*: see `source/disks.rs`.
+
+mod disks;
 
 use std::time::Duration;
 
@@ -22,6 +26,7 @@ use crate::{
     converge::Convergence,
     stall::{Remedy, Stall},
 };
+use disks::Disks;
 
 /// Longest wait for the hold to be in place, and for QEMU to stop once told.
 const ARM_DEADLINE: Duration = Duration::from_secs(2);
@@ -35,6 +40,8 @@ const RESOLVE_EVERY: Duration = Duration::from_millis(500);
 pub enum SourcePhase {
     /// Both ends make ready.
     Preparing,
+    /// Disks are copied, the guest runs; what it writes goes to both ends.
+    Mirroring,
     /// Memory moves, the guest runs.
     Precopy,
     /// The hold is being put in place.
@@ -64,6 +71,19 @@ pub enum SourceEvent {
     Ready,
     /// The destination waits for memory.
     PeerPrepared,
+    /// How copying the disks is getting on, all of them together.
+    DiskProgress {
+        /// Bytes that are over.
+        copied: u64,
+        /// Bytes to copy.
+        total: u64,
+    },
+    /// Every disk is over, and what the guest writes goes to both ends.
+    DisksMirrored,
+    /// A disk's copy failed; the guest's own writes did not.
+    MirrorFailed(Failure),
+    /// No mirror is left, and all that was written is on the destination's disks.
+    MirrorsEnded,
     /// How memory is getting on.
     Progress(Progress),
     /// Every port's frames are held.
@@ -113,6 +133,9 @@ pub enum SourceEffect {
     PrepareDatapath,
     /// Open the stream to the destination. Answer: `PeerPrepared`, `PeerDeclined` or `PeerLost`.
     CallPeer,
+    /// Have what the guest writes go to the destination's disks too, and copy the rest. Answers: `DiskProgress`, then
+    /// `DisksMirrored`; `MirrorFailed` at any time until the mirrors have ended.
+    MirrorDisks,
     /// Begin to copy memory to where the destination said, and to report `Progress`.
     StartPrecopy,
     /// Have QEMU send next to nothing until it is let go: what is left gets no less, going over it again and again.
@@ -134,6 +157,8 @@ pub enum SourceEffect {
     RecordGiveUp,
     /// Tell the destination so.
     TellGiveUp,
+    /// The guest stands: let its mirrors finish. Answer: `MirrorsEnded` or `MirrorFailed`.
+    EndMirrors,
     /// Let QEMU send the devices' state.
     ContinueSwitchover,
     /// Send the line down the carry tunnel: first what is in the tap's own ring, then the hold. Answer: `LineEmpty`.
@@ -146,9 +171,10 @@ pub enum SourceEffect {
     Resolve,
     /// Wait until nothing is carried any more. Answer: `Quiet`.
     AwaitQuiet,
-    /// Stop QEMU, close the ports, delete the devices, write it down. Answer: `Removed`.
+    /// Stop QEMU, close the ports, delete the devices, write it down, delete the disks. Answer: `Removed`.
     RemoveGuest,
-    /// Cancel QEMU's migration, resume the guest if it is paused, release the hold into its own tap, close the ports. Answer: `Undone`.
+    /// Cancel QEMU's migration, abandon the mirrors, resume the guest if it is paused, release the hold into its own tap, close
+    /// the ports. Answer: `Undone`.
     Undo,
     /// Tell the controller.
     Report(SourceReport),
@@ -157,7 +183,7 @@ pub enum SourceEffect {
 /// What the controller hears from the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceReport {
-    /// Memory is being copied.
+    /// The guest's disks, if it has any, and its memory are being copied.
     Precopy,
     /// How it is getting on.
     Progress(Progress),
@@ -190,6 +216,7 @@ pub struct Source {
     pre_switchover: bool,
     line_empty: bool,
     settle_ordered: bool,
+    disks: Disks,
     convergence: Convergence,
     /// What QEMU was told to take from the guest, percent.
     throttle: u8,
@@ -214,12 +241,19 @@ impl Source {
             pre_switchover: false,
             line_empty: false,
             settle_ordered: false,
+            disks: Disks::default(),
             convergence: Convergence::new(limits),
             throttle: 0,
             failure: None,
             deadline: None,
             last_moment: None,
         }
+    }
+
+    /// The same, of a guest whose disks are to be mirrored before its memory moves, if it has any.
+    #[must_use]
+    pub fn with_disks(self, there: bool) -> Self {
+        Self { disks: Disks::new(there), ..self }
     }
 
     /// The source of a guest that was given up, durably, before its agent ended: first of all the destination is asked.
@@ -243,7 +277,7 @@ impl Source {
         use SourceEvent as On;
         match event {
             On::Tick if self.due(now) => self.abandon(self.late(), now),
-            On::Abort(failure) | On::MemoryFailed(failure) => self.abandon(failure, now),
+            On::Abort(failure) | On::MemoryFailed(failure) | On::MirrorFailed(failure) => self.abandon(failure, now),
             On::PeerDeclined(failure) => self.undo(failure),
             On::PeerLost if self.told => self.unresolved(now),
             On::PeerLost => self.undo(Failure::new(
@@ -259,11 +293,19 @@ impl Source {
     }
 
     fn late(&self) -> Failure {
+        if self.phase == SourcePhase::Mirroring {
+            return self.disks.late();
+        }
         let (reason, what) = match self.phase {
             SourcePhase::Arming => {
                 ("CUTOVER_TIMED_OUT", "the guest's frames could not be held in time; see this agent's log")
             }
             SourcePhase::Pausing => ("CUTOVER_TIMED_OUT", "QEMU did not stop the guest when told to; migrate again"),
+            SourcePhase::Switching if self.disks.are_ending() && !self.told => (
+                "CUTOVER_TIMED_OUT",
+                "what the guest wrote last did not get to the destination's disks in time; see that the hosts reach each other, \
+                 migrate again",
+            ),
             SourcePhase::Switching => (
                 "CUTOVER_TIMED_OUT",
                 "the last memory did not get to the destination in time; see that the hosts reach each other, migrate again",
@@ -283,19 +325,25 @@ impl Source {
         vec![SourceEffect::CallPeer, SourceEffect::PrepareDatapath]
     }
 
-    fn precopy_if_ready(&mut self) -> Vec<SourceEffect> {
+    /// Disks first: memory would be dirtied again while they are copied.
+    fn copy_if_ready(&mut self) -> Vec<SourceEffect> {
         if !(self.ready && self.invited) {
             return vec![];
         }
+        let begin = if self.disks.are_there() { self.mirror() } else { self.precopy() };
+        vec![begin, SourceEffect::Report(SourceReport::Precopy)]
+    }
+
+    fn precopy(&mut self) -> SourceEffect {
         self.phase = SourcePhase::Precopy;
-        vec![SourceEffect::StartPrecopy, SourceEffect::Report(SourceReport::Precopy)]
+        SourceEffect::StartPrecopy
     }
 
     fn progress(&mut self, progress: Progress, now: Duration) -> Vec<SourceEffect> {
         self.convergence.look(&progress, now);
         let expected_pause_us = self.convergence.expected_pause_us();
-        let mut effects =
-            vec![SourceEffect::Report(SourceReport::Progress(Progress { expected_pause_us, ..progress }))];
+        let progress = self.disks.told_with(Progress { expected_pause_us, ..progress });
+        let mut effects = vec![SourceEffect::Report(SourceReport::Progress(progress))];
         if let Some(stall) = self.convergence.stalled() {
             effects.extend(self.stalled(&stall, now));
             if self.phase != SourcePhase::Precopy {
@@ -388,7 +436,12 @@ impl Source {
         effects
     }
 
+    /// The destination is not told before it has all that was written.
     fn switch(&mut self) -> Vec<SourceEffect> {
+        if self.disks.are_there() { self.end_mirrors() } else { self.give_up() }
+    }
+
+    fn give_up(&mut self) -> Vec<SourceEffect> {
         self.told = true;
         vec![SourceEffect::TellGiveUp, SourceEffect::ContinueSwitchover]
     }
@@ -465,19 +518,21 @@ impl Machine for Source {
             (At::Preparing, On::Begin) => self.begin(now),
             (At::Preparing, On::Ready) => {
                 self.ready = true;
-                self.precopy_if_ready()
+                self.copy_if_ready()
             }
             (At::Preparing, On::PeerPrepared) => {
                 self.invited = true;
-                self.precopy_if_ready()
+                self.copy_if_ready()
             }
+            (At::Mirroring, On::DiskProgress { copied, total }) => self.disk_progress(copied, total),
+            (At::Mirroring, On::DisksMirrored) => self.disks_mirrored(),
             (At::Precopy, On::Progress(progress)) => self.progress(progress, now),
             (At::Precopy, On::GiveUpRecorded) => {
                 self.given_up = Some(now);
                 vec![]
             }
             (At::Precopy, On::Tick) if self.last_moment.is_none_or(|moment| now < moment) => self.arm_in_time(now),
-            (At::Precopy | At::Arming, On::Stopped) => self.stopped_too_soon(now),
+            (At::Mirroring | At::Precopy | At::Arming, On::Stopped) => self.stopped_too_soon(now),
             (At::Arming, On::Armed) => self.armed(now),
             (At::Pausing, On::Stopped) => self.paused(now),
             (At::Pausing, On::PreSwitchover) => {
@@ -485,6 +540,7 @@ impl Machine for Source {
                 vec![]
             }
             (At::Switching, On::PreSwitchover) if !self.told => self.switch(),
+            (At::Switching, On::MirrorsEnded) if self.disks.are_ending() && !self.told => self.give_up(),
             (At::Switching | At::Unresolved, On::PeerCommitted { generation }) if self.told => {
                 self.committed(generation)
             }

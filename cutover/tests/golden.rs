@@ -82,6 +82,89 @@ fn source_moves_a_guest() {
     insta::assert_snapshot!(source(&events));
 }
 
+fn source_with_disks(events: &[(u64, S)]) -> String {
+    let machine = Source::new(GENERATION, Limits::default()).with_disks(true);
+    transcript(machine, |machine| format!("{:?}", machine.phase()), events)
+}
+
+/// Disks first; then as without.
+fn until_mirrors_end() -> Vec<(u64, S)> {
+    let disks = [
+        (100, S::DiskProgress { copied: 1 << 20, total: 4 << 20 }),
+        (200, S::DiskProgress { copied: 3 << 20, total: 4 << 20 }),
+        (300, S::DisksMirrored),
+    ];
+    let mut events = until_given_up();
+    events.splice(3..3, disks);
+    events
+}
+
+#[test]
+fn source_moves_a_guest_with_disks() {
+    let mut events = until_mirrors_end();
+    events.extend([
+        (603, S::PreSwitchover),
+        (606, S::MirrorsEnded),
+        (916, S::PeerCommitted { generation: GENERATION.next() }),
+        (919, S::LineEmpty),
+        (925, S::SettleOrdered),
+        (1025, S::Quiet),
+        (1060, S::Removed),
+    ]);
+    insta::assert_snapshot!(source_with_disks(&events));
+}
+
+/// QEMU may be where it waits before its stop is heard of.
+#[test]
+fn source_with_disks_whose_last_word_comes_before_its_stop() {
+    let mut events = until_mirrors_end();
+    events.truncate(events.len() - 2);
+    events.extend([(601, S::PreSwitchover), (602, S::Stopped), (603, S::MirrorsEnded)]);
+    insta::assert_snapshot!(source_with_disks(&events));
+}
+
+#[test]
+fn source_whose_disks_fail_while_they_are_copied() {
+    let mut events = until_mirrors_end();
+    events.truncate(4);
+    events.extend([(150, S::MirrorFailed(lost("no space"))), (160, S::Undone)]);
+    insta::assert_snapshot!(source_with_disks(&events));
+}
+
+#[test]
+fn source_whose_mirrors_fail_while_memory_moves() {
+    let mut events = until_mirrors_end();
+    events.truncate(7);
+    events.extend([(410, S::MirrorFailed(lost("link cut"))), (420, S::Undone)]);
+    insta::assert_snapshot!(source_with_disks(&events));
+}
+
+/// The destination has not been told: the guest may stay on this end's own word.
+#[test]
+fn source_whose_mirrors_do_not_finish() {
+    let mut failing = until_mirrors_end();
+    failing.extend([(604, S::MirrorFailed(lost("link cut"))), (605, S::MirrorsEnded), (610, S::Undone)]);
+    let mut late = until_mirrors_end();
+    late.extend([(3_900, S::Tick), (3_901, S::Tick), (3_902, S::MirrorsEnded), (3_910, S::Undone)]);
+    insta::assert_snapshot!(format!("{}\n{}", source_with_disks(&failing), source_with_disks(&late)));
+}
+
+#[test]
+fn source_whose_disks_take_too_long() {
+    let mut events = until_mirrors_end();
+    events.truncate(5);
+    events.extend([(300_000, S::Tick), (300_010, S::Undone)]);
+    insta::assert_snapshot!(source_with_disks(&events));
+}
+
+#[test]
+fn source_whose_guest_is_stopped_while_its_disks_are_copied() {
+    let mut events = until_mirrors_end();
+    events.truncate(4);
+    events.extend([(150, S::Stopped), (160, S::Undone)]);
+    insta::assert_snapshot!(source_with_disks(&events));
+}
+
 #[test]
 fn source_whose_guest_is_stopped_too_soon() {
     let mut events = until_armed();
@@ -265,6 +348,36 @@ fn destination_takes_a_guest() {
         (930, D::Closed),
     ]);
     insta::assert_snapshot!(destination(&events));
+}
+
+fn destination_with_disks(events: &[(u64, D)]) -> String {
+    let machine = Destination::new(GENERATION, Limits::default(), [FIRST, SECOND].into()).with_disks(true);
+    transcript(machine, |machine| format!("{:?}", machine.phase()), events)
+}
+
+#[test]
+fn destination_takes_a_guest_with_disks() {
+    let gave_up = || (904, D::SourceGaveUp { generation: GENERATION });
+    let begin = &until_received()[..3];
+    let memory_first = [(903, D::MemoryIn), gave_up(), gave_up(), (905, D::DisksClosed), (906, D::CommitRecorded)];
+    let disks_first = [gave_up(), (905, D::DisksClosed), (907, D::MemoryIn), (908, D::CommitRecorded)];
+    insta::assert_snapshot!(format!(
+        "{}\n{}",
+        destination_with_disks(&[begin, &memory_first].concat()),
+        destination_with_disks(&[begin, &disks_first].concat())
+    ));
+}
+
+#[test]
+fn destination_whose_disks_do_not_close() {
+    let mut events = until_received();
+    events.extend([
+        (2_905, D::MemoryFailed(lost("QEMU does not answer"))),
+        (2_906, D::DisksClosed),
+        (2_907, D::DeclineRecorded),
+        (2_910, D::Undone),
+    ]);
+    insta::assert_snapshot!(destination_with_disks(&events));
 }
 
 #[test]

@@ -18,6 +18,10 @@ fn source_event() -> impl Strategy<Value = S> {
     prop_oneof![
         Just(S::Ready),
         Just(S::PeerPrepared),
+        (0_u64..9, 0_u64..9).prop_map(|(copied, total)| S::DiskProgress { copied, total }),
+        Just(S::DisksMirrored),
+        Just(S::MirrorFailed(failure())),
+        Just(S::MirrorsEnded),
         (1_u64..3, 1_u32..5).prop_map(|(rate, passes)| S::Progress(Progress { rate, passes, ..Progress::default() })),
         (1_u32..40).prop_map(|passes| S::Progress(Progress {
             passes,
@@ -45,6 +49,27 @@ fn source_event() -> impl Strategy<Value = S> {
     ]
 }
 
+/// How it goes if nothing goes wrong, each with the time that passes before it; the guest's disks are mirrored if it has any.
+/// A schedule that begins with some of it comes further than chance would.
+fn source_course() -> [(S, u64); 9] {
+    let near = |rate| S::Progress(Progress { rate, passes: 3, ..Progress::default() });
+    [
+        (S::Ready, 1),
+        (S::PeerPrepared, 1),
+        (S::DisksMirrored, 1),
+        (near(1), 1),
+        (S::GiveUpRecorded, 1),
+        (near(2), 500),
+        (S::Armed, 1),
+        (S::Stopped, 1),
+        (S::PreSwitchover, 1),
+    ]
+}
+
+fn destination_course() -> [(D, u64); 4] {
+    [D::Announced, D::SourceCalled, D::Ready, D::SourceGaveUp { generation: GENERATION }].map(|event| (event, 1))
+}
+
 /// Two ports, two peers on each; the gate waits for three of them.
 fn gate_peer() -> impl Strategy<Value = GatePeer> {
     (0_u32..2, 0_u32..2).prop_map(|(port, peer)| GatePeer { port, peer })
@@ -63,6 +88,7 @@ fn destination_event() -> impl Strategy<Value = D> {
         Just(D::MemoryFailed(failure())),
         Just(D::SourceGaveUp { generation: GENERATION }),
         Just(D::SourceGaveUp { generation: Generation(1) }),
+        Just(D::DisksClosed),
         Just(D::CommitRecorded),
         Just(D::Running),
         Just(D::RunFailed),
@@ -86,13 +112,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn a_source_that_gave_up_resumes_only_on_the_destinations_word(events in prop::collection::vec((source_event(), 0_u64..4_000), 1..60)) {
-        let mut machine = Source::new(GENERATION, Limits::default());
+    fn a_source_that_gave_up_resumes_only_on_the_destinations_word(disks: bool, course in 0_usize..10, events in prop::collection::vec((source_event(), 0_u64..4_000), 1..60)) {
+        let mut machine = Source::new(GENERATION, Limits::default()).with_disks(disks);
         machine.step(S::Begin, Duration::ZERO);
         let mut now = Duration::ZERO;
         let (mut gave_up, mut removed, mut undone) = (false, false, false);
         let (mut recorded, mut armed, mut let_go, mut stopped) = (false, false, false, false);
-        for (event, later) in events {
+        let (mut mirrors, mut mirrored, mut mirrors_end, mut mirrors_ended) = (false, false, false, false);
+        for (event, later) in source_course().into_iter().take(course).chain(events) {
             now += Duration::from_millis(later);
             // An operator's word counts as the destination's.
             let declined = matches!(event, S::PeerDeclined(_) | S::Resolved { guest_stays: true });
@@ -101,11 +128,20 @@ proptest! {
             recorded |= event == S::GiveUpRecorded;
             armed |= event == S::Armed;
             stopped |= event == S::Stopped;
+            mirrored |= mirrors && event == S::DisksMirrored;
+            mirrors_ended |= mirrors_end && event == S::MirrorsEnded;
             for effect in machine.step(event, now) {
                 match effect {
+                    SourceEffect::MirrorDisks => { prop_assert!(disks && !mirrors, "mirrored twice"); mirrors = true; }
+                    SourceEffect::StartPrecopy => prop_assert_eq!(disks, mirrored, "memory before disks"),
+                    SourceEffect::EndMirrors => { prop_assert!(stopped && mirrored && !mirrors_end && !gave_up); mirrors_end = true; }
                     SourceEffect::Arm => prop_assert!(recorded),
                     SourceEffect::Pause => { prop_assert!(armed && recorded, "let go before frames are held"); let_go = true; }
-                    SourceEffect::TellGiveUp => { prop_assert!(!undone && let_go && stopped); gave_up = true; }
+                    SourceEffect::TellGiveUp => {
+                        prop_assert!(!undone && let_go && stopped && !gave_up);
+                        prop_assert_eq!(disks, mirrors_ended, "what was written may be missing over there");
+                        gave_up = true;
+                    }
                     SourceEffect::ContinueSwitchover => prop_assert!(gave_up),
                     SourceEffect::Undo => { prop_assert!(!gave_up || declined); prop_assert!(!removed && !undone); undone = true; }
                     SourceEffect::ReleaseToCarry => { prop_assert!(gave_up && committed && !undone); }
@@ -117,18 +153,25 @@ proptest! {
     }
 
     #[test]
-    fn a_destination_runs_only_what_it_durably_owns(events in prop::collection::vec((destination_event(), 0_u64..4_000), 1..60)) {
-        let mut machine = Destination::new(GENERATION, Limits::default(), AWAITED.into());
+    fn a_destination_runs_only_what_it_durably_owns(disks: bool, course in 0_usize..5, events in prop::collection::vec((destination_event(), 0_u64..4_000), 1..60)) {
+        let mut machine = Destination::new(GENERATION, Limits::default(), AWAITED.into()).with_disks(disks);
+        let (mut closing, mut closed) = (false, false);
         let mut now = Duration::ZERO;
         let (mut memory_in, mut given_up, mut asked_to_record, mut recorded, mut declined) = (false, false, false, false, false);
-        for (event, later) in events {
+        for (event, later) in destination_course().into_iter().take(course).chain(events) {
             now += Duration::from_millis(later);
             memory_in |= event == D::MemoryIn;
             given_up |= event == D::SourceGaveUp { generation: GENERATION };
             recorded |= asked_to_record && event == D::CommitRecorded;
+            closed |= closing && event == D::DisksClosed;
             for effect in machine.step(event, now) {
                 match effect {
-                    DestinationEffect::RecordCommit { .. } => { prop_assert!(memory_in && given_up && !declined); asked_to_record = true; }
+                    DestinationEffect::CloseDisks => { prop_assert!(disks && given_up && !closing && !asked_to_record); closing = true; }
+                    DestinationEffect::RecordCommit { .. } => {
+                        prop_assert!(memory_in && given_up && !declined);
+                        prop_assert_eq!(disks, closed, "somebody else may write to its disks");
+                        asked_to_record = true;
+                    }
                     DestinationEffect::RaiseGate | DestinationEffect::Run | DestinationEffect::FlipOwn | DestinationEffect::TellCommitted { .. } => prop_assert!(recorded && !declined),
                     DestinationEffect::RecordDecline | DestinationEffect::TellDeclined(_) | DestinationEffect::Undo => { prop_assert!(!recorded); declined = true; }
                     _ => {}
@@ -172,13 +215,13 @@ proptest! {
 
     /// Both machines, every message between them lost at the whim of the schedule, either asked and cancelled at any time.
     #[test]
-    fn never_two_owners(schedule in prop::collection::vec((0_u8..12, any::<bool>()), 1..80)) {
-        let mut source = Source::new(GENERATION, Limits::default());
-        let mut destination = Destination::new(GENERATION, Limits::default(), AWAITED.into());
+    fn never_two_owners(disks: bool, schedule in prop::collection::vec((0_u8..12, any::<bool>()), 1..80)) {
+        let mut source = Source::new(GENERATION, Limits::default()).with_disks(disks);
+        let mut destination = Destination::new(GENERATION, Limits::default(), AWAITED.into()).with_disks(disks);
         let mut now = Duration::ZERO;
         let mut to_source: Vec<S> = vec![S::Begin];
         let mut to_destination: Vec<D> = vec![D::Announced];
-        let (mut resumed, mut ran) = (false, false);
+        let (mut resumed, mut ran, mut written_to, mut open) = (false, false, false, disks);
         for (choice, lose) in schedule {
             now += Duration::from_millis(300);
             match choice {
@@ -193,6 +236,10 @@ proptest! {
                     match effect {
                         SourceEffect::PrepareDatapath => to_source.push(S::Ready),
                         SourceEffect::CallPeer => to_destination.push(D::SourceCalled),
+                        // A copy may fail at any time, the end of the mirrors included.
+                        SourceEffect::MirrorDisks | SourceEffect::EndMirrors if lose => to_source.push(S::MirrorFailed(failure())),
+                        SourceEffect::MirrorDisks => { written_to = true; to_source.push(S::DisksMirrored); }
+                        SourceEffect::EndMirrors => { written_to = false; to_source.push(S::MirrorsEnded); }
                         SourceEffect::StartPrecopy | SourceEffect::Report(SourceReport::Progress(_)) => {
                             to_source.push(S::Progress(Progress { passes: 3, ..Progress::default() }));
                         }
@@ -212,13 +259,22 @@ proptest! {
                 }
             }
             for event in std::mem::take(&mut to_destination) {
+                open &= event != D::DisksClosed;
                 for effect in destination.step(event, now) {
                     match effect {
                         DestinationEffect::Prepare => to_destination.push(D::Ready),
                         DestinationEffect::TellPrepared => to_source.push(S::PeerPrepared),
-                        DestinationEffect::RecordCommit { .. } => to_destination.push(D::CommitRecorded),
+                        DestinationEffect::RecordCommit { .. } => {
+                            prop_assert!(!open, "somebody else may write to its disks");
+                            to_destination.push(D::CommitRecorded);
+                        }
                         DestinationEffect::TellCommitted { generation } if !lose => to_source.push(S::PeerCommitted { generation }),
-                        DestinationEffect::Run => { ran = true; to_destination.push(D::Running); }
+                        DestinationEffect::CloseDisks => to_destination.push(D::DisksClosed),
+                        DestinationEffect::Run => {
+                            prop_assert!(!written_to, "a disk has two writers");
+                            ran = true;
+                            to_destination.push(D::Running);
+                        }
                         DestinationEffect::RecordDecline => to_destination.push(D::DeclineRecorded),
                         DestinationEffect::TellDeclined(why) if !lose => to_source.push(S::PeerDeclined(why)),
                         DestinationEffect::Undo => to_destination.push(D::Undone),

@@ -95,6 +95,7 @@ fn problem_reason(problem: &Problem) -> &'static str {
         Problem::Network(InvalidNetworkValue::MarkerSecret(_) | InvalidNetworkValue::MarkerSecretText) => {
             "INVALID_MARKER_SECRET"
         }
+        Problem::Disk(_) => "INVALID_DISK",
         Problem::Address(_) => "INVALID_ADDRESS",
         Problem::Range { .. } => "OUT_OF_RANGE",
         Problem::PostCopy => "POST_COPY_UNSUPPORTED",
@@ -125,6 +126,8 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::HostPeerOnly { .. }
         | Denial::SameHost { .. }
         | Denial::AlreadyMigrating { .. }
+        | Denial::DiskFateNeeded { .. }
+        | Denial::DisksBeingDeleted { .. }
         | Denial::GuestNotRunning { .. }
         | Denial::NetworkInUse { .. }
         | Denial::HostInUse { .. }

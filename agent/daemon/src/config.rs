@@ -32,6 +32,9 @@ pub struct Config {
     /// Journal, sockets and logs of guests live here.
     #[arg(long, default_value = "/var/lib/throughline")]
     pub state_dir: PathBuf,
+    /// Guests' disks live here, for this agent alone; default: `disks` in the state directory.
+    #[arg(long, value_name = "DIR")]
+    pub disk_dir: Option<PathBuf>,
     /// A folder on a mounted BPF file system, this agent's own: what is pinned there outlives the agent.
     #[arg(long, default_value = "/sys/fs/bpf/throughline")]
     pub bpffs: PathBuf,
@@ -93,6 +96,11 @@ impl Config {
     pub fn controller(&self) -> String {
         let default = || format!("{}://127.0.0.1:7700", if self.insecure { "http" } else { "https" });
         self.controller.clone().unwrap_or_else(default)
+    }
+
+    /// Where guests' disks live.
+    pub fn disk_dir(&self) -> PathBuf {
+        self.disk_dir.clone().unwrap_or_else(|| self.state_dir.join("disks"))
     }
 
     /// Memory for guests, KiB.

@@ -13,8 +13,8 @@ use throughline_netlink::Netlink;
 use tokio::sync::{Mutex, Notify, Semaphore};
 
 use crate::{
-    bindings::Bindings, clock::Monotonic, config::Config, flows, gates::Gates, journal::Journal, moves::Moves,
-    resident::Resident, uplink::Uplink, watch::next,
+    bindings::Bindings, clock::Monotonic, config::Config, disks::Store, flows, gates::Gates, journal::Journal,
+    moves::Moves, resident::Resident, uplink::Uplink, watch::next,
 };
 
 /// One host's agent.
@@ -28,6 +28,8 @@ pub struct Host {
     pub confinement: Confinement,
     /// What seals guests' memory on its way.
     pub sealer: Sealer,
+    /// Guests' disks; `None` on a host that runs no guests.
+    pub disks: Option<Store>,
     /// The kernel's network configuration.
     pub netlink: Netlink,
     /// The tc programs and their state.
@@ -67,12 +69,14 @@ pub struct Systems {
     pub confinement: Confinement,
     /// What seals guests' memory on its way.
     pub sealer: Sealer,
+    /// Guests' disks; `None` on a host that runs no guests.
+    pub disks: Option<Store>,
 }
 
 impl Host {
     /// An agent over its outside systems.
     pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
-        let Systems { security, netlink, datapath, journal, confinement, sealer } = systems;
+        let Systems { security, netlink, datapath, journal, confinement, sealer, disks } = systems;
         let hold_memory = Arc::new(Semaphore::new(config.hold_budget_mib() as usize));
         Self {
             config,
@@ -80,6 +84,7 @@ impl Host {
             accelerator: OnceLock::new(),
             confinement,
             sealer,
+            disks,
             netlink,
             datapath,
             journal,

@@ -12,6 +12,7 @@ pub mod bindings;
 pub mod clock;
 pub mod config;
 pub mod destination;
+pub mod disks;
 pub mod driver;
 pub mod fencing;
 pub mod flip;

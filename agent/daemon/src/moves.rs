@@ -9,13 +9,22 @@ use std::{
 };
 
 use throughline_cutover::{DestinationEvent, Failure, GuestName, MigrationPlan, SourceEvent, fence};
-use throughline_wire::v1::FromDestination;
+use throughline_wire::v1::{DiskHere, FromDestination};
 use tokio::sync::mpsc;
 
 use crate::{host::Host, journal::Promise, lock::lock, slot::Slot, uplink::MigrationNews};
 
 /// Answers to the source go in here.
 pub type ToSource = mpsc::UnboundedSender<Result<FromDestination, tonic::Status>>;
+
+/// A source's call.
+#[derive(Debug)]
+pub struct SourceCall {
+    /// The way back.
+    pub answers: ToSource,
+    /// What it says of the guest's disks.
+    pub disks: Vec<DiskHere>,
+}
 
 /// A way to reach one migration.
 #[derive(Debug, Clone)]
@@ -35,8 +44,8 @@ pub enum Move {
         plan: Arc<MigrationPlan>,
         /// Its events.
         events: mpsc::UnboundedSender<DestinationEvent>,
-        /// Where the source's stream leaves the way back.
-        caller: Slot<ToSource>,
+        /// Where the source's call is left.
+        caller: Slot<SourceCall>,
         /// The source has called: its token is good for no other call.
         called: Arc<AtomicBool>,
         /// What the controller hears of it.

@@ -30,7 +30,7 @@ use crate::{
     host::Host,
     journal::Promise,
     memberships,
-    moves::{Move, Moves, ToSource},
+    moves::{Move, Moves, SourceCall, ToSource},
 };
 
 /// How long a source must say who it is.
@@ -67,7 +67,7 @@ impl PeerService {
 }
 
 /// Takes the source's one call for an announced migration.
-fn take_call(moves: &Moves, caller: &Caller, proof: Proof, prepare: &Prepare) -> Result<Called, Refused> {
+fn take_call(moves: &Moves, caller: &Caller, proof: Proof, prepare: Prepare) -> Result<Called, Refused> {
     let Some(Move::Destination { plan, events, caller: slot, called, .. }) = moves.get(&prepare.migration_id) else {
         return Err(Refused::NotAnnounced);
     };
@@ -78,7 +78,7 @@ fn take_call(moves: &Moves, caller: &Caller, proof: Proof, prepare: &Prepare) ->
         return Err(Refused::CalledBefore);
     }
     let (to_source, answers) = mpsc::unbounded_channel();
-    slot.put(to_source);
+    slot.put(SourceCall { answers: to_source, disks: prepare.disks });
     Ok(Called { plan, events, answers })
 }
 
@@ -103,9 +103,9 @@ impl Peer for PeerService {
             return Err(Status::invalid_argument("prepare must be the first message of a cutover"));
         };
         check_id(&prepare.migration_id)?;
-        let called = take_call(&self.host.moves, &caller, self.proof, &prepare);
-        let Called { plan, events, answers } =
-            called.map_err(|refused| self.refuse(&caller, &prepare.migration_id, &refused))?;
+        let id = prepare.migration_id.clone();
+        let called = take_call(&self.host.moves, &caller, self.proof, prepare);
+        let Called { plan, events, answers } = called.map_err(|refused| self.refuse(&caller, &id, &refused))?;
         let gone = || Status::aborted("the migration has ended here");
         events.send(DestinationEvent::SourceCalled).map_err(|_| gone())?;
         info!(migration = plan.id, guest = %plan.guest.name, source = %plan.source.host, "source called");
@@ -246,14 +246,15 @@ mod tests {
 
     fn call(moves: &Moves, who: &str, prepare: &Prepare) -> Result<(), &'static str> {
         let caller = Caller::Known(who.parse().unwrap());
-        take_call(moves, &caller, Proof::Required, prepare).map(|_| ()).map_err(|refused| refused.reason())
+        take_call(moves, &caller, Proof::Required, prepare.clone()).map(|_| ()).map_err(|refused| refused.reason())
     }
 
     #[test]
     fn a_token_is_good_for_one_call_and_dies_with_the_move() {
         let plan = Arc::new(entry::tests::plan());
         let (moves, _queue) = expecting(&plan);
-        let prepare = Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3 };
+        let prepare =
+            Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3, disks: vec![] };
         let wrong = Prepare { token: "cd".repeat(32), ..prepare.clone() };
         assert_eq!(call(&moves, "agent/h3", &prepare), Err("NOT_THE_SOURCE"), "the right token of the wrong host");
         assert_eq!(call(&moves, "agent/h1", &wrong), Err("NOT_ANNOUNCED"), "the right host with the wrong token");
@@ -272,7 +273,8 @@ mod tests {
         let news = MigrationNews::new(Uplink::new().0, plan.id.clone(), Role::Source);
         let moves = Moves::default();
         assert!(moves.enter(Move::Source { plan: plan.clone(), events, news }));
-        let prepare = Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3 };
+        let prepare =
+            Prepare { migration_id: plan.id.clone(), token: plan.token.clone(), generation: 3, disks: vec![] };
         assert_eq!(call(&moves, "agent/h1", &prepare), Err("NOT_ANNOUNCED"));
     }
 }

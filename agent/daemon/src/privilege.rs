@@ -34,7 +34,10 @@ pub const WHERE_GUESTS_RUN: [Keep; 8] = [
     Keep { capability: CapabilitySet::SETUID, what_for: "to start each QEMU as a user that is not root" },
     Keep { capability: CapabilitySet::SETGID, what_for: "to start each QEMU in that user's group and in no other" },
     Keep { capability: CapabilitySet::SETPCAP, what_for: "to start each QEMU without capabilities it could ever get" },
-    Keep { capability: CapabilitySet::CHOWN, what_for: "to give each QEMU its run directory" },
+    Keep {
+        capability: CapabilitySet::CHOWN,
+        what_for: "to give each QEMU its run directory, and its tools the disks they make",
+    },
     Keep {
         capability: CapabilitySet::DAC_OVERRIDE,
         what_for: "to reach the monitor and the logs in that directory, which is QEMU's own",

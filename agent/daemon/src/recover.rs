@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::{
     destination,
+    disks::Unfinished,
     host::Host,
     journal::{MoveRecord, Promise},
     resident::{Resident, hypervisor_failure},
@@ -22,6 +23,10 @@ use crate::{
 /// When the journal cannot be read. A guest or move that cannot be taken back is logged and left as it is.
 pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
     for owned in host.journal.guests()? {
+        // The last agent may not have got to it after a commit.
+        if let Err(failure) = host.keep_disks(&owned.spec).await {
+            warn!(guest = %owned.spec.name, %failure, "its disks are not all here");
+        }
         match host.adopt(&owned).await {
             Ok(Some(resident)) => host.settle_in(Arc::new(resident)).await,
             Ok(None) => warn!(guest = %owned.spec.name, "was here, its QEMU is gone"),
@@ -84,9 +89,12 @@ async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), 
     if owned || plan.destination.host != *host.name() {
         return Ok(());
     }
+    // One that ended while nobody looked may not have ended in order.
+    let mut ended_badly = true;
     if let Some(vm) = host.find_qemu(&plan.guest.name).await? {
-        vm.quit().await.map_err(hypervisor_failure)?;
+        ended_badly = !vm.quit().await.map_err(hypervisor_failure)?.orderly;
     }
+    host.leave_disks(&plan.guest, Unfinished::PutAside { ended_badly }).await?;
     for port in &plan.ports {
         if let Err(error) = host.datapath.close_landing(port.carry_id.get()) {
             warn!(%error, carry_id = %port.carry_id, "a landing stays open");
@@ -127,6 +135,9 @@ fn mourn(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
 async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Failure> {
     let resident = host.resident(&plan.guest.name).await;
     if let Some(resident) = resident.filter(|resident| resident.generation() == plan.generation) {
+        if !plan.guest.disks.is_empty() {
+            resident.vm.abandon_mirrors().await.map_err(hypervisor_failure)?;
+        }
         if let Err(error) = resident.vm.cancel_migration().await {
             info!(%error, "no migration of QEMU's to cancel");
         }

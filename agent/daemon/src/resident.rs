@@ -1,6 +1,7 @@
 //! A guest that lives on this host: its QEMU, its ports, and the devices they are made of.
 
 use std::{
+    fs::File,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -11,7 +12,7 @@ use std::{
 use throughline_cutover::{
     Boot, Failure, Generation, GuestName, GuestSpec, Mtu, OwnedGuest, Port, PortId, Queues, Vni,
 };
-use throughline_hypervisor::{FdRole, Guest, HypervisorError, Launch, NicFds, RunDir};
+use throughline_hypervisor::{DiskFd, FdRole, Guest, HypervisorError, Launch, NicFds, RunDir};
 use throughline_netlink::{BindingWanted, Path, TapConfig, names};
 use tracing::info;
 
@@ -158,7 +159,7 @@ impl Host {
         self.netlink.attach_to_bridge(port.tap.index, port.vni).await.map_err(network_failure)
     }
 
-    /// Starts QEMU over ports that exist.
+    /// Starts QEMU over ports and disks that exist, in the guest's order.
     ///
     /// # Errors
     /// QEMU's refusal, in words.
@@ -168,7 +169,14 @@ impl Host {
         ports: &[Arc<ResidentPort>],
         mtus: &[Mtu],
         start: Start<'_>,
+        disks: Vec<File>,
     ) -> Result<Guest, Failure> {
+        let disks = spec.disks.iter().zip(disks).map(|(disk, image)| DiskFd {
+            name: disk.name.clone(),
+            format: disk.format,
+            bus: disk.bus,
+            image: image.into(),
+        });
         let mut nics = Vec::with_capacity(ports.len());
         let (incoming, lanes) = match start {
             Start::Boot => (false, Vec::new()),
@@ -193,12 +201,13 @@ impl Host {
             boot: Boot::clone(&spec.boot),
             accelerator: self.accelerator(),
             nics,
+            disks: disks.collect(),
             incoming,
         };
         Guest::launch(launch, &self.confinement).await.map_err(hypervisor_failure)
     }
 
-    /// Boots a guest here: devices, QEMU, bridge, bindings.
+    /// Boots a guest here: devices, disks, QEMU, bridge, bindings.
     ///
     /// # Errors
     /// What failed, in words; what was made is gone again.
@@ -215,7 +224,8 @@ impl Host {
             ports.push(Arc::new(made));
         }
         let mtus: Vec<Mtu> = segments.iter().map(|segment| segment.mtu).collect();
-        let vm = self.launch(spec, &ports, &mtus, Start::Boot).await?;
+        let disks = self.disks_to_boot(spec).await?;
+        let vm = self.launch(spec, &ports, &mtus, Start::Boot, disks).await?;
         for port in &ports {
             self.netlink.set_binding(port.vni, &port.binding_here()).await.map_err(network_failure)?;
         }

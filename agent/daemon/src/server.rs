@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
+    disks::Store,
     host::{Host, Systems},
     journal::Journal,
     link,
@@ -60,6 +61,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         anyhow::Ok(())
     });
     let watching = tokio::spawn(strays::watch(host.clone()));
+    let sweeping = tokio::spawn(host.clone().remove_old_parts());
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<PeerServer<PeerService>>().await;
@@ -88,6 +90,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     unlink.abort();
     reconciling.abort();
     watching.abort();
+    sweeping.abort();
     info!("agent ends; guests run on");
     Ok(())
 }
@@ -124,10 +127,11 @@ async fn open_systems(config: &Config, security: Security) -> anyhow::Result<Sys
             "GUESTS' MEMORY CROSSES THE WIRE IN THE CLEAR (--memory-plaintext): whoever can reach the underlay can read and change it"
         );
     }
+    let disks = (!config.peer_only).then(|| Store::open(&config.disk_dir(), user)).transpose()?;
     let netlink = Netlink::open().context("the kernel's network configuration cannot be reached; run as root")?;
     let bpffs = config.bpffs.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(Some(&bpffs))).await?;
     let datapath =
         datapath.context("the tc programs could not be loaded; --bpffs must be on a mounted bpf file system")?;
-    Ok(Systems { security, netlink, datapath, journal, confinement, sealer })
+    Ok(Systems { security, netlink, datapath, journal, confinement, sealer, disks })
 }

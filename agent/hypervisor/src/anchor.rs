@@ -21,6 +21,13 @@ const BITS: i64 = 4 << 20;
 /// Bytes of the device to a bit: the least QEMU allows.
 const GRANULARITY: u32 = 512;
 
+/// Of all bitmaps this one alone is the memory stream's: those that say what of a disk is still to be copied stay.
+pub(crate) fn mapping() -> qmp::BitmapMigrationNodeAlias {
+    let name = || ANCHOR.to_owned();
+    let bitmap = qmp::BitmapMigrationBitmapAlias { name: name(), alias: name(), transform: None };
+    qmp::BitmapMigrationNodeAlias { node_name: name(), alias: name(), bitmaps: vec![bitmap] }
+}
+
 /// Versions of QEMU, major and minor, that go over memory again under an anchor.
 const ANCHORS_HOLD: std::ops::RangeInclusive<(i64, i64)> = (7, 2)..=(8, 2);
 

@@ -9,7 +9,11 @@ use std::{
 
 use throughline_cutover::{GuestName, MacAddr, Mtu, PortId};
 
-use crate::{Accelerator, FdRole, RunDir, ram_kib};
+use crate::{
+    Accelerator, FdRole, RunDir,
+    disk::arguments::{self, DiskArgs},
+    ram_kib,
+};
 
 /// First PCI slot of a network card; 0 is the host bridge. Slots are fixed, because a migration finds devices by them.
 const FIRST_SLOT: usize = 2;
@@ -58,6 +62,7 @@ pub(crate) struct CommandLine<'a> {
     pub(crate) serial_log: RawFd,
     pub(crate) accelerator: Accelerator,
     pub(crate) nics: &'a [NicArgs],
+    pub(crate) disks: &'a [DiskArgs],
     pub(crate) incoming: bool,
 }
 
@@ -71,6 +76,9 @@ impl CommandLine<'_> {
         let mut set = 0;
         for (index, nic) in self.nics.iter().enumerate() {
             nic.arguments(FIRST_SLOT + index, &mut set, &mut args);
+        }
+        for (option, value) in arguments::options(self.disks) {
+            args.option(option, value);
         }
         if self.incoming {
             args.option("-incoming", "defer");
@@ -171,6 +179,8 @@ pub(crate) fn own(descriptor: RawFd) -> String {
 
 #[cfg(test)]
 mod tests {
+    use throughline_cutover::{DiskBus, DiskFormat};
+
     use super::*;
 
     fn nic(port: u32, tap: RawFd) -> NicArgs {
@@ -190,6 +200,10 @@ mod tests {
     }
 
     fn render(accelerator: Accelerator, nics: &[NicArgs], incoming: bool) -> String {
+        render_with(accelerator, nics, &[], incoming)
+    }
+
+    fn render_with(accelerator: Accelerator, nics: &[NicArgs], disks: &[DiskArgs], incoming: bool) -> String {
         let name = "web-1".parse().unwrap();
         let line = CommandLine {
             name: &name,
@@ -199,6 +213,7 @@ mod tests {
             serial_log: 12,
             accelerator,
             nics,
+            disks,
             incoming,
         };
         let args: Vec<_> = line.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
@@ -249,6 +264,17 @@ mod tests {
         let line = render(Accelerator::Tcg, &[nic_with_three_queues()], false);
         assert!(line.contains("-netdev tap,id=net-7,fds=20:23:24,vhost=off\n"), "{line}");
         assert!(line.contains(",rx_queue_size=1024,romfile=,mq=on,vectors=8"), "{line}");
+    }
+
+    #[test]
+    fn disks_come_after_cards_and_before_a_migration() {
+        let (name, format, bus) = ("root".parse().unwrap(), DiskFormat::Raw, DiskBus::VirtioBlk);
+        let disk = DiskArgs { name, format, bus, image: 40 };
+        let line = render_with(Accelerator::Tcg, &[nic(7, 20)], &[disk], true);
+        let places =
+            ["-device virtio-net-pci", "-add-fd fd=40,", "-blockdev {", "-device virtio-blk-pci", "-incoming defer"];
+        let places = places.map(|option| line.find(option).unwrap());
+        assert!(places.is_sorted(), "{line}");
     }
 
     #[test]

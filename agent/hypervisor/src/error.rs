@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use throughline_cutover::GuestName;
+use throughline_cutover::{DiskName, GuestName};
 
 use crate::{Exit, FdRole};
 
@@ -77,8 +77,8 @@ pub enum HypervisorError {
         /// What is wrong with it, and what to do.
         why: String,
     },
-    /// The memory stream could not be opened, sealed or handed over.
-    #[error("guest {guest}: the memory stream {what}: {source}")]
+    /// A stream of its memory or of a disk could not be opened, sealed or handed over.
+    #[error("guest {guest}: the stream {what}: {source}")]
     Stream {
         /// Guest.
         guest: GuestName,
@@ -86,6 +86,16 @@ pub enum HypervisorError {
         what: &'static str,
         /// Why.
         source: io::Error,
+    },
+    /// A disk is not as it would have to be.
+    #[error("guest {guest}: disk {disk}: {why}")]
+    Disk {
+        /// Guest.
+        guest: GuestName,
+        /// Disk.
+        disk: DiskName,
+        /// What is wrong.
+        why: String,
     },
     /// QEMU ended before it answered.
     #[error("guest {guest}: QEMU ended as it started: {exit}")]

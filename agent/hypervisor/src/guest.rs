@@ -195,11 +195,17 @@ impl Guest {
     /// [`HypervisorError::Deadline`] if even SIGKILL did not end it; [`HypervisorError::RunDir`] if its files stay.
     pub async fn quit(&self) -> Result<Exit, HypervisorError> {
         let guest = self.name();
-        if let Err(error) = self.0.qmp.execute_within(qmp::quit {}, PATIENCE).await {
+        let told = self.0.qmp.execute_within(qmp::quit {}, PATIENCE).await;
+        if let Err(error) = &told {
             // It may have ended before, or before it could answer.
             debug!(%guest, %error, "QEMU did not acknowledge quit");
         }
         let mut exit = self.exit_within(PATIENCE).await;
+        if told.is_ok()
+            && let Some(exit) = &mut exit
+        {
+            exit.orderly = true;
+        }
         for (signal, patience) in [(Signal::SIGTERM, PATIENCE), (Signal::SIGKILL, KILL_DEADLINE)] {
             if exit.is_none() {
                 warn!(%guest, pid = self.pid(), %signal, "QEMU does not end");
@@ -228,6 +234,19 @@ impl Guest {
 
     pub(crate) async fn execute<C: Command>(&self, command: C) -> Result<C::Ok, HypervisorError> {
         self.0.qmp.execute(command).await
+    }
+
+    pub(crate) async fn execute_within<C: Command>(
+        &self,
+        command: C,
+        deadline: Duration,
+    ) -> Result<C::Ok, HypervisorError> {
+        self.0.qmp.execute_within(command, deadline).await
+    }
+
+    /// Carries out a command of the few that do not wait for QEMU's main loop.
+    pub(crate) async fn execute_past<C: Command>(&self, command: C) -> Result<C::Ok, HypervisorError> {
+        self.0.qmp.execute_past(command).await
     }
 
     pub(crate) async fn execute_with<C: Command>(
@@ -290,7 +309,8 @@ pub(crate) fn watch_exit(watch: Watch, run_dir: RunDir) -> ExitWatch {
             warn!(%error, run_dir = %run_dir.path().display(), "cannot learn how QEMU ended");
             None
         });
-        sender.send_replace(Some(Exit { status, last_words: run_dir.last_words() }));
+        let orderly = status.is_some_and(|status| status.success());
+        sender.send_replace(Some(Exit { status, orderly, last_words: run_dir.last_words() }));
     });
     ExitWatch(receiver)
 }

@@ -31,7 +31,7 @@ impl Images {
     /// Opens both.
     pub(crate) fn open(guest: &GuestName, boot: &Boot) -> Result<Self, HypervisorError> {
         let open = |path: &str| {
-            open(Path::new(path)).map_err(|why| HypervisorError::Image {
+            open_public(Path::new(path)).map_err(|why| HypervisorError::Image {
                 guest: guest.clone(),
                 path: path.to_owned(),
                 why: why.to_string(),
@@ -42,7 +42,11 @@ impl Images {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a file that an operator names and a guest sees: by a plain path, and readable by everybody.
+///
+/// # Errors
+/// What is wrong with it, in words for the operator.
+pub fn open_public(path: &Path) -> io::Result<File> {
     let leads_down = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if !path.is_absolute() || !leads_down {
         return Err(io::Error::other("give an absolute path without `..`"));
@@ -67,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_guest_boots_files_that_are_no_secret_by_paths_that_are_plain() {
-        assert!(open(Path::new("/etc/os-release")).is_ok(), "a link to a public file");
+        assert!(open_public(Path::new("/etc/os-release")).is_ok(), "a link to a public file");
         for (path, why) in [
             ("/etc/shadow", "not everybody may read"),
             ("/etc/../etc/os-release", "without `..`"),
@@ -77,7 +81,7 @@ mod tests {
             ("/etc", "not a file"),
             ("/nonexistent/vmlinuz", "No such file"),
         ] {
-            let error = open(Path::new(path)).unwrap_err().to_string();
+            let error = open_public(Path::new(path)).unwrap_err().to_string();
             assert!(error.contains(why), "{path}: {error}");
         }
     }

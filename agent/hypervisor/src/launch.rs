@@ -17,9 +17,10 @@ use tokio::{
 use tracing::info;
 
 use crate::{
-    Accelerator, Confinement, FdRole, Guest, HypervisorError, RunDir,
+    Accelerator, Confinement, DiskFd, FdRole, Guest, HypervisorError, RunDir,
     command_line::{BootArgs, CommandLine, NicArgs},
     confinement::{Allowance, Cell},
+    disk::arguments::DiskArgs,
     guest::{EVENTS_KEPT, ExitWatch, watch_exit},
     image::Images,
     process::Process,
@@ -67,8 +68,10 @@ pub struct Launch {
     pub boot: Boot,
     /// What runs it. Both ends of a migration need the same.
     pub accelerator: Accelerator,
-    /// Network cards in slot order, at most 29.
+    /// Network cards in slot order, at most 8.
     pub nics: Vec<NicFds>,
+    /// Disks in order, at most 8.
+    pub disks: Vec<DiskFd>,
     /// Wait for a migration instead of booting.
     pub incoming: bool,
 }
@@ -186,6 +189,8 @@ fn spawn(launch: &Launch, cell: &Cell) -> Result<Child, HypervisorError> {
     };
     let mut inherited = vec![boot.kernel, serial_log.as_raw_fd()];
     inherited.extend(boot.initrd);
+    let disks: Vec<DiskArgs> = launch.disks.iter().map(disk_numbers).collect();
+    inherited.extend(disks.iter().map(|disk| disk.image));
     inherited.extend(nics.iter().flat_map(|nic| nic.kept.iter().map(|(_, fd)| fd).chain(&nic.tap)));
     let line = CommandLine {
         name: &launch.name,
@@ -195,6 +200,7 @@ fn spawn(launch: &Launch, cell: &Cell) -> Result<Child, HypervisorError> {
         serial_log: serial_log.as_raw_fd(),
         accelerator: launch.accelerator,
         nics: &nics,
+        disks: &disks,
         incoming: launch.incoming,
     };
     let mut command = Command::new(program);
@@ -214,6 +220,10 @@ fn numbers(nic: &NicFds, kept_tap: &[OwnedFd]) -> NicArgs {
     kept.extend(lanes.map(|(lane, queue)| (FdRole::Lane(nic.port, lane), queue.as_raw_fd())));
     let tap = nic.tap.iter().map(OwnedFd::as_raw_fd).collect();
     NicArgs { port: nic.port, mac: nic.mac, mtu: nic.mtu, tap, kept }
+}
+
+fn disk_numbers(disk: &DiskFd) -> DiskArgs {
+    DiskArgs { name: disk.name.clone(), format: disk.format, bus: disk.bus, image: disk.image.as_raw_fd() }
 }
 
 /// Holds a child by pidfd. It cannot have been reaped: `child` is ours.

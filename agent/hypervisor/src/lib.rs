@@ -6,7 +6,7 @@
 //! crate sends commands, each with a deadline, and passes on events in the order QEMU sent them.
 //!
 //! QEMU is not trusted: it runs confined (`confinement/`), and what it says or leaves is checked. Memory goes over a stream that
-//! the agents open and a program of this crate, `throughline-seal`, encrypts (`stream/`).
+//! the agents open and a program of this crate, `throughline-seal`, encrypts (`stream/`). So do disks (`disk/`).
 //!
 //! What is pure (command line, RAM size, reading of statistics) is in functions without IO.
 //!
@@ -32,6 +32,7 @@ mod anchor;
 mod command_line;
 mod confinement;
 mod descriptors;
+mod disk;
 mod error;
 mod event;
 mod guest;
@@ -49,9 +50,11 @@ mod stream;
 pub use accelerator::{Accelerator, AcceleratorChoice, InvalidAccelerator, ram_kib};
 pub use confinement::{Confinement, ConfinementError, InvalidQemuUser, QemuUser};
 pub use descriptors::FdRole;
+pub use disk::{AwaitedDisk, DiskFd, DiskInvitation, DiskProgress, DiskState, DiskStreams, Rest};
 pub use error::HypervisorError;
 pub use event::{GuestEvent, GuestEventKind, MigrationStatus, RunState};
 pub use guest::Guest;
+pub use image::open_public;
 pub use launch::{Launch, NicFds};
 pub use probe::{ProbeError, probe_accelerator};
 pub use process::Exit;

@@ -8,7 +8,9 @@ use qapi::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{Awaited, Guest, HypervisorError, Invitation, MigrationProgress, MigrationStatus, RunState, Sealer};
+use crate::{
+    Awaited, Guest, HypervisorError, Invitation, MigrationProgress, MigrationStatus, RunState, Sealer, anchor,
+};
 
 /// By what name QEMU knows the stream's descriptor until it takes it.
 const STREAM: &str = "throughline-memory";
@@ -106,6 +108,7 @@ impl Guest {
         let limits = qmp::MigrateSetParameters {
             max_bandwidth: Some(bandwidth),
             downtime_limit: Some(UNDER_ANCHOR_MS),
+            block_bitmap_mapping: Some(vec![anchor::mapping()]),
             ..throttled(NOT_THROTTLED, MUCH_DIRT)
         };
         self.set_up_migration(Side::Source { may_throttle }, limits).await?;

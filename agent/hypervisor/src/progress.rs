@@ -56,6 +56,7 @@ impl From<&MigrationProgress> for Progress {
             expected_pause_us: u64::try_from(pause).unwrap_or(u64::MAX),
             passes: progress.passes,
             throttle_percent: progress.throttle_percent,
+            ..Self::default()
         }
     }
 }

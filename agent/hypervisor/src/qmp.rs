@@ -16,8 +16,8 @@ use std::{
 };
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use qapi::{Command, Execute, qmp};
-use serde::Deserialize;
+use qapi::{Command, Execute, ExecuteOob, qmp};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use throughline_cutover::{GuestName, Progress};
 use tokio::{
@@ -82,15 +82,15 @@ impl Connection {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
         let command = "greeting";
-        match timeout(DEADLINE, read_line(&mut reader)).await {
-            Ok(Ok(Some(greeting))) if greeting.get("QMP").is_some() => {}
+        let greeting = match timeout(DEADLINE, read_line(&mut reader)).await {
+            Ok(Ok(Some(greeting))) if greeting.get("QMP").is_some() => greeting,
             Ok(Ok(Some(_))) => {
                 let detail = "it is not a QMP greeting".to_owned();
                 return Err(HypervisorError::Answer { guest: guest.clone(), command, detail });
             }
             Ok(Ok(None) | Err(_)) => return Err(HypervisorError::Gone { guest: guest.clone(), command }),
             Err(_) => return Err(HypervisorError::Deadline { guest: guest.clone(), command, after: DEADLINE }),
-        }
+        };
         let (outgoing, lines) = mpsc::unbounded_channel();
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let (closing, closed) = watch::channel(false);
@@ -99,7 +99,8 @@ impl Connection {
             tokio::spawn(write(writer, lines)),
         ];
         let connection = Self { guest: guest.clone(), outgoing, waiting, next_id: AtomicU64::new(0), closed, tasks };
-        connection.execute(qmp::qmp_capabilities { enable: None }).await?;
+        let enable = out_of_band(&greeting).then(|| vec![qmp::QMPCapability::oob]);
+        connection.execute(qmp::qmp_capabilities { enable }).await?;
         Ok(connection)
     }
 
@@ -116,6 +117,13 @@ impl Connection {
         deadline: Duration,
     ) -> Result<C::Ok, HypervisorError> {
         self.answer::<C>(self.send(command, None)?, deadline).await
+    }
+
+    /// Carries out `command`, one that QEMU allows to overtake those it has not finished (`ALLOW_OOB`).
+    pub(crate) async fn execute_past<C: Command>(&self, command: C) -> Result<C::Ok, HypervisorError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let answered = self.post::<C>(id, &ExecuteOob::new(command, id), None)?;
+        self.answer::<C>(answered, DEADLINE).await
     }
 
     /// Carries out `command`, which takes `descriptor`; ours is closed when it has been sent.
@@ -158,8 +166,16 @@ impl Connection {
         descriptor: Option<OwnedFd>,
     ) -> Result<oneshot::Receiver<Answer>, HypervisorError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut line =
-            serde_json::to_vec(&Execute::with_id(command, id)).map_err(|error| self.unreadable(C::NAME, &error))?;
+        self.post::<C>(id, &Execute::with_id(command, id), descriptor)
+    }
+
+    fn post<C: Command>(
+        &self,
+        id: u64,
+        message: &impl Serialize,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<oneshot::Receiver<Answer>, HypervisorError> {
+        let mut line = serde_json::to_vec(message).map_err(|error| self.unreadable(C::NAME, &error))?;
         line.push(b'\n');
         let gone = || HypervisorError::Gone { guest: self.guest.clone(), command: C::NAME };
         let (answer, answered) = oneshot::channel();
@@ -171,6 +187,12 @@ impl Connection {
     fn unreadable(&self, command: &'static str, error: &serde_json::Error) -> HypervisorError {
         HypervisorError::Answer { guest: self.guest.clone(), command, detail: error.to_string() }
     }
+}
+
+/// Whether the monitor reads on while QEMU's main loop is busy. Told so at the beginning, it answers some commands meanwhile.
+fn out_of_band(greeting: &Value) -> bool {
+    let capabilities = greeting.pointer("/QMP/capabilities").and_then(Value::as_array);
+    capabilities.is_some_and(|all| all.iter().any(|capability| capability == "oob"))
 }
 
 impl Drop for Connection {
@@ -362,6 +384,40 @@ mod tests {
         assert_eq!(status.status, qmp::RunState::paused);
         assert_eq!(events.recv().await.unwrap().kind, GuestEventKind::Stop);
         assert_eq!(events.recv().await.unwrap().kind, GuestEventKind::Migration(MigrationStatus::Active));
+    }
+
+    #[tokio::test]
+    async fn some_commands_overtake_those_qemu_is_busy_with() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let asked = tokio::spawn(async move {
+            let (reader, mut writer) = far.into_split();
+            writer.write_all(format!("{GREETING}\r\n").as_bytes()).await.unwrap();
+            let mut reader = BufReader::new(reader);
+            let mut asked = Vec::new();
+            for answers in [&[0_usize][..], &[], &[2, 1]] {
+                asked.push(read_line(&mut reader).await.unwrap().unwrap());
+                for answer in answers {
+                    let line = OK.replace('@', &asked[*answer]["id"].to_string());
+                    writer.write_all(line.as_bytes()).await.unwrap();
+                }
+            }
+            asked
+        });
+        let connection = Connection::open(&"g".parse().unwrap(), near, broadcast::channel(8).0).await.unwrap();
+        let past = qmp::yank { instances: Vec::new() };
+        let (busy, past) = tokio::join!(connection.execute(qmp::stop {}), connection.execute_past(past));
+        busy.unwrap();
+        past.unwrap();
+        let asked = asked.await.unwrap();
+        assert_eq!(asked[0]["arguments"]["enable"][0], "oob", "it must be agreed on first");
+        assert_eq!((&asked[1]["execute"], &asked[2]["exec-oob"]), (&"stop".into(), &"yank".into()));
+    }
+
+    #[test]
+    fn a_monitor_that_does_not_read_on_is_not_asked_to() {
+        let greeting = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert!(out_of_band(&greeting(GREETING)));
+        assert!(!out_of_band(&greeting(r#"{"QMP": {"version": {}, "capabilities": []}}"#)));
     }
 
     #[tokio::test]

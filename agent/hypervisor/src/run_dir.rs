@@ -30,6 +30,8 @@ pub struct RunDir(PathBuf);
 impl RunDir {
     /// QMP socket, as QEMU names it.
     pub(crate) const QMP_SOCKET: &str = "qmp.sock";
+    /// Socket of the server for incoming disks, as QEMU names it.
+    pub(crate) const DISKS_SOCKET: &str = "disks.sock";
     /// Pid file, as QEMU names it.
     pub(crate) const PID_FILE: &str = "qemu.pid";
 
@@ -69,7 +71,8 @@ impl RunDir {
     /// # Errors
     /// The first file that exists and could not be removed.
     pub fn remove(&self) -> io::Result<()> {
-        for file in [self.qmp_socket(), self.pid_file(), self.serial_log(), self.qemu_log()] {
+        let disks_socket = self.0.join(Self::DISKS_SOCKET);
+        for file in [self.qmp_socket(), disks_socket, self.pid_file(), self.serial_log(), self.qemu_log()] {
             remove(&file)?;
         }
         match fs::remove_dir(&self.0) {
@@ -95,6 +98,7 @@ impl RunDir {
         let directory = OpenOptions::new().read(true).custom_flags(PLAINLY | libc::O_DIRECTORY).open(&self.0)?;
         fchown(&directory, Some(owner.0), Some(owner.1))?;
         remove(&self.qmp_socket())?;
+        remove(&self.0.join(Self::DISKS_SOCKET))?;
         remove(&self.pid_file())
     }
 
@@ -129,13 +133,18 @@ impl RunDir {
         Ok((libc::c_int::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid))
     }
 
-    /// Connects to the monitor; also tells the pid of the process that serves it. What is no socket is not connected to,
-    /// wherever it leads.
+    /// Connects to the monitor; also tells the pid of the process that serves it.
     pub(crate) async fn connect(&self) -> io::Result<(UnixStream, Option<i32>)> {
+        self.connect_to(Self::QMP_SOCKET).await
+    }
+
+    /// The same of a socket in here. What is no socket is not connected to, wherever it leads.
+    pub(crate) async fn connect_to(&self, name: &str) -> io::Result<(UnixStream, Option<i32>)> {
         let flags = libc::O_PATH | libc::O_NOFOLLOW;
-        let socket = OpenOptions::new().read(true).custom_flags(flags).open(self.qmp_socket())?;
+        let path = self.0.join(name);
+        let socket = OpenOptions::new().read(true).custom_flags(flags).open(&path)?;
         if !socket.metadata()?.file_type().is_socket() {
-            return Err(io::Error::other(format!("{} is no socket", self.qmp_socket().display())));
+            return Err(io::Error::other(format!("{} is no socket", path.display())));
         }
         let stream = UnixStream::connect(own(socket.as_raw_fd())).await?;
         let pid = stream.peer_cred()?.pid();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Serialize, Serializer};
 use throughline_cutover::{GuestName, HostName, InterfaceName, NetworkName};
 use throughline_identity::{Caller, Identity};
-use throughline_wire::Explanation;
+use throughline_wire::{Explanation, v1};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
@@ -67,6 +67,9 @@ pub(crate) struct Object {
     /// Where it goes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) destination: Option<HostName>,
+    /// What is to become of a guest's disks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disks: Option<v1::DiskFate>,
 }
 
 impl Object {

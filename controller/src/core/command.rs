@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use throughline_cutover::{
-    Binding, Failure, Generation, GuestName, HostName, Mandate, OwnedGuest, Port, Term, Vni,
+    Binding, DiskFate, Failure, GuestName, HostName, Mandate, OwnedGuest, Port, Term, Vni,
     admission::{Denial, Enrolment},
     fence::{self, Claim, Ownership, Recorded},
 };
@@ -136,7 +136,7 @@ impl Core {
                 Ownership::AsRecorded => self.started(host, &name),
                 Ownership::TakeOver if self.is_old => self.take_over(host, owned),
                 Ownership::TakeOver => self.doubt(host, &owned),
-                Ownership::End(generation) => self.record.end_guest(host.clone(), name, generation),
+                Ownership::End(generation) => self.record.end_guest(host.clone(), name, generation, None),
                 Ownership::Unknown => self.note_unknown(host, owned),
             }
         }
@@ -215,10 +215,10 @@ impl Core {
         ports.collect()
     }
 
-    /// Ends a guest the record does not know. `None`: there is none of that name.
-    pub(super) fn end_unknown(&mut self, name: &GuestName) -> Option<Generation> {
-        let UnknownGuest { host, owned, .. } = self.unknown.remove(name)?;
-        self.record.end_guest(host, name.clone(), owned.generation);
-        Some(owned.generation)
+    /// Ends a guest the record does not know.
+    pub(super) fn end_unknown(&mut self, name: &GuestName, fate: DiskFate) {
+        if let Some(UnknownGuest { host, owned, .. }) = self.unknown.remove(name) {
+            self.record.end_guest(host, name.clone(), owned.generation, Some(fate));
+        }
     }
 }

@@ -205,7 +205,7 @@ impl Core {
             CoordinatorEffect::FenceDestination { generation, ended } => {
                 let (guest, host) = (migration.plan().guest.name.clone(), migration.plan().destination.host.clone());
                 let source = migration.plan().source.host.clone();
-                self.record.end_guest(host, guest.clone(), ended);
+                self.record.end_guest(host, guest.clone(), ended, None);
                 self.record_owner(guest, source, generation);
             }
             CoordinatorEffect::GuestRuns => {

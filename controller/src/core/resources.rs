@@ -6,7 +6,7 @@ use std::{
 };
 
 use throughline_cutover::{
-    Endpoint, GuestName, HostName, InterfaceName, Network, NetworkName,
+    DiskFate, Endpoint, GuestName, HostName, InterfaceName, Network, NetworkName,
     admission::{self, Denial, Kind, NewEndpoint, NewGuest},
 };
 
@@ -151,17 +151,21 @@ impl Core {
         page_of(all.filter(|it| host.is_none_or(|host| it.host == *host)), size)
     }
 
-    /// Forgets a guest, one the record does not know included; its host's agent stops it.
+    /// Forgets a guest, one the record does not know included; its host's agent stops it, and does with its disks as `fate` says.
     ///
     /// # Errors
     /// See [`admission::delete_guest`].
-    pub(crate) fn delete_guest(&mut self, name: &GuestName) -> Result<(), Denial> {
-        if !self.record.guests().contains_key(name) && self.end_unknown(name).is_some() {
+    pub(crate) fn delete_guest(&mut self, name: &GuestName, fate: Option<DiskFate>) -> Result<(), Denial> {
+        if !self.record.guests().contains_key(name)
+            && let Some(unknown) = self.unknown.get(name)
+        {
+            let fate = admission::disk_fate(name, unknown.owned.spec.disks.len(), fate)?;
+            self.end_unknown(name, fate);
             return Ok(());
         }
-        admission::delete_guest(self, name)?;
+        let fate = admission::delete_guest(self, name, fate)?;
         if let Some(GuestRecord { host, generation, .. }) = self.record.guests().get(name).cloned() {
-            self.record.end_guest(host, name.clone(), generation);
+            self.record.end_guest(host, name.clone(), generation, Some(fate));
         }
         self.record.remove_guest(name);
         self.observed.remove(name);

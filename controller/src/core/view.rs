@@ -159,6 +159,7 @@ impl View for Core {
         self.record.guests().get(name).map(|guest| GuestFacts {
             host: guest.host.clone(),
             memory_kib: guest.spec.memory_kib,
+            disks: guest.spec.disks.len(),
             running: self.observed.get(name).is_some_and(|it| it.state == GuestState::Running),
             migration: guest.migration.clone(),
         })
@@ -166,6 +167,10 @@ impl View for Core {
 
     fn endpoint(&self, name: &InterfaceName) -> Option<&Endpoint> {
         self.record.endpoints().get(name)
+    }
+
+    fn deletes_disks(&self, host: &HostName, guest: &GuestName) -> bool {
+        self.record.deletes_disks(host, guest)
     }
 
     fn host_needed_for(&self, name: &HostName) -> Option<String> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use throughline_cutover::{Generation, GuestName, HostName, PortId, Vni};
+use throughline_cutover::{DiskFate, Generation, GuestName, HostName, PortId, Vni};
 
 use super::Record;
 use crate::store::{Change, Table};
@@ -18,6 +18,9 @@ pub(crate) enum What {
         name: GuestName,
         /// The highest at which it is to end.
         generation: Generation,
+        /// What becomes of its disks.
+        #[serde(default)]
+        disks: DiskFate,
     },
     /// An endpoint.
     Endpoint {
@@ -75,16 +78,37 @@ impl Record {
     /// The highest generation at which `host` is to end a guest.
     pub(crate) fn ended(&self, host: &HostName, guest: &GuestName) -> Option<Generation> {
         self.removals(host).find_map(|what| match what {
-            What::Guest { name, generation } if name == guest => Some(*generation),
+            What::Guest { name, generation, .. } if name == guest => Some(*generation),
             _ => None,
         })
     }
 
-    /// `host` is to end a guest held at `generation` or below.
-    pub(crate) fn end_guest(&mut self, host: HostName, name: GuestName, generation: Generation) {
-        if self.ended(&host, &name).is_none_or(|ended| ended < generation) {
-            self.order(What::Guest { name, generation }, BTreeSet::from([host]));
+    /// `host` is to end a guest held at `generation` or below. `fate`: what becomes of its disks; `None`: as was ordered before,
+    /// else they stay.
+    pub(crate) fn end_guest(
+        &mut self,
+        host: HostName,
+        name: GuestName,
+        generation: Generation,
+        fate: Option<DiskFate>,
+    ) {
+        let (ended, ordered) = (self.ended(&host, &name), self.ordered_fate(&host, &name));
+        let disks = fate.or(ordered).unwrap_or_default();
+        if ended.is_none_or(|ended| ended < generation) {
+            self.order(What::Guest { name, generation, disks }, BTreeSet::from([host]));
         }
+    }
+
+    /// Whether `host` is still to delete the disks of a guest of that name.
+    pub(crate) fn deletes_disks(&self, host: &HostName, guest: &GuestName) -> bool {
+        self.ordered_fate(host, guest) == Some(DiskFate::Delete)
+    }
+
+    fn ordered_fate(&self, host: &HostName, guest: &GuestName) -> Option<DiskFate> {
+        self.removals(host).find_map(|what| match what {
+            What::Guest { name, disks, .. } if name == guest => Some(*disks),
+            _ => None,
+        })
     }
 
     /// An endpoint is to go from its host.
@@ -117,7 +141,11 @@ impl Record {
             let heard = report.revision >= it.revision;
             it.hosts.contains(host)
                 && match &it.what {
-                    What::Guest { name, generation } => (heard || report.revision == 0) && !held(name, *generation),
+                    // That it does not have the guest says nothing of the disks: it may have died in between.
+                    What::Guest { name, generation, disks: DiskFate::Delete } => {
+                        heard && report.all_done && !held(name, *generation)
+                    }
+                    What::Guest { name, generation, .. } => (heard || report.revision == 0) && !held(name, *generation),
                     What::Endpoint { .. } | What::Network { .. } => heard && report.all_done,
                 }
         };

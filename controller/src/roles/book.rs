@@ -97,6 +97,14 @@ fn parse(text: &str) -> Result<Book, BadRoles> {
     Ok(Book(book))
 }
 
+/// Reads what a file of roles says; gives how many operators it names.
+///
+/// # Errors
+/// [`BadRoles`].
+pub fn read_roles(text: &str) -> Result<usize, BadRoles> {
+    parse(text).map(|book| book.0.len())
+}
+
 /// The roles in a file.
 ///
 /// # Errors

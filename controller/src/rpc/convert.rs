@@ -188,8 +188,9 @@ fn desired_state(revision: u64, desired: Desired) -> v1::DesiredState {
     let (mut end_guests, mut remove_endpoints, mut remove_networks) = (Vec::new(), Vec::new(), Vec::new());
     for removal in desired.removals {
         match removal {
-            What::Guest { name, generation } => {
-                end_guests.push(v1::EndGuest { name: name.into(), generation: generation.0 });
+            What::Guest { name, generation, disks } => {
+                let disks = v1::DiskFate::from(disks).into();
+                end_guests.push(v1::EndGuest { name: name.into(), generation: generation.0, disks });
             }
             What::Endpoint { port } => remove_endpoints.push(port.get()),
             What::Network { vni } => remove_networks.push(vni.get()),

@@ -9,7 +9,7 @@ use throughline_cutover::{
     fence::Word,
 };
 use throughline_identity::{Caller, Identity};
-use throughline_wire::{InvalidField, Refusal, nested, parsed, v1};
+use throughline_wire::{InvalidField, Refusal, disk_fate, nested, parsed, v1};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
@@ -167,9 +167,11 @@ impl v1::fabric_server::Fabric for FabricService {
 
     async fn delete_guest(&self, request: Request<v1::DeleteGuestRequest>) -> Answer<v1::DeleteGuestResponse> {
         let deed = Deed::of(&request);
-        let name: GuestName = name("name", &request.into_inner().name)?;
-        deed.concerns(Object::guest(&name));
-        self.driver.command(move |core| core.delete_guest(&name)).await?;
+        let request = request.into_inner();
+        let name: GuestName = name("name", &request.name)?;
+        let fate = disk_fate("disks", request.disks).map_err(Refusal::from)?;
+        deed.concerns(Object { disks: fate.map(Into::into), ..Object::guest(&name) });
+        self.driver.command(move |core| core.delete_guest(&name, fate)).await?;
         Ok(Response::new(v1::DeleteGuestResponse {}))
     }
 

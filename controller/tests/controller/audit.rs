@@ -53,6 +53,11 @@ async fn deeds_and_refusals_are_written_before_the_answer() {
     ada.cancel_migration(v1::CancelMigrationRequest { id: forged.into() }).await.unwrap_err();
     expected.push(json!({ "who": "operator/ada", "did": "CancelMigration", "outcome": "REFUSED",
         "reason": "UNKNOWN_MIGRATION" }));
+    ada.delete_guest(v1::DeleteGuestRequest { name: "db-1".into(), disks: v1::DiskFate::Delete.into() })
+        .await
+        .unwrap_err();
+    expected.push(json!({ "who": "operator/ada", "did": "DeleteGuest", "guest": "db-1", "disks": "DELETE",
+        "outcome": "REFUSED", "reason": "UNKNOWN_GUEST" }));
     ada.list_networks(v1::ListNetworksRequest::default()).await.unwrap();
     assert_eq!(lines(&state), expected, "who looks is not written down");
     let mode = fs::metadata(state.0.join("audit.log")).unwrap().permissions().mode();

@@ -257,9 +257,9 @@ async fn a_restored_record_follows_the_hosts() {
     assert!(made.spec.unwrap().ports[0].id > web_2.spec.as_ref().unwrap().ports[0].id);
 
     // Until an operator says so.
-    fabric.delete_guest(v1::DeleteGuestRequest { name: "web-2".into() }).await.unwrap();
+    fabric.delete_guest(delete("web-2")).await.unwrap();
     let ordered = h1.desired(|it| !it.end_guests.is_empty()).await;
-    let end = v1::EndGuest { name: "web-2".into(), generation: web_2.generation };
+    let end = end_guest("web-2", web_2.generation);
     assert_eq!(ordered.end_guests, [end]);
     controller.stop().await;
 }
@@ -269,10 +269,10 @@ async fn what_goes_is_named_until_it_is_gone() {
     let state = StateDir::new();
     let controller = Controller::start(&state).await;
     let (mut fabric, [mut h1, mut h2, h3]) = controller.three_hosts().await;
-    fabric.delete_guest(v1::DeleteGuestRequest { name: "web-1".into() }).await.unwrap();
+    fabric.delete_guest(delete("web-1")).await.unwrap();
     fabric.delete_network(v1::DeleteNetworkRequest { name: "blue".into() }).await.unwrap();
     let ordered = h1.desired(|it| !it.end_guests.is_empty() && !it.remove_networks.is_empty()).await;
-    assert_eq!(ordered.end_guests, [v1::EndGuest { name: "web-1".into(), generation: 1 }]);
+    assert_eq!(ordered.end_guests, [end_guest("web-1", 1)]);
     assert_eq!(h2.desired(|it| !it.remove_networks.is_empty()).await.remove_networks, [7]);
     controller.stop().await;
     drop((h1, h2, h3));
@@ -296,17 +296,17 @@ async fn what_has_a_name_or_an_address_again_begins_above_who_had_it() {
     let controller = Controller::start(&state).await;
     let (mut fabric, [mut h1, h2, h3]) = controller.three_hosts().await;
     let first = guest(&mut fabric, "web-1").await;
-    fabric.delete_guest(v1::DeleteGuestRequest { name: "web-1".into() }).await.unwrap();
+    fabric.delete_guest(delete("web-1")).await.unwrap();
     let mut again = web(1, "h1");
     let mac = first.spec.unwrap().ports[0].mac.clone();
     again.spec.as_mut().unwrap().ports[0].mac.clone_from(&mac);
     let second = fabric.create_guest(again).await.unwrap().into_inner();
     assert_eq!((first.generation, second.generation), (1, 2));
     let both = h1.desired(|it| !it.end_guests.is_empty() && !it.guests.is_empty()).await;
-    assert_eq!(both.end_guests, [v1::EndGuest { name: "web-1".into(), generation: 1 }], "the old one ends");
+    assert_eq!(both.end_guests, [end_guest("web-1", 1)], "the old one ends");
     assert_eq!((both.guests[0].generation, both.guests[0].boot), (2, true), "and the new one is started");
 
-    fabric.delete_guest(v1::DeleteGuestRequest { name: "web-1".into() }).await.unwrap();
+    fabric.delete_guest(delete("web-1")).await.unwrap();
     let port = v1::Port { network: "blue".into(), mac, ips: vec!["10.7.0.1".into()], ..Default::default() };
     let gateway = v1::Endpoint { name: "gw0".into(), host: "h3".into(), port: Some(port), ..Default::default() };
     let request = v1::CreateEndpointRequest { endpoint: Some(gateway) };
@@ -356,7 +356,7 @@ async fn an_operators_word_ends_what_a_dead_destination_cannot() {
     let hello = v1::Hello { guests: vec![owned(&stays, 2)], ..hello("h2", 2) };
     let mut h2 = Agent::connect(controller.address, hello).await.unwrap();
     let ordered = h2.desired(|_| true).await;
-    assert_eq!(ordered.end_guests, [v1::EndGuest { name: "web-1".into(), generation: 2 }]);
+    assert_eq!(ordered.end_guests, [end_guest("web-1", 2)]);
     let mut committed = update(&id, Role::Destination, Step::Committed);
     committed.generation = 2;
     h2.update(committed).await;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod audit;
+mod disks;
 mod fencing;
 mod limits;
 mod migration;

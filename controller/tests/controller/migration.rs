@@ -69,7 +69,7 @@ async fn a_guest_moves() {
     assert!((1..1 << 24).contains(&port.carry_id));
     assert_eq!(u8::from_str_radix(&port.marker_mac[..2], 16).unwrap() & 3, 2, "local, unicast");
 
-    let refused = told(fabric.delete_guest(v1::DeleteGuestRequest { name: "web-1".into() }).await);
+    let refused = told(fabric.delete_guest(delete("web-1")).await);
     assert_eq!(refused, (Code::FailedPrecondition, "ALREADY_MIGRATING".into(), "guest".into()));
     let mut progress = update(&id, Role::Source, Step::Progress);
     progress.progress = Some(v1::Progress { total: 268_427_264, transferred: 1 << 20, ..Default::default() });

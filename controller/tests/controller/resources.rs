@@ -45,7 +45,7 @@ async fn what_is_created_is_allotted_listed_and_desired() {
     let there = h2.desired(|it| it.networks.first().is_some_and(|net| net.bindings.len() == 2)).await;
     assert!(there.guests.is_empty() && there.endpoints.is_empty());
 
-    fabric.delete_guest(v1::DeleteGuestRequest { name: "web-1".into() }).await.unwrap();
+    fabric.delete_guest(delete("web-1")).await.unwrap();
     let after = h1.desired(|it| it.guests.is_empty()).await;
     assert!(after.revision > here.revision);
     controller.stop().await;

@@ -94,7 +94,7 @@ async fn it_says_nothing_of_another_hosts_guests() {
     heard(&mut fabric, &h2, "h2").await;
     assert_eq!(guest(&mut fabric, "web-1").await, before);
     // Nor that something ordered of another host is done.
-    fabric.delete_guest(v1::DeleteGuestRequest { name: "web-1".into() }).await.unwrap();
+    fabric.delete_guest(delete("web-1")).await.unwrap();
     h1.desired(|it| !it.end_guests.is_empty()).await;
     h2.send(Up::Observed(v1::ObservedState { revision: u64::MAX, ..Default::default() })).await;
     heard(&mut fabric, &h2, "h2").await;

@@ -172,8 +172,19 @@ pub(crate) fn web(n: u8, host: &str) -> CreateGuestRequest {
         memory_kib: 262_136,
         boot: Some(boot),
         ports: vec![port],
+        disks: vec![],
     };
     CreateGuestRequest { spec: Some(spec), host: host.into() }
+}
+
+/// Ends a guest that has no disks.
+pub(crate) fn delete(name: &str) -> v1::DeleteGuestRequest {
+    v1::DeleteGuestRequest { name: name.into(), disks: v1::DiskFate::Unspecified.into() }
+}
+
+/// The order that comes of it.
+pub(crate) fn end_guest(name: &str, generation: u64) -> v1::EndGuest {
+    v1::EndGuest { name: name.into(), generation, disks: v1::DiskFate::Keep.into() }
 }
 
 pub(crate) fn named_guest(name: &str) -> v1::GetGuestRequest {

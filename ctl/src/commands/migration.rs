@@ -11,7 +11,7 @@ use crate::{
     output::Show,
     session::{PAGE_SIZE, Session, all_pages},
     units,
-    watch::{self, on_stall, pause, phase, progress, report_lines},
+    watch::{self, disks, memory, on_stall, pause, phase, report_lines},
 };
 
 pub(super) const EXAMPLES: &str = "\
@@ -184,7 +184,8 @@ impl Show<8> for Migration {
             ("if it stalls", on_stall(self)),
         ];
         all.extend(self.stalls.iter().map(|stall| ("stalled", stall.clone())));
-        all.extend(self.progress.iter().map(|memory| ("memory", progress(memory))));
+        all.extend(self.progress.iter().filter_map(|it| Some(("disks", disks(it)?))));
+        all.extend(self.progress.iter().map(|it| ("memory", memory(it))));
         all.extend(self.report.iter().flat_map(report_lines));
         all
     }

@@ -63,6 +63,11 @@ pub(crate) fn memory_kib(text: &str) -> Result<u64, InvalidQuantity> {
     u64::try_from(kib).map_err(|_| InvalidQuantity::TooLarge)
 }
 
+/// A disk's length, in bytes; written as memory is.
+pub(crate) fn disk_bytes(text: &str) -> Result<u64, InvalidQuantity> {
+    memory_kib(text)?.checked_mul(1 << 10).ok_or(InvalidQuantity::TooLarge)
+}
+
 /// A rate, in bytes per second; more than 0. `bit` and its multiples are powers of 1000, bytes are `KiB` to `TiB`;
 /// `/s` may follow. A bare number counts bytes.
 pub(crate) fn rate(text: &str) -> Result<u64, InvalidQuantity> {

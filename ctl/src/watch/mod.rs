@@ -12,7 +12,7 @@ use std::time::Duration;
 use throughline_wire::v1::{Migration, Phase, WatchMigrationRequest};
 use tokio::time::{Instant, sleep};
 
-pub(crate) use self::report::{on_stall, pause, phase, progress, report_lines};
+pub(crate) use self::report::{disks, memory, on_stall, pause, phase, report_lines};
 use self::view::View;
 use crate::{
     exit::Exit,

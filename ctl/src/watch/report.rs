@@ -31,14 +31,43 @@ pub(crate) fn pause(report: &CutoverReport) -> Option<Duration> {
     nanoseconds.filter(|_| happened).map(Duration::from_nanos)
 }
 
-/// Share of memory that is over, percent.
-pub(super) fn percent(progress: &Progress) -> u64 {
-    let over = progress.total.saturating_sub(progress.remaining);
-    (u128::from(over) * 100).checked_div(u128::from(progress.total)).map_or(0, |percent| percent as u64)
+/// Disks are being copied; memory comes after them.
+fn copies_disks(progress: &Progress) -> bool {
+    progress.disk_total != 0 && progress.total == 0
 }
 
-/// One line of progress: percent, remaining, rate, dirty rate, expected pause.
-pub(crate) fn progress(progress: &Progress) -> String {
+/// Share that is over of what is being copied, disks or memory, percent.
+pub(super) fn percent(progress: &Progress) -> u64 {
+    let (over, total) = if copies_disks(progress) {
+        (progress.disk_copied.min(progress.disk_total), progress.disk_total)
+    } else {
+        (progress.total.saturating_sub(progress.remaining), progress.total)
+    };
+    (u128::from(over) * 100).checked_div(u128::from(total)).map_or(0, |percent| percent as u64)
+}
+
+/// How copying the guest's disks is getting on; nothing if it has none.
+pub(crate) fn disks(progress: &Progress) -> Option<String> {
+    let (copied, total) = (progress.disk_copied, progress.disk_total);
+    match total {
+        0 => None,
+        _ if copied >= total => Some(format!("{} over", units::bytes(total))),
+        _ => Some(format!("{} of {} over", units::bytes(copied), units::bytes(total))),
+    }
+}
+
+/// One line of progress. Of disks, until they are over: percent and how much; then of memory: percent, remaining, rate, dirty
+/// rate, expected pause.
+pub(super) fn progress(progress: &Progress) -> String {
+    match disks(progress) {
+        Some(disks) if copies_disks(progress) => format!("{:3} %, disks: {disks}", percent(progress)),
+        Some(disks) => format!("{}, disks: {disks}", memory(progress)),
+        None => memory(progress),
+    }
+}
+
+/// Percent, remaining, rate, dirty rate, expected pause.
+pub(crate) fn memory(progress: &Progress) -> String {
     let pause = match progress.expected_pause_us {
         0 => "pause not known yet".to_owned(),
         micros => format!("pause {} expected", units::span(Duration::from_micros(micros))),
@@ -126,12 +155,23 @@ mod tests {
             dirty_rate: 3 << 20,
             expected_pause_us: 571_000,
             passes: 1,
-            throttle_percent: 0,
+            ..Progress::default()
         };
         assert_eq!(progress(&memory), " 75 %, 64 MiB left, 112 MiB/s, dirty 3 MiB/s, pause 571.0 ms expected, pass 1");
         let throttled = Progress { throttle_percent: 40, ..memory };
         assert!(progress(&throttled).ends_with("pass 1, slowed by 40 %"));
         assert!(progress(&Progress::default()).contains("not known yet"));
+    }
+
+    #[test]
+    fn disks_come_before_memory() {
+        let copying = Progress { disk_copied: 3 << 30, disk_total: 4 << 30, ..Progress::default() };
+        assert_eq!(progress(&copying), " 75 %, disks: 3 GiB of 4 GiB over");
+        let mirrored = Progress { disk_copied: 4 << 30, total: 100, remaining: 60, ..copying };
+        let line = progress(&mirrored);
+        assert!(line.starts_with(" 40 %, 60 B left") && line.ends_with("pass 0, disks: 4 GiB over"), "{line}");
+        assert_eq!(disks(&Progress::default()), None);
+        assert_eq!(percent(&Progress { disk_copied: 9, disk_total: 8, ..Progress::default() }), 100);
     }
 
     #[test]

@@ -29,11 +29,15 @@ fn every_get_and_delete_asks_for_its_name() {
     let fabric = Controller::start();
     for noun in ["network", "host", "guest", "endpoint"] {
         fabric.says(&format!("get_{noun}"), json!({})).says(&format!("delete_{noun}"), json!({}));
+        let mut deletes = json!({ "name": "x-1" });
+        if noun == "guest" {
+            deletes["disks"] = json!("UNSPECIFIED");
+        }
         run(fabric.address, &format!("{noun} get x-1 -o json")).with(0).json();
         assert_eq!(fabric.asked(&format!("get_{noun}")), [json!({ "name": "x-1" })]);
         let deleted = run(fabric.address, &format!("{noun} delete x-1")).with(0);
         assert_eq!(deleted.stdout, format!("{noun} x-1 deleted\n"));
-        assert_eq!(fabric.asked(&format!("delete_{noun}")), [json!({ "name": "x-1" })]);
+        assert_eq!(fabric.asked(&format!("delete_{noun}")), [deletes]);
     }
 }
 
@@ -149,6 +153,37 @@ fn a_guest_that_does_not_come_up_ends_the_wait() {
     let ended = run(fabric.address, &format!("{CREATE} --wait-timeout 300ms -o json")).with(6);
     assert_eq!(ended.error()["reason"], json!("WAIT_TIMEOUT"));
     assert_eq!(ended.stdout, "");
+}
+
+#[test]
+fn a_guests_disks_are_asked_for_and_shown() {
+    let fabric = Controller::start();
+    let disks = json!([
+        { "name": "root", "size": 10_u64 << 30, "format": "QCOW2", "bus": "UNSPECIFIED", "image": "/srv/base.qcow2" },
+        { "name": "data", "size": 64 << 20, "format": "UNSPECIFIED", "bus": "VIRTIO_SCSI", "image": "" },
+    ]);
+    let mut made = guest("RUNNING", "");
+    made["spec"]["disks"] = disks.clone();
+    fabric.says("create_guest", made);
+    let line = "--disk name=root,size=10G,format=qcow2,image=/srv/base.qcow2 --disk name=data,size=64,bus=virtio-scsi";
+    let shown = run(fabric.address, &format!("{CREATE} {line}")).with(0).stdout;
+    assert_eq!(fabric.asked("create_guest")[0]["spec"]["disks"], disks);
+    for line in ["root 10 GiB qcow2 virtio-blk from /srv/base.qcow2", "data 64 MiB raw virtio-scsi"] {
+        assert!(shown.lines().any(|shown| shown == format!("disk        {line}")), "{shown}");
+    }
+    let refused = run(fabric.address, &format!("{CREATE} --disk name=root")).with(2);
+    assert!(refused.stderr.contains("size= is missing"), "{refused:?}");
+}
+
+#[test]
+fn what_becomes_of_disks_is_said() {
+    let fabric = Controller::start();
+    for (flag, fate) in [("--delete-disks", "DELETE"), ("--keep-disks", "KEEP")] {
+        fabric.says("delete_guest", json!({}));
+        run(fabric.address, &format!("guest delete web-1 {flag}")).with(0);
+        assert_eq!(fabric.asked("delete_guest").pop(), Some(json!({ "name": "web-1", "disks": fate })));
+    }
+    run(fabric.address, "guest delete web-1 --delete-disks --keep-disks").with(2);
 }
 
 #[test]

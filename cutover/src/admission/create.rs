@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Denial, Enrolment, HostFacts, Kind, NewEndpoint, NewGuest, NewPort, View};
-use crate::{HostName, MacAddr, Network, NetworkName};
+use crate::{GuestName, HostName, MacAddr, Network, NetworkName};
 
 /// A network: name and VNI must be free.
 ///
@@ -52,14 +52,15 @@ pub fn enrol(view: &impl View, enrolment: &Enrolment, open: bool) -> Result<(), 
 /// A guest: its host must be able to run it now, its ports must not collide with any other, nor with each other.
 ///
 /// # Errors
-/// `NAME_IN_USE`, `UNKNOWN_HOST`, `HOST_DOWN`, `HOST_PEER_ONLY`, `NOT_ENOUGH_MEMORY`, and those of its ports:
-/// `UNKNOWN_NETWORK`, `MAC_IN_USE`, `IP_IN_USE`.
+/// `NAME_IN_USE`, `UNKNOWN_HOST`, `HOST_DOWN`, `HOST_PEER_ONLY`, `NOT_ENOUGH_MEMORY`, `DISKS_BEING_DELETED`, and those of its
+/// ports: `UNKNOWN_NETWORK`, `MAC_IN_USE`, `IP_IN_USE`.
 pub fn create_guest(view: &impl View, guest: &NewGuest, host: &HostName) -> Result<(), Denial> {
     if view.guest(&guest.name).is_some() {
         return Err(name_in_use("spec.name", Kind::Guest, guest.name.as_str()));
     }
     let facts = known_host(view, "host", host)?;
     can_run(&facts, "host", "spec.memory_kib", guest.memory_kib)?;
+    has_no_old_disks(view, "spec.name", host, &guest.name)?;
     let mut before: Vec<&NewPort> = Vec::new();
     for (at, port) in guest.ports.iter().enumerate() {
         let field = format!("spec.ports[{at}]");
@@ -102,6 +103,20 @@ pub(super) fn can_run(host: &HostFacts, host_field: &str, memory_field: &str, me
             asked_kib: memory_kib,
             free_kib: host.memory_free_kib(),
         });
+    }
+    Ok(())
+}
+
+/// Disks go by their guest's name: an order to delete some must not find those of another guest.
+pub(super) fn has_no_old_disks(
+    view: &impl View,
+    field: &str,
+    host: &HostName,
+    guest: &GuestName,
+) -> Result<(), Denial> {
+    if view.deletes_disks(host, guest) {
+        let (field, guest, host) = (field.to_owned(), guest.clone(), host.clone());
+        return Err(Denial::DisksBeingDeleted { field, guest, host });
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! May it go?
 
 use super::{Denial, View, create::known_host};
-use crate::{GuestName, HostName, InterfaceName, NetworkName};
+use crate::{DiskFate, GuestName, HostName, InterfaceName, NetworkName};
 
 /// A network that no port is on.
 ///
@@ -34,17 +34,30 @@ pub fn delete_host(view: &impl View, name: &HostName) -> Result<(), Denial> {
     Ok(())
 }
 
-/// A guest that is not on the move.
+/// A guest that is not on the move; of one with disks the caller says what becomes of them.
 ///
 /// # Errors
-/// `UNKNOWN_GUEST`, `ALREADY_MIGRATING`.
-pub fn delete_guest(view: &impl View, name: &GuestName) -> Result<(), Denial> {
+/// `UNKNOWN_GUEST`, `ALREADY_MIGRATING`, `DISK_FATE_NEEDED`.
+pub fn delete_guest(view: &impl View, name: &GuestName, fate: Option<DiskFate>) -> Result<DiskFate, Denial> {
     let Some(guest) = view.guest(name) else {
         return Err(Denial::UnknownGuest { field: "name".to_owned(), name: name.clone() });
     };
     match guest.migration {
         Some(migration) => Err(Denial::AlreadyMigrating { guest: name.clone(), migration }),
-        None => Ok(()),
+        None => disk_fate(name, guest.disks, fate),
+    }
+}
+
+/// What becomes of a guest's disks, `disks` of them: nobody's data is deleted, or left to fill a host, by default. Where there are
+/// none, nothing is deleted.
+///
+/// # Errors
+/// `DISK_FATE_NEEDED`.
+pub fn disk_fate(guest: &GuestName, disks: usize, fate: Option<DiskFate>) -> Result<DiskFate, Denial> {
+    match fate {
+        _ if disks == 0 => Ok(DiskFate::Keep),
+        Some(fate) => Ok(fate),
+        None => Err(Denial::DiskFateNeeded { guest: guest.clone(), disks }),
     }
 }
 

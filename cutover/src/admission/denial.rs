@@ -71,6 +71,12 @@ pub enum Denial {
     SameHost { guest: GuestName, host: HostName },
     #[error("guest {guest} is being moved by migration {migration}; wait for its end or cancel it")]
     AlreadyMigrating { guest: GuestName, migration: String },
+    #[error("guest {guest} has disks ({disks}); say whether they are to be deleted with it or kept on its host")]
+    DiskFateNeeded { guest: GuestName, disks: usize },
+    #[error(
+        "host {host} is still to delete the disks of an earlier guest {guest}; wait until it has, or use another host or name"
+    )]
+    DisksBeingDeleted { field: String, guest: GuestName, host: HostName },
     #[error("guest {guest} is not running; see its state and detail, and start it anew if it failed")]
     GuestNotRunning { guest: GuestName },
     #[error("network {network} is used by {owner}; delete that first")]
@@ -128,6 +134,8 @@ impl Denial {
             Self::NotEnoughMemory { .. } => "NOT_ENOUGH_MEMORY",
             Self::SameHost { .. } => "SAME_HOST",
             Self::AlreadyMigrating { .. } => "ALREADY_MIGRATING",
+            Self::DiskFateNeeded { .. } => "DISK_FATE_NEEDED",
+            Self::DisksBeingDeleted { .. } => "DISKS_BEING_DELETED",
             Self::GuestNotRunning { .. } => "GUEST_NOT_RUNNING",
             Self::NetworkInUse { .. } => "NETWORK_IN_USE",
             Self::HostInUse { .. } => "HOST_IN_USE",
@@ -154,6 +162,7 @@ impl Denial {
             | Self::UnknownNetwork { field, .. }
             | Self::UnknownHost { field, .. }
             | Self::UnknownGuest { field, .. }
+            | Self::DisksBeingDeleted { field, .. }
             | Self::HostDown { field, .. }
             | Self::HostPeerOnly { field, .. }
             | Self::NotEnoughMemory { field, .. } => field,
@@ -170,6 +179,7 @@ impl Denial {
             Self::StoodDown(_) | Self::OtherFabric(_) | Self::TermUnproved(_) => "hello.obeyed",
             Self::SameHost { .. } | Self::NoDestination { .. } => "destination_host",
             Self::AlreadyMigrating { .. } | Self::GuestNotRunning { .. } | Self::TooManyMigrations { .. } => "guest",
+            Self::DiskFateNeeded { .. } => "disks",
             Self::RequestIdReused { .. } => "request_id",
             Self::PortsExhausted => "port",
         }

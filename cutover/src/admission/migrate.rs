@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Denial, GuestFacts, View,
-    create::{can_run, known_host},
+    create::{can_run, has_no_old_disks, known_host},
 };
 use crate::{GuestName, HostName, Phase};
 
@@ -42,7 +42,7 @@ pub enum Verdict {
 ///
 /// # Errors
 /// `REQUEST_ID_REUSED`, `UNKNOWN_GUEST`, `ALREADY_MIGRATING`, `UNKNOWN_HOST`, `SAME_HOST`, `HOST_DOWN` (either end),
-/// `HOST_PEER_ONLY`, `NOT_ENOUGH_MEMORY`, `GUEST_NOT_RUNNING`, `NO_DESTINATION`.
+/// `HOST_PEER_ONLY`, `NOT_ENOUGH_MEMORY`, `DISKS_BEING_DELETED`, `GUEST_NOT_RUNNING`, `NO_DESTINATION`.
 pub fn migrate(
     view: &impl View,
     request: &MigrationRequest,
@@ -109,13 +109,15 @@ fn named(view: &impl View, name: &GuestName, guest: &GuestFacts, host: &HostName
         return Err(Denial::SameHost { guest: name.clone(), host: host.clone() });
     }
     can_run(&facts, FIELD, FIELD, guest.memory_kib)?;
+    has_no_old_disks(view, "guest", host, name)?;
     Ok(facts.name)
 }
 
 /// Most free memory wins; of equals the first by name, so that the choice can be foretold.
 fn choose(view: &impl View, name: &GuestName, guest: &GuestFacts) -> Result<HostName, Denial> {
     let able = view.hosts().filter(|host| host.name != guest.host);
-    let able = able.filter(|host| can_run(host, "", "", guest.memory_kib).is_ok());
+    let able =
+        able.filter(|host| can_run(host, "", "", guest.memory_kib).is_ok() && !view.deletes_disks(&host.name, name));
     let best = able.min_by_key(|host| (Reverse(host.memory_free_kib()), host.name.clone()));
     best.map(|host| host.name).ok_or_else(|| Denial::NoDestination { guest: name.clone(), asked_kib: guest.memory_kib })
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Phase, Vni};
+use crate::{DiskFate, Phase, Vni};
 
 /// A record small enough to write down.
 #[derive(Default)]
@@ -14,6 +14,8 @@ struct Fabric {
     hosts: Vec<HostFacts>,
     guests: Vec<(GuestSpec, GuestFacts)>,
     endpoints: Vec<Endpoint>,
+    /// Disks that are being deleted, by host and guest.
+    deleting: Vec<(HostName, GuestName)>,
 }
 
 impl View for Fabric {
@@ -43,6 +45,9 @@ impl View for Fabric {
     fn endpoint(&self, name: &InterfaceName) -> Option<&Endpoint> {
         self.endpoints.iter().find(|it| it.name == *name)
     }
+    fn deletes_disks(&self, host: &HostName, guest: &GuestName) -> bool {
+        self.deleting.contains(&(host.clone(), guest.clone()))
+    }
     fn host_needed_for(&self, name: &HostName) -> Option<String> {
         let guest = self.guests.iter().find(|(_, facts)| facts.host == *name);
         guest.map(|(spec, _)| format!("guest {}", spec.name))
@@ -58,7 +63,8 @@ impl Fabric {
             port.allot(PortId::try_from(n).unwrap(), MacAddr::new([6, 0, 0, 0, c, d]))
         });
         let spec = guest.clone().allot(ports.collect());
-        let facts = GuestFacts { host: host(on), memory_kib: guest.memory_kib, running: true, migration: None };
+        let (host, memory_kib, disks) = (host(on), guest.memory_kib, guest.disks.len());
+        let facts = GuestFacts { host, memory_kib, disks, running: true, migration: None };
         if let Some(host) = self.hosts.iter_mut().find(|it| it.name.as_str() == on) {
             host.memory_used_kib += guest.memory_kib;
         }
@@ -93,7 +99,8 @@ fn port(mac: Option<u8>, ip: u8) -> NewPort {
 
 fn guest(name: &str, ports: Vec<NewPort>) -> NewGuest {
     let boot = Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() };
-    NewGuest { name: name.parse().unwrap(), vcpus: 1, queues: Queues::ONE, memory_kib: 262_136, boot, ports }
+    let (name, queues) = (name.parse().unwrap(), Queues::ONE);
+    NewGuest { name, vcpus: 1, queues, memory_kib: 262_136, boot, ports, disks: vec![] }
 }
 
 /// Network blue, h1 with web-1, h2 empty, gw a peer.
@@ -194,10 +201,36 @@ fn moves_that_cannot_be() {
     denied(to(&fabric, "h2"), "GUEST_NOT_RUNNING", "guest");
     fabric.guests[0].1.migration = Some("m-1".into());
     denied(to(&fabric, "h2"), "ALREADY_MIGRATING", "guest");
-    denied(delete_guest(&fabric, &"web-1".parse().unwrap()), "ALREADY_MIGRATING", "guest");
+    denied(delete_guest(&fabric, &"web-1".parse().unwrap(), Some(DiskFate::Delete)), "ALREADY_MIGRATING", "guest");
     fabric.guests[0].1.migration = None;
     fabric.hosts[1].connected = false;
     denied(to(&fabric, "h2"), "HOST_DOWN", "destination_host");
+    denied(migrate(&fabric, &request(None), None), "NO_DESTINATION", "destination_host");
+}
+
+#[test]
+fn disks_are_deleted_or_kept_by_somebodys_word() {
+    let mut fabric = fabric();
+    let name: GuestName = "web-1".parse().unwrap();
+    for fate in [None, Some(DiskFate::Delete)] {
+        assert_eq!(delete_guest(&fabric, &name, fate), Ok(DiskFate::Keep), "it has none");
+    }
+    fabric.guests[0].1.disks = 2;
+    denied(delete_guest(&fabric, &name, None), "DISK_FATE_NEEDED", "disks");
+    for fate in [DiskFate::Keep, DiskFate::Delete] {
+        assert_eq!(delete_guest(&fabric, &name, Some(fate)), Ok(fate));
+    }
+    denied(delete_guest(&fabric, &"web-9".parse().unwrap(), None), "UNKNOWN_GUEST", "name");
+}
+
+#[test]
+fn a_guest_waits_until_the_disks_of_its_namesake_are_deleted() {
+    let mut fabric = fabric();
+    fabric.deleting = vec![(host("h2"), "web-1".parse().unwrap()), (host("h2"), "web-2".parse().unwrap())];
+    let create = |on: &str| create_guest(&fabric, &guest("web-2", vec![port(None, 11)]), &host(on));
+    denied(create("h2"), "DISKS_BEING_DELETED", "spec.name");
+    assert_eq!(create("h1"), Ok(()), "not there");
+    denied(migrate(&fabric, &request(Some("h2")), None), "DISKS_BEING_DELETED", "guest");
     denied(migrate(&fabric, &request(None), None), "NO_DESTINATION", "destination_host");
 }
 

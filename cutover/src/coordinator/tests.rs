@@ -42,6 +42,7 @@ fn plan() -> MigrationPlan {
             memory_kib: 262_136,
             boot,
             ports: vec![port.clone()],
+            disks: vec![],
         },
         generation: Generation(4),
         source: end("h1", 1),

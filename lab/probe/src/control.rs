@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::arrivals::Summary;
+use crate::disk;
 use crate::load::sink;
 use crate::memory;
 
@@ -69,6 +70,8 @@ pub enum Request {
         /// One past the last number.
         to: u64,
     },
+    /// How are your disks?
+    Disks,
     /// A load begins, beside whatever session there is.
     LoadBegin {
         /// Its number.
@@ -98,6 +101,8 @@ pub enum Response {
     },
     /// To `Report`.
     Report(GuestReport),
+    /// To `Disks`: each that is written to.
+    Disks(Vec<disk::Status>),
     /// To `LoadBegin`.
     LoadBegun,
     /// To `LoadEnd`.
@@ -113,6 +118,9 @@ pub struct GuestReport {
     pub echo: Summary,
     /// Its watched memory, every page just checked.
     pub memory: memory::Status,
+    /// Disks that are written to.
+    #[serde(default)]
+    pub disks: Vec<disk::Status>,
     /// Messages received on the stream in this session.
     pub stream_received: u64,
     /// Of the stream's messages, those that were not the ones expected, in this session.

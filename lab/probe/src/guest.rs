@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::arrivals::{Arrival, Log};
 use crate::control::{self, GuestReport, Ports, Request, Response};
 use crate::load::{bulk, sink::Loads};
-use crate::{echo, memory, oneway, stream};
+use crate::{disk, echo, memory, oneway, stream};
 
 /// How the guest end is set up.
 #[derive(Debug, Clone)]
@@ -25,11 +25,14 @@ pub struct Config {
     pub memory: usize,
     /// Bytes of it rewritten a second.
     pub memory_rate: usize,
+    /// Disks to write to.
+    pub disks: Vec<disk::writer::Config>,
 }
 
 /// Serves peers, one after the other, for as long as the process lives.
 pub fn run(config: &Config) -> io::Result<()> {
     let memory = memory::start(config.memory, config.memory_rate);
+    let disks: Arc<[_]> = config.disks.iter().cloned().map(disk::writer::start).collect();
     let current = Arc::new(Current::default());
 
     let echoes = echo::socket(SocketAddrV4::new(config.address, config.ports.echo))?;
@@ -65,11 +68,12 @@ pub fn run(config: &Config) -> io::Result<()> {
         else {
             continue;
         };
-        let (current, memory, loads) = (current.clone(), memory.clone(), loads.clone());
+        let (current, memory, disks, loads) = (current.clone(), memory.clone(), disks.clone(), loads.clone());
         thread::spawn(move || {
             // A peer that went away is no error of the guest's; its session ends when the next one begins.
-            let _ =
-                Conversation { peer: peer.ip(), current: &current, memory: &memory, loads: &loads }.hold(connection);
+            let conversation =
+                Conversation { peer: peer.ip(), current: &current, memory: &memory, disks: &disks, loads: &loads };
+            let _ = conversation.hold(connection);
         });
     }
 }
@@ -117,10 +121,11 @@ impl Session {
         ours
     }
 
-    fn report(&self, from: u64, to: u64, memory: memory::Status) -> GuestReport {
+    fn report(&self, from: u64, to: u64, memory: memory::Status, disks: Vec<disk::Status>) -> GuestReport {
         GuestReport {
             echo: self.arrivals.summarise(from..to),
             memory,
+            disks,
             stream_received: self.stream.received.load(Ordering::SeqCst),
             stream_corrupted: self.stream.corrupted.load(Ordering::SeqCst),
             stream_resets: self.stream.resets.load(Ordering::SeqCst),
@@ -146,6 +151,7 @@ struct Conversation<'a> {
     peer: IpAddr,
     current: &'a Current,
     memory: &'a Mutex<memory::Region>,
+    disks: &'a [Arc<disk::writer::Progress>],
     loads: &'a Loads,
 }
 
@@ -179,9 +185,10 @@ impl Conversation<'_> {
             }),
             Request::Report { from, to, .. } if from <= to => {
                 let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner).verify();
-                Ok(Response::Report(session.report(from, to, memory)))
+                Ok(Response::Report(session.report(from, to, memory, self.disks())))
             }
             Request::Report { from, to, .. } => Ok(Response::Refused(format!("from {from} is after to {to}"))),
+            Request::Disks => Ok(Response::Disks(self.disks())),
             Request::LoadBegin { load } => {
                 self.loads.begin(load);
                 Ok(Response::LoadBegun)
@@ -191,6 +198,10 @@ impl Conversation<'_> {
                 None => Response::Refused(format!("there is no load {load}: this end was started anew")),
             }),
         }
+    }
+
+    fn disks(&self) -> Vec<disk::Status> {
+        self.disks.iter().map(|disk| disk.status()).collect()
     }
 
     fn begin(&self, session: Session, port: u16, pps: u32) -> io::Result<Response> {

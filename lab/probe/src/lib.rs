@@ -12,7 +12,7 @@
 //!   ping   ICMP echo, 50/s      ◄──────────────────►  (the guest's kernel)
 //!   load   numbered UDP, many flows     ────────────►  counts arrivals, echoes nothing
 //!          TCP as fast as it goes       ◄───────────►  (a connection each way)
-//!   control: one JSON line a request, one a response  keeps rewriting and checking its memory
+//!   control: one JSON line a request, one a response  keeps rewriting and checking its memory and its disks
 //! ```
 //!
 //! Nothing here knows what a migration is: the peer reports what happened between two *marks*. A packet belongs to the
@@ -22,6 +22,7 @@
 pub mod arrivals;
 pub mod clock;
 pub mod control;
+pub mod disk;
 pub mod echo;
 pub mod guest;
 pub mod load;

@@ -1,7 +1,9 @@
 //! `throughline-probe`: the probes as a program, static, so that the same file runs in the guest and on the hosts.
 
+use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -9,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
-use throughline_probe::control::Ports;
+use throughline_probe::control::{Client, Ports, Request, Response};
+use throughline_probe::disk::{self, block::Label};
 use throughline_probe::load::{self, Load};
 use throughline_probe::observe::{Filter, Observer, Sightings};
 use throughline_probe::peer::Peer;
@@ -25,7 +28,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Inside the guest: answer, send, and keep memory busy.
+    /// Inside the guest: answer, send, and keep memory and disks busy.
     Guest {
         /// Memory to keep rewriting and checking, MiB.
         #[arg(long, default_value_t = 8)]
@@ -33,6 +36,12 @@ enum Command {
         /// How much of it to rewrite, KiB a second.
         #[arg(long, default_value_t = 4096)]
         memory_rate_kib: usize,
+        /// Serial number of a disk to write to and check, all of it, again and again; as often as there are disks.
+        #[arg(long = "disk", value_name = "NAME")]
+        disks: Vec<String>,
+        /// How much to write to each, KiB a second.
+        #[arg(long, default_value_t = 1024)]
+        disk_rate_kib: usize,
     },
     /// Inside the guest: wake every millisecond, in an address space of its own, and do nothing. That makes the kernel reload
     /// its page tables all the time, without which QEMU 7.2's TCG now and then misses a write while memory moves.
@@ -82,6 +91,27 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         patience: u64,
     },
+    /// On a host that stays: ask a guest how its disks are; answers in JSON.
+    Disks {
+        /// The guest's address.
+        #[arg(long)]
+        guest: Ipv4Addr,
+        /// Seconds to wait for the guest's first answer.
+        #[arg(long, default_value_t = 10)]
+        patience: u64,
+    },
+    /// Anywhere: check a raw file or a device that a guest has written to, by itself; answers in JSON. Fails if something on it was
+    /// never written there, or something that was flushed is not.
+    DiskCheck {
+        /// The file; that of a disk in another format is to be converted first.
+        image: PathBuf,
+        /// Which disk it should be.
+        #[arg(long)]
+        name: Option<String>,
+        /// What the guest last said of `acknowledged`. Without, a disk that was set back to an earlier state altogether passes.
+        #[arg(long, default_value_t = 0)]
+        acknowledged: u64,
+    },
     /// On a hypervisor: see when echo packets were put on a guest's tap. Answers `take` on standard input in JSON.
     Observe {
         /// The guest's MAC address.
@@ -95,12 +125,14 @@ enum Command {
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
-        Command::Guest { memory_mib, memory_rate_kib } => {
+        Command::Guest { memory_mib, memory_rate_kib, disks, disk_rate_kib } => {
+            let disks = disks.into_iter().map(|name| disk::writer::Config { name, rate: disk_rate_kib << 10 });
             let config = guest::Config {
                 address: Ipv4Addr::UNSPECIFIED,
                 ports: Ports::default(),
                 memory: memory_mib << 20,
                 memory_rate: memory_rate_kib << 10,
+                disks: disks.collect(),
             };
             guest::run(&config).context("the probe's guest end cannot go on")
         }
@@ -126,6 +158,8 @@ fn main() -> Result<()> {
             patience: Duration::from_secs(patience),
         }),
         Command::Ping { guest, patience } => ping_once(guest, Duration::from_secs(patience)),
+        Command::Disks { guest, patience } => ask_disks(guest, Duration::from_secs(patience)),
+        Command::DiskCheck { image, name, acknowledged } => check_disk(&image, name.as_deref(), acknowledged),
         Command::Observe { mac, guest } => observe(Filter { mac, address: guest, port: Ports::default().echo }),
     }
 }
@@ -158,6 +192,30 @@ fn load(config: &load::Config) -> Result<()> {
 fn ping_once(guest: IpAddr, patience: Duration) -> Result<()> {
     let answered = ping::answered(guest, patience).context("cannot ping: root is needed")?;
     ensure!(answered, "{guest} did not answer a ping within {patience:?}");
+    Ok(())
+}
+
+fn ask_disks(guest: Ipv4Addr, patience: Duration) -> Result<()> {
+    let mut client = Client::connect(guest, Ports::default().control, patience)
+        .with_context(|| format!("the guest at {guest} did not answer within {patience:?}"))?;
+    match client.ask(&Request::Disks)? {
+        Response::Disks(disks) => answer(&disks),
+        other => bail!("the guest at {guest} was asked for its disks and answered {other:?}"),
+    }
+}
+
+fn check_disk(image: &Path, name: Option<&str>, acknowledged: u64) -> Result<()> {
+    let file = File::open(image).with_context(|| format!("cannot open {}", image.display()))?;
+    let verdict = disk::check::check(&file, name.map(Label::new), acknowledged)
+        .with_context(|| format!("cannot check {}", image.display()))?;
+    answer(&verdict)?;
+    ensure!(
+        verdict.is_sound(),
+        "{}: {} blocks are wrong, {} are older than what was flushed",
+        image.display(),
+        verdict.wrong,
+        verdict.missing
+    );
     Ok(())
 }
 

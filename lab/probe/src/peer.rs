@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::arrivals::Summary;
 use crate::clock::realtime_ns;
 use crate::control::{Client, GuestReport, Ports, Request, Response};
-use crate::{echo, memory, oneway, ping, stream};
+use crate::{disk, echo, memory, oneway, ping, stream};
 
 /// What to probe, and how hard.
 #[derive(Debug, Clone)]
@@ -73,6 +73,9 @@ pub struct Report {
     pub ping: Summary,
     /// The guest's watched memory, since it booted.
     pub memory: memory::Status,
+    /// The guest's disks that are written to, since it booted.
+    #[serde(default)]
+    pub disks: Vec<disk::Status>,
     /// The TCP stream.
     pub stream: StreamReport,
 }
@@ -200,6 +203,7 @@ impl Peer {
             ping: self.ping.answers.summarise(from.ping..to.ping),
             memory: guest.memory,
             stream: self.stream_report(from, to, &guest),
+            disks: guest.disks,
         })
     }
 

@@ -1,16 +1,18 @@
-//! The lab guest boots, and on a network that does nothing wrong its probes find nothing wrong. Needs root, QEMU and the
+//! The lab guest boots, and on a network and disks that do nothing wrong its probes find nothing wrong. Needs root, QEMU and the
 //! guest image.
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
-use throughline_probe::control::Ports;
+use throughline_probe::control::{Client, Ports, Request, Response};
+use throughline_probe::disk::{block::Label, check::check};
 use throughline_probe::observe::{Filter, Observer};
 use throughline_probe::peer::{Config, Peer};
 
@@ -40,14 +42,75 @@ fn image(file: &str) -> PathBuf {
     path
 }
 
-fn boot() -> Ended {
+fn boot(parameters: &str, devices: &[String]) -> Ended {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args("-machine q35 -accel tcg,thread=multi -m 262136k -nodefaults -no-user-config -display none".split(' '));
     qemu.arg("-kernel").arg(image("vmlinuz")).arg("-initrd").arg(image("initrd.img"));
-    qemu.args(["-append", &format!("quiet panic=-1 tl.ip={GUEST}/24")]);
+    qemu.args(["-append", &format!("quiet panic=-1 tl.ip={GUEST}/24 {parameters}")]);
     qemu.args(["-netdev", "tap,id=net,ifname=tlt1,script=no,downscript=no"]);
     qemu.args(["-device", "virtio-net-pci,netdev=net,mac=02:00:00:07:00:10,romfile="]);
+    qemu.args(devices);
     Ended(qemu.stdin(Stdio::null()).spawn().expect("QEMU is installed: make setup"))
+}
+
+/// A disk's file; gone with the value.
+struct Image(PathBuf);
+
+impl Image {
+    fn new(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("guest-disk-{}-{name}", std::process::id()));
+        File::create(&path).unwrap().set_len(4 << 20).unwrap();
+        Self(path)
+    }
+
+    fn drive(&self, id: &str) -> [String; 2] {
+        ["-drive".to_owned(), format!("if=none,id={id},format=raw,file={}", self.0.display())]
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn a_guest_writes_to_its_disks_on_either_bus_and_what_it_flushed_is_there_when_it_is_killed() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of its own needs root");
+    for line in ["tuntap add tlt1 mode tap vnet_hdr", "address add 10.7.0.1/24 dev tlt1", "link set tlt1 up"] {
+        ip(line);
+    }
+    let images = [Image::new("root"), Image::new("data")];
+    let mut devices = [images[0].drive("d0"), images[1].drive("d1")].concat();
+    for device in [
+        "virtio-blk-pci,drive=d0,serial=root",
+        "virtio-scsi-pci,id=scsi",
+        "scsi-hd,bus=scsi.0,scsi-id=1,lun=0,drive=d1,serial=data,device_id=data",
+    ] {
+        devices.extend(["-device", device].map(str::to_owned));
+    }
+    let guest = boot("tl.disk=root tl.disk=data tl.disk-rate=4096", &devices);
+    let mut client =
+        Client::connect(GUEST, Ports::default().control, Duration::from_secs(90)).expect("the guest boots");
+    let deadline = Instant::now() + Duration::from_secs(90);
+    let disks = loop {
+        let Response::Disks(disks) = client.ask(&Request::Disks).unwrap() else { panic!("another answer") };
+        if disks
+            .iter()
+            .all(|disk| disk.blocks > 0 && disk.acknowledged > disk.blocks && disk.verified > 2 * disk.blocks)
+        {
+            break disks;
+        }
+        assert!(Instant::now() < deadline, "{disks:?}");
+        thread::sleep(Duration::from_millis(200));
+    };
+    drop(guest);
+    for (disk, (image, name)) in disks.iter().zip(images.iter().zip(["root", "data"])) {
+        assert_eq!((disk.name.as_str(), disk.blocks), (name, 1024));
+        assert_eq!((disk.wrong, disk.missing, disk.failed), (0, 0, 0), "{disk:?}");
+        let verdict = check(&File::open(&image.0).unwrap(), Some(Label::new(name)), disk.acknowledged).unwrap();
+        assert!(verdict.is_sound() && verdict.sound == 1024, "{verdict:?}");
+    }
 }
 
 #[test]
@@ -68,7 +131,7 @@ fn a_guest_on_a_faithful_network_misses_nothing() {
     }
     let ports = Ports::default();
     let mut observer = Observer::start(Filter { mac: MAC, address: GUEST, port: ports.echo }).unwrap();
-    let _guest = boot();
+    let _guest = boot("", &[]);
     let mut peer = Peer::start(&Config {
         guest: GUEST,
         ports,

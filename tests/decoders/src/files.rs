@@ -1,7 +1,10 @@
 //! What comes from files and certificates.
 
-use throughline_agent::journal::{MoveRecord, PAGE, read_page};
-use throughline_controller::read_value;
+use throughline_agent::{
+    disks::qcow2_length,
+    journal::{MoveRecord, PAGE, read_page},
+};
+use throughline_controller::{read_roles, read_value};
 use throughline_cutover::{Mandate, OwnedGuest};
 use throughline_identity::SpiffeId;
 
@@ -28,6 +31,20 @@ pub(crate) fn record(bytes: &[u8]) {
     const TABLES: [&str; 7] = ["meta", "networks", "hosts", "guests", "endpoints", "migrations", "removals"];
     let Some((choice, body)) = chosen(bytes) else { return };
     let _reads = read_value(TABLES[usize::from(choice) % TABLES.len()], body);
+}
+
+/// An image that a disk is to begin as.
+pub(crate) fn images(bytes: &[u8]) {
+    let _read = qcow2_length(bytes);
+}
+
+/// Which operator has which role.
+pub(crate) fn roles(bytes: &[u8]) {
+    if let Ok(text) = str::from_utf8(bytes)
+        && let Ok(operators) = read_roles(text)
+    {
+        assert!(operators <= text.lines().count(), "one operator a line");
+    }
 }
 
 /// A containerlab topology.

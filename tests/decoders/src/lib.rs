@@ -13,12 +13,13 @@ mod systems;
 /// A decoder under a name: that of its corpus, and of its program in `fuzz/fuzz_targets`.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them. A file of roles, once the controller reads one, joins here.
-pub const TARGETS: [Target; 12] = [
+/// All of them.
+pub const TARGETS: [Target; 14] = [
     ("agent_messages", messages::agent),
     ("controller_messages", messages::controller),
     ("frames", frames::frames),
     ("identity", files::identity),
+    ("images", files::images),
     ("journal", files::journal),
     ("netlink", systems::netlink),
     ("peer_messages", messages::peer),
@@ -26,6 +27,7 @@ pub const TARGETS: [Target; 12] = [
     ("qmp", systems::qmp),
     ("record", files::record),
     ("requests", messages::requests),
+    ("roles", files::roles),
     ("topology", files::topology),
 ];
 

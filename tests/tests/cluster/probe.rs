@@ -7,15 +7,18 @@ use std::thread;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use throughline_probe::disk::Status;
 use throughline_probe::observe::{Sighting, Sightings};
 use throughline_probe::peer::Report;
 
-use crate::lab::{GUEST, GUEST_ADDRESS, GUEST_MAC, Lab};
+use crate::lab::{GUEST, GUEST_ADDRESS, GUEST_MAC, Lab, wait_for};
 
 /// Packets a second, each way: many enough that no hand-over falls between two of them.
 const PPS: &str = "1000";
 /// How long the guest may take to boot and answer.
 const BOOT: Duration = Duration::from_secs(60);
+/// How long the guest may take to read its disks back.
+const READ_BACK: Duration = Duration::from_secs(180);
 /// How long a probe may take to answer.
 const ANSWER: Duration = Duration::from_secs(20);
 /// What has not arrived this long after the window's last packet is lost.
@@ -39,6 +42,25 @@ impl Probe {
         let mut peer = Program::start(lab.on("peer", &probe));
         let mark = peer.ask("mark");
         Self { peer, observers, mark }
+    }
+
+    /// Waits until the guest has read back every block of its disks since now; all must be what it wrote, and nothing it was told is
+    /// written may be missing.
+    pub(crate) fn assert_disks_read_back(&mut self) {
+        let began = self.disks();
+        let goals: Vec<_> = began.iter().map(|disk| disk.verified + 2 * disk.blocks).collect();
+        assert!(!goals.is_empty(), "the guest has no disks that it writes");
+        wait_for("the guest has read its disks back", READ_BACK, || {
+            let disks = self.disks();
+            let bad: Vec<_> = disks.iter().filter(|disk| disk.wrong + disk.missing + disk.failed > 0).collect();
+            assert!(bad.is_empty(), "{bad:?}");
+            disks.iter().zip(&goals).all(|(disk, goal)| disk.verified >= *goal && disk.written > 0).then_some(())
+        });
+    }
+
+    fn disks(&mut self) -> Vec<Status> {
+        let (from, to) = (self.peer.ask("mark"), self.peer.ask("mark"));
+        parse::<Report>(&self.peer.ask(&format!("report {from} {to}"))).disks
     }
 
     /// Ends a window and begins the next. Every packet sent in it must have arrived once and in order, no connection may have
@@ -116,7 +138,7 @@ fn trace(sequence: u64, taps: &[Vec<Sighting>; 2]) -> String {
 
 /// What went wrong in a window, in words.
 fn broken(report: &Report) -> Vec<String> {
-    let Report { to_guest, echoes, from_guest, ping, memory, stream, .. } = report;
+    let Report { to_guest, echoes, from_guest, ping, memory, stream, disks, .. } = report;
     let flows = [("to the guest", to_guest), ("echoed", echoes), ("from the guest", from_guest), ("pings", ping)];
     let mut broken = Vec::new();
     for (name, flow) in flows {
@@ -129,6 +151,9 @@ fn broken(report: &Report) -> Vec<String> {
     }
     if stream.sent == 0 || stream.resets + stream.corrupted + stream.undelivered > 0 {
         broken.push(format!("TCP stream: {stream:?}"));
+    }
+    for disk in disks.iter().filter(|disk| disk.wrong + disk.missing + disk.failed > 0) {
+        broken.push(format!("guest disk: {disk:?}"));
     }
     if memory.corrupted > 0 || memory.rewritten == 0 {
         broken.push(format!("guest memory: {memory:?}"));

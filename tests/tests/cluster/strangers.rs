@@ -102,7 +102,7 @@ fn strangers_at_the_port_memory_comes_to_get_nothing_and_nobody_notices() {
     let second = lab.inside("h1", || TcpStream::connect(door));
     assert!(second.is_err(), "also to who might know the token");
     let log = fs::read_to_string(lab.log("h2")).unwrap();
-    assert!(log.contains("a stranger at the memory stream's port was sent away"), "{log}");
+    assert!(log.contains("a stranger at a stream's port was sent away"), "{log}");
     drop((silent, elsewhere));
     probe.assert_unnoticed(&lab, "strangers came to the port of its memory");
     lab.migrate("h1");

@@ -24,6 +24,7 @@ pub(crate) enum On {
     MemoryIn,
     MemoryFailed,
     SourceGaveUp,
+    DisksClosed,
     CommitRecorded,
     Running,
     RunFailed,
@@ -49,6 +50,7 @@ fn event(on: On) -> DestinationEvent {
         On::MemoryIn => DestinationEvent::MemoryIn,
         On::MemoryFailed => DestinationEvent::MemoryFailed(why()),
         On::SourceGaveUp => DestinationEvent::SourceGaveUp { generation: GENERATION },
+        On::DisksClosed => DestinationEvent::DisksClosed,
         On::CommitRecorded => DestinationEvent::CommitRecorded,
         On::Running => DestinationEvent::Running,
         On::RunFailed => DestinationEvent::RunFailed,
@@ -107,6 +109,7 @@ impl Hands<'_> {
         match effect {
             DestinationEffect::Prepare => return self.prepare_destination(),
             DestinationEffect::TellPrepared if self.part() => self.state.say_to_source(ToSource::Prepared),
+            DestinationEffect::CloseDisks => self.at_destination().closing_disks = true,
             DestinationEffect::RecordCommit { .. } => {
                 self.at_destination().committing = true;
                 // The fault to be found: the guest first, the disk after.
@@ -158,6 +161,7 @@ impl Hands<'_> {
         }
         if self.part() {
             self.state.destination.vm = DestinationVm::Incoming;
+            self.state.disks.open = self.state.disks.there;
         }
         Some(On::Ready)
     }
@@ -268,7 +272,8 @@ impl Hands<'_> {
         if self.part() {
             self.state.destination.promise = Some(Promise::Receiving);
         }
-        let id = self.fabric.destinations.enter(&Destination::new(GENERATION, LIMITS, self.awaited()));
+        let machine = Destination::new(GENERATION, LIMITS, self.awaited()).with_disks(self.state.disks.there);
+        let id = self.fabric.destinations.enter(&machine);
         self.at_destination().process.machine = Some(id);
         self.drive_destination(On::Announced, When::Now);
     }

@@ -31,6 +31,7 @@
 
 mod controller;
 mod destination;
+mod disks;
 mod machines;
 mod moments;
 mod network;
@@ -62,15 +63,16 @@ fn tell(path: &Path<State, Action>) -> String {
 /// Explores to the end, prints how large that was; panics with the way to whatever should not be.
 fn explore(fabric: Fabric) {
     let began = Instant::now();
-    let (left, frames) = (fabric.left, fabric.frames);
+    let (left, frames, disks) = (fabric.left, fabric.frames, fabric.disks);
     let checker = Checked::new(fabric).checker().threads(2).spawn_bfs().join();
     let fabric = &checker.model().fabric;
     println!(
-        "{} crashes, {} broken streams, {} early deadlines, {frames} frames: states: {} unique: {} depth: {}; \
+        "{} crashes, {} broken streams, {} early deadlines, {frames} frames{}: states: {} unique: {} depth: {}; \
          situations of the source {}, destination {}, coordinator {}; {:.1} s",
         left.crashes,
         left.losses,
         left.haste,
+        if disks { ", with disks" } else { "" },
         checker.state_count(),
         checker.unique_state_count(),
         checker.max_depth(),
@@ -123,9 +125,24 @@ fn explored_with_two_crashes() {
     explore(Fabric::new(1, 0, left(2, 0, 0)));
 }
 
+#[test]
+fn explored_with_disks_and_a_crash() {
+    explore(Fabric::new(1, 0, left(1, 0, 0)).with_disks());
+}
+
+#[test]
+fn explored_with_disks_and_a_broken_stream() {
+    explore(Fabric::new(1, 0, left(0, 1, 0)).with_disks());
+}
+
 /// The first thing that goes wrong with a fault put in.
 fn found(seeded: Seeded, left: Left) -> Vec<&'static str> {
-    let model = Checked { trail: None, ..Checked::new(Fabric::new(1, 0, left).with(seeded)) };
+    found_in(Fabric::new(1, 0, left).with(seeded))
+}
+
+fn found_in(fabric: Fabric) -> Vec<&'static str> {
+    let seeded = fabric.seeded;
+    let model = Checked { trail: None, ..Checked::new(fabric) };
     let checker =
         model.checker().finish_when(HasDiscoveries::AnyFailures).timeout(Duration::from_secs(120)).spawn_bfs();
     let checker = checker.join();
@@ -149,6 +166,18 @@ fn a_source_that_resumes_when_the_stream_breaks_is_found() {
 #[test]
 fn a_destination_that_says_no_and_commits_is_found() {
     assert!(!found(Seeded::SaysNoAndCommits, left(0, 1, 0)).is_empty());
+}
+
+#[test]
+fn a_destination_that_runs_with_its_disks_open_is_found() {
+    let fabric = Fabric::new(1, 0, left(0, 0, 0)).with_disks().with(Seeded::LeavesDisksOpen);
+    assert!(found_in(fabric).contains(&"no disk has two writers"));
+}
+
+#[test]
+fn a_source_that_cuts_its_mirrors_off_is_found() {
+    let fabric = Fabric::new(1, 0, left(0, 0, 0)).with_disks().with(Seeded::CutsMirrors);
+    assert!(found_in(fabric).contains(&"the guest finds what it wrote"));
 }
 
 /// Why the QEMUs' agreement is among what is taken for granted.

@@ -28,6 +28,9 @@ impl Hands<'_> {
         let Some(phase) = self.source_phase() else { return };
         when(!self.state.call.to_source.is_empty(), AtSource::HearsCall);
         when(!source.words.is_empty(), AtSource::HearsQemu);
+        when(self.source_sees_disks_over(phase), AtSource::SeesDisksOver);
+        when(self.source_sees_mirrors_failed(phase), AtSource::SeesMirrorsFailed);
+        when(agent.ending_mirrors, AtSource::MirrorsEnd);
         let sends = matches!(source.vm, SourceVm::Sends);
         when(phase == SourcePhase::Precopy && sends, AtSource::HearsProgress);
         when(agent.watches_line && source.port.line.is_empty(), AtSource::SeesLineEmpty);
@@ -57,6 +60,7 @@ impl Hands<'_> {
         when(agent.committing, AtDestination::CommitIsWritten);
         when(agent.declining, AtDestination::DeclineIsWritten);
         let Some(phase) = self.destination_phase() else { return };
+        when(agent.closing_disks, AtDestination::DisksClose);
         when(agent.starting_guest, AtDestination::GuestStarts);
         for (peer, number) in self.state.peers.iter().zip(0..) {
             let gated = phase == DestinationPhase::Gated;
@@ -117,6 +121,8 @@ impl Hands<'_> {
         when(state.source.vm == SourceVm::Continues && takes_in, Action::MemoryArrives);
         let sending = matches!(state.source.vm, SourceVm::Sends | SourceVm::LetGo | SourceVm::Continues);
         when(sending && !takes_in, Action::MemoryFails);
+        when(self.disks_can_be_over(), Action::DisksAreOver);
+        when(self.mirrors_can_fail(), Action::MirrorsFail);
         let away = (state.source.agent.is_some(), state.source.link.up);
         when(state.controller.up && away == (true, false), Action::Connects(Host::Source));
         let away = (state.destination.agent.is_some(), state.destination.link.up);
@@ -187,6 +193,7 @@ impl Hands<'_> {
         when(state.question != Question::None, Action::QuestionIsLost);
         let sending = matches!(state.source.vm, SourceVm::Sends | SourceVm::LetGo | SourceVm::Continues);
         when(sending && state.destination.vm == DestinationVm::Incoming, Action::MemoryBreaks);
+        when(self.mirrors_can_break(), Action::MirrorsBreak);
         let source = state.source.agent.as_ref().map_or(0, |agent| agent.process.news.len());
         let destination = state.destination.agent.as_ref().map_or(0, |agent| agent.process.news.len());
         let ends =

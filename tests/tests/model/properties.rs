@@ -63,7 +63,10 @@ impl State {
     pub(crate) fn ended_well(&self, phase: Phase) -> bool {
         let (source, destination) = (&self.source, &self.destination);
         let killed = self.fate.killed;
-        let at_rest = !source.port.attached && !destination.port.attached && (!destination.landing || killed);
+        let at_rest = !source.port.attached
+            && !destination.port.attached
+            && (!destination.landing || killed)
+            && self.disks_are_at_rest();
         let moved = phase == Phase::Done;
         let there = if moved {
             source.vm == SourceVm::Gone
@@ -145,9 +148,11 @@ impl Checked {
 type Holds = fn(&State, Phase) -> bool;
 
 /// What must always hold, each with its name.
-pub(crate) const ALWAYS: [(&str, Holds); 6] = [
+pub(crate) const ALWAYS: [(&str, Holds); 8] = [
     ("it never runs twice", |state, _| state.runs_once()),
     ("it has one owner", |state, _| state.has_one_owner()),
+    ("no disk has two writers", |state, _| state.disks_have_one_writer()),
+    ("the guest finds what it wrote", |state, _| state.disks_are_whole()),
     ("it is never booted anew", |state, _| !state.fate.reborn),
     ("no frame is lost", |state, _| !state.fate.lost),
     ("no frame comes twice or past another", |state, _| !state.fate.disordered),
@@ -192,6 +197,8 @@ impl Model for Checked {
             Property::always(ALWAYS[3].0, |it, state| ALWAYS[3].1(state, it.phase(state))),
             Property::always(ALWAYS[4].0, |it, state| ALWAYS[4].1(state, it.phase(state))),
             Property::always(ALWAYS[5].0, |it, state| ALWAYS[5].1(state, it.phase(state))),
+            Property::always(ALWAYS[6].0, |it, state| ALWAYS[6].1(state, it.phase(state))),
+            Property::always(ALWAYS[7].0, |it, state| ALWAYS[7].1(state, it.phase(state))),
             Property::always("it can always come to an end", |it, state| {
                 it.dead_ends.is_empty() || !it.dead_ends.contains(&print_of(state))
             }),

@@ -71,6 +71,7 @@ pub(crate) fn play(fabric: &Fabric, seed: u64) -> Result<usize, Wrong> {
     for left in [&mut state.left.crashes, &mut state.left.losses, &mut state.left.haste] {
         *left = u8::try_from(dice.roll(u64::from(*left) + 1)).unwrap_or_default();
     }
+    state.disks.there = dice.roll(2) == 0;
     while let Some(action) = next(fabric, &state, &mut dice) {
         trace.push(action);
         state = fabric.act(&state, action);

@@ -22,6 +22,9 @@ pub(crate) enum On {
     Begin,
     Ready,
     Prepared,
+    DisksMirrored,
+    MirrorFailed,
+    MirrorsEnded,
     Progress,
     Armed,
     Stopped,
@@ -49,6 +52,9 @@ fn event(on: On) -> SourceEvent {
         On::Begin => SourceEvent::Begin,
         On::Ready => SourceEvent::Ready,
         On::Prepared => SourceEvent::PeerPrepared,
+        On::DisksMirrored => SourceEvent::DisksMirrored,
+        On::MirrorFailed => SourceEvent::MirrorFailed(why()),
+        On::MirrorsEnded => SourceEvent::MirrorsEnded,
         // Little is left of the third pass: from here on it is near.
         On::Progress => SourceEvent::Progress(Progress { rate: 1, passes: 3, ..Progress::default() }),
         On::Armed => SourceEvent::Armed,
@@ -130,6 +136,8 @@ impl Hands<'_> {
                 (self.state.source.port.attached, self.state.source.port.mode) = (true, mode::PASS);
                 return Some(On::Ready);
             }
+            SourceEffect::MirrorDisks if self.part() => return self.mirror_disks(),
+            SourceEffect::EndMirrors => self.at_source().ending_mirrors = true,
             SourceEffect::StartPrecopy if self.part() => {
                 self.at_source().sending = true;
                 if self.state.source.vm == SourceVm::Gone {
@@ -229,6 +237,7 @@ impl Hands<'_> {
 
     /// The guest runs on, and gets what was held.
     fn take_back(&mut self) {
+        self.abandon_mirrors();
         if self.part() {
             self.resume_guest();
         }
@@ -341,7 +350,7 @@ impl Hands<'_> {
         if self.part() {
             self.state.source.promise = Some(Promise::Sending);
         }
-        let id = self.fabric.sources.enter(&Source::new(GENERATION, LIMITS));
+        let id = self.fabric.sources.enter(&Source::new(GENERATION, LIMITS).with_disks(self.state.disks.there));
         self.at_source().process.machine = Some(id);
         self.drive_source(On::Begin, When::Now);
     }

@@ -3,7 +3,7 @@
 use throughline_abi::{Sight, Verdict, decide};
 pub(crate) use throughline_agent::journal::Promise;
 
-use crate::machines::Id;
+use crate::{disks::Disks, machines::Id};
 
 /// Things on their way, or in line, first come first.
 pub(crate) type Queue<T> = Vec<T>;
@@ -190,6 +190,8 @@ pub(crate) struct SourceAgent {
     pub(crate) awaits_quiet: bool,
     /// The guest's QEMU is gone, and the destination is asked what to write down.
     pub(crate) asks_for_remains: bool,
+    /// The mirrors were told to finish.
+    pub(crate) ending_mirrors: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -207,6 +209,8 @@ pub(crate) struct DestinationAgent {
     pub(crate) asked: bool,
     /// The source said that its line is empty.
     pub(crate) line_is_empty: bool,
+    /// QEMU was told to let nobody write to the disks.
+    pub(crate) closing_disks: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -322,6 +326,7 @@ pub(crate) struct State {
     pub(crate) call: Call,
     pub(crate) question: Question,
     pub(crate) carry: Queue<Frame>,
+    pub(crate) disks: Disks,
     pub(crate) left: Left,
     pub(crate) fate: Fate,
 }
@@ -368,6 +373,7 @@ impl State {
             call: Call { broken: true, ..Call::default() },
             question: Question::None,
             carry: Queue::new(),
+            disks: Disks::default(),
             left,
             fate: Fate::default(),
         }

@@ -9,6 +9,7 @@ use throughline_cutover::{
 
 use crate::{
     controller, destination,
+    disks::Mirrors,
     machines::{NOW, Situations, When},
     source,
     state::{DestinationVm, Left, Question, SourceVm, State, Word},
@@ -53,6 +54,10 @@ pub(crate) enum Seeded {
     ResumesWhenLost,
     /// The destination says that it did not commit, and goes on.
     SaysNoAndCommits,
+    /// The destination says that nobody else can write to its disks, and somebody can.
+    LeavesDisksOpen,
+    /// The source has its mirrors cut off instead of finished.
+    CutsMirrors,
     /// Not ours: a QEMU that resumes its guest by itself, the other one having everything.
     QemuResumesAlone,
 }
@@ -67,6 +72,8 @@ pub(crate) struct Fabric {
     pub(crate) peers: usize,
     /// Frames that each peer sends.
     pub(crate) frames: u8,
+    /// The guest has disks.
+    pub(crate) disks: bool,
     pub(crate) left: Left,
     /// Who starts is connected at once, and a controller that starts to everybody. That an agent is at work without a
     /// controller is then seen when the controller is away or a stream broke, not otherwise.
@@ -88,6 +95,9 @@ pub(crate) enum Action {
     MemoryArrives,
     /// QEMU notices that nobody takes its memory in.
     MemoryFails,
+    DisksAreOver,
+    /// QEMU notices that nobody takes what the guest writes.
+    MirrorsFail,
     // The network.
     Sends(u8),
     ReachesSource(u8),
@@ -106,6 +116,7 @@ pub(crate) enum Action {
     QuestionIsLost,
     LinkBreaks(Host, u8),
     MemoryBreaks,
+    MirrorsBreak,
 }
 
 impl Amid {
@@ -162,6 +173,9 @@ pub(crate) enum AtSource {
     HearsCall,
     HearsQemu,
     HearsAnswer,
+    SeesDisksOver,
+    SeesMirrorsFailed,
+    MirrorsEnd,
     HearsProgress,
     GiveUpIsWritten,
     SeesLineEmpty,
@@ -175,6 +189,7 @@ pub(crate) enum AtDestination {
     HearsOrder,
     HearsCall,
     HearsQemu,
+    DisksClose,
     CommitIsWritten,
     DeclineIsWritten,
     GuestStarts,
@@ -230,6 +245,7 @@ fn plan(peers: usize) -> MigrationPlan {
         memory_kib: 262_136,
         boot: Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() },
         ports: vec![port.clone()],
+        disks: vec![],
     };
     MigrationPlan {
         id: "m".into(),
@@ -258,6 +274,7 @@ impl Fabric {
             seeded: Seeded::Nothing,
             peers,
             frames,
+            disks: false,
             left,
             prompt: true,
         }
@@ -267,10 +284,16 @@ impl Fabric {
         Self { seeded, ..self }
     }
 
+    /// The same with a guest that has disks.
+    pub(crate) fn with_disks(self) -> Self {
+        Self { disks: true, ..self }
+    }
+
     /// Admitted, and the destination is about to be told.
     pub(crate) fn beginning(&self) -> State {
         let machine = self.coordinators.enter(&Coordinator::new(plan(self.peers), NOW));
         let mut hands = self.hands(State::new(machine, self.peers, self.left), usize::MAX);
+        hands.state.disks.there = self.disks;
         hands.drive_controller(controller::On::Begin, When::Now);
         hands.state
     }
@@ -298,6 +321,7 @@ impl Fabric {
         }
         hands.act(action);
         hands.reconcile();
+        hands.disks_follow();
         hands.state
     }
 
@@ -353,6 +377,8 @@ impl Hands<'_> {
             }
             Action::MemoryArrives => self.memory_arrives(),
             Action::MemoryFails => self.memory_fails_at_source(),
+            Action::DisksAreOver => self.disks_are_over(),
+            Action::MirrorsFail => self.state.disks.mirrors = Mirrors::Failed,
             Action::Sends(peer) => self.send_frame(peer),
             Action::ReachesSource(peer) => self.arrive_at_source(peer),
             Action::ReachesDestination(peer) => self.arrive_at_destination(peer),
@@ -386,6 +412,10 @@ impl Hands<'_> {
                 self.memory_breaks_at_destination();
                 self.memory_fails_at_source();
             }
+            Action::MirrorsBreak => {
+                self.state.left.losses -= 1;
+                self.state.disks.mirrors = Mirrors::Failed;
+            }
         }
     }
 
@@ -416,6 +446,9 @@ impl Hands<'_> {
             AtSource::HearsCall => self.source_hears_call(),
             AtSource::HearsQemu => self.source_hears_qemu(),
             AtSource::HearsAnswer => self.source_hears_answer(),
+            AtSource::SeesDisksOver => self.drive_source(source::On::DisksMirrored, When::Now),
+            AtSource::SeesMirrorsFailed => self.drive_source(source::On::MirrorFailed, When::Now),
+            AtSource::MirrorsEnd => self.mirrors_end(),
             AtSource::HearsProgress => self.drive_source(source::On::Progress, When::Later),
             AtSource::GiveUpIsWritten => self.give_up_is_written(),
             AtSource::SeesLineEmpty => {
@@ -436,6 +469,7 @@ impl Hands<'_> {
             AtDestination::HearsOrder => self.destination_hears_order(),
             AtDestination::HearsCall => self.destination_hears_call(),
             AtDestination::HearsQemu => self.destination_hears_qemu(),
+            AtDestination::DisksClose => self.disks_close(),
             AtDestination::CommitIsWritten => self.commit_is_written(),
             AtDestination::DeclineIsWritten => self.decline_is_written(),
             AtDestination::GuestStarts => self.guest_starts(),

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::AddrParseError, str::FromStr};
 
-use throughline_cutover::{InvalidName, InvalidNetworkValue};
+use throughline_cutover::{InvalidDisk, InvalidName, InvalidNetworkValue};
 
 /// A field that cannot be what it was given as.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +26,9 @@ pub enum Problem {
     /// Not such a network value.
     #[error(transparent)]
     Network(#[from] InvalidNetworkValue),
+    /// Not such a value of a disk.
+    #[error(transparent)]
+    Disk(#[from] InvalidDisk),
     /// Not an IP address.
     #[error("is not an IP address ({0})")]
     Address(String),

@@ -1,5 +1,6 @@
 //! Messages to domain types and back. What comes from outside is checked here, field by field, and nowhere else.
 
+mod disks;
 mod fence;
 mod field;
 mod news;
@@ -7,5 +8,6 @@ mod plan;
 mod requests;
 mod resources;
 
+pub use disks::disk_fate;
 pub use field::{InvalidField, Problem};
 pub use requests::{nested, parsed};

@@ -77,6 +77,8 @@ impl From<v1::Progress> for Progress {
             expected_pause_us: p.expected_pause_us,
             passes: p.passes,
             throttle_percent: p.throttle_percent,
+            disk_copied: p.disk_copied,
+            disk_total: p.disk_total,
         }
     }
 }

@@ -134,6 +134,7 @@ mod tests {
                 memory_kib: 262_136,
                 boot: Some(boot),
                 ports: vec![port.clone()],
+                disks: vec![],
             }),
             generation: 1,
             source: Some(end(1)),

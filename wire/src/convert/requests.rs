@@ -35,8 +35,8 @@ impl TryFrom<v1::GuestSpec> for NewGuest {
     type Error = InvalidField;
     fn try_from(spec: v1::GuestSpec) -> Result<Self, InvalidField> {
         let (vcpus, queues, memory_kib) = (spec.vcpus, queues(&spec)?, spec.memory_kib);
-        let (name, boot, ports) = guest_parts(spec)?;
-        Ok(Self { name, vcpus, queues, memory_kib, boot, ports })
+        let (name, boot, ports, disks) = guest_parts(spec)?;
+        Ok(Self { name, vcpus, queues, memory_kib, boot, ports, disks })
     }
 }
 

@@ -3,11 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use throughline_cutover::{
-    Binding, Boot, Endpoint, Failure, Generation, GuestName, GuestSpec, HostName, InterfaceName, Limits, MacAddr,
+    Binding, Boot, Disk, Endpoint, Failure, Generation, GuestName, GuestSpec, HostName, InterfaceName, Limits, MacAddr,
     Network, OnStall, Port, Progress, Queues,
 };
 
-use super::field::{InvalidField, Problem, number, parse, required, within};
+use super::{
+    disks::disks,
+    field::{InvalidField, Problem, number, parse, required, within},
+};
 use crate::{
     limits::{LONGEST_REASON, LONGEST_TEXT, MOST_IPS, MOST_PORTS, cut},
     v1,
@@ -86,7 +89,7 @@ impl From<Port> for v1::Port {
 }
 
 /// An absolute path without NUL; whether the file is there is the host's to say.
-fn path(field: &str, text: String) -> Result<String, InvalidField> {
+pub(super) fn path(field: &str, text: String) -> Result<String, InvalidField> {
     if text.len() > 4095 {
         return Err(InvalidField::new(
             field,
@@ -125,8 +128,8 @@ impl TryFrom<v1::GuestSpec> for GuestSpec {
     type Error = InvalidField;
     fn try_from(spec: v1::GuestSpec) -> Result<Self, InvalidField> {
         let (vcpus, queues, memory_kib) = (spec.vcpus, queues(&spec)?, spec.memory_kib);
-        let (name, boot, ports) = guest_parts(spec)?;
-        Ok(Self { name, vcpus, queues, memory_kib, boot, ports })
+        let (name, boot, ports, disks) = guest_parts(spec)?;
+        Ok(Self { name, vcpus, queues, memory_kib, boot, ports, disks })
     }
 }
 
@@ -148,7 +151,7 @@ pub(super) fn queues(spec: &v1::GuestSpec) -> Result<Queues, InvalidField> {
 }
 
 /// Checks a guest, whose ports are allotted already or still to be.
-pub(super) fn guest_parts<P>(spec: v1::GuestSpec) -> Result<(GuestName, Boot, Vec<P>), InvalidField>
+pub(super) fn guest_parts<P>(spec: v1::GuestSpec) -> Result<(GuestName, Boot, Vec<P>, Vec<Disk>), InvalidField>
 where
     P: TryFrom<v1::Port, Error = InvalidField>,
 {
@@ -165,7 +168,7 @@ where
     let boot = required("boot", spec.boot)?.try_into().map_err(|e: InvalidField| e.within("boot"))?;
     let ports = spec.ports.into_iter().enumerate();
     let ports = ports.map(|(at, port)| P::try_from(port).map_err(|e| e.within(format_args!("ports[{at}]"))));
-    Ok((name, boot, ports.collect::<Result<_, _>>()?))
+    Ok((name, boot, ports.collect::<Result<_, _>>()?, disks(spec.disks)?))
 }
 
 impl From<GuestSpec> for v1::GuestSpec {
@@ -177,6 +180,7 @@ impl From<GuestSpec> for v1::GuestSpec {
             memory_kib: spec.memory_kib,
             boot: Some(spec.boot.into()),
             ports: spec.ports.into_iter().map(Into::into).collect(),
+            disks: spec.disks.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -307,6 +311,8 @@ impl From<Progress> for v1::Progress {
             expected_pause_us: p.expected_pause_us,
             passes: p.passes,
             throttle_percent: p.throttle_percent,
+            disk_copied: p.disk_copied,
+            disk_total: p.disk_total,
         }
     }
 }
@@ -334,7 +340,9 @@ mod tests {
     fn spec() -> v1::GuestSpec {
         let boot = v1::Boot { kernel: "/k".into(), initrd: "/i".into(), cmdline: "console=ttyS0".into() };
         let (name, ports) = ("web-1".into(), vec![port()]);
-        v1::GuestSpec { name, vcpus: 2, queues: 2, memory_kib: 262_136, boot: Some(boot), ports }
+        let disks =
+            vec![v1::Disk { name: "root".into(), size: 1 << 30, format: 2, bus: 2, image: "/base.qcow2".into() }];
+        v1::GuestSpec { name, vcpus: 2, queues: 2, memory_kib: 262_136, boot: Some(boot), ports, disks }
     }
 
     fn field(change: impl FnOnce(&mut v1::GuestSpec)) -> String {
@@ -355,6 +363,14 @@ mod tests {
         assert_eq!(domain.queues, Queues::ONE);
         let mut on_record = serde_json::to_value(&domain).expect("JSON");
         on_record.as_object_mut().expect("an object").remove("queues");
+        assert_eq!(serde_json::from_value::<GuestSpec>(on_record).expect("reads"), domain);
+    }
+
+    #[test]
+    fn a_guest_of_an_older_fabric_has_no_disks() {
+        let domain = GuestSpec::try_from(v1::GuestSpec { disks: vec![], ..spec() }).expect("good");
+        let mut on_record = serde_json::to_value(&domain).expect("JSON");
+        on_record.as_object_mut().expect("an object").remove("disks");
         assert_eq!(serde_json::from_value::<GuestSpec>(on_record).expect("reads"), domain);
     }
 
@@ -383,6 +399,7 @@ mod tests {
         assert_eq!(field(|s| s.ports[0].ips = vec!["10.7.0.300".into()]), "ports[0].ips[0]");
         assert_eq!(field(|s| s.ports[0].ips.clear()), "ports[0].ips");
         assert_eq!(field(|s| s.ports[0].network = "UP".into()), "ports[0].network");
+        assert_eq!(field(|s| s.disks[0].size = 1), "disks[0].size");
     }
 
     #[test]

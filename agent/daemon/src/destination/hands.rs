@@ -18,8 +18,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::disks;
 use crate::{
     clock::{ns_since_1970, real_ns},
+    disks::Unfinished,
     driver::Hands,
     flip::{Flip, MarksAs, flip},
     gates::{lane_of, sharing},
@@ -27,7 +29,7 @@ use crate::{
     invitation,
     journal::Promise,
     lock::lock,
-    moves::ToSource,
+    moves::{SourceCall, ToSource},
     moving::{Counted, MovingPort, until_or_late},
     peer::answer,
     resident::{Resident, ResidentPort, Segment, Start, hypervisor_failure},
@@ -44,23 +46,34 @@ const LINE_LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How soon a gate that could not be opened is opened again.
 const OPEN_AGAIN: Duration = Duration::from_millis(50);
 
+/// What the controller calls it when an operator does not want a migration any more.
+const CANCELLED: &str = "CANCELLED";
+
 /// Carries out a destination's effects.
 #[derive(Debug)]
 pub(super) struct DestinationHands {
     host: Arc<Host>,
     plan: Arc<MigrationPlan>,
     events: mpsc::UnboundedSender<DestinationEvent>,
-    caller: Slot<ToSource>,
+    caller: Slot<SourceCall>,
     to_source: Option<ToSource>,
+    /// What it says of the guest's disks.
+    here: Vec<v1::DiskHere>,
     news: MigrationNews,
     vm: Option<Guest>,
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     /// For the source, until it is told.
     invitation: Option<Invitation>,
+    /// What it is told of the guest's disks.
+    disks: Vec<v1::PreparedDisk>,
     /// Waits for the source's memory.
     door: Option<AbortHandle>,
+    /// Writes out what has come of the disks.
+    writing_out: Option<AbortHandle>,
     line_watch: Option<AbortHandle>,
+    /// Somebody does not want this migration: no next try is expected.
+    cancelled: bool,
     waits: JoinSet<()>,
 }
 
@@ -69,7 +82,7 @@ impl DestinationHands {
         host: Arc<Host>,
         plan: Arc<MigrationPlan>,
         events: mpsc::UnboundedSender<DestinationEvent>,
-        caller: Slot<ToSource>,
+        caller: Slot<SourceCall>,
         news: MigrationNews,
     ) -> Self {
         Self {
@@ -78,13 +91,17 @@ impl DestinationHands {
             events,
             caller,
             to_source: None,
+            here: Vec::new(),
             news,
             vm: None,
             ports: Arc::default(),
             report: Arc::default(),
             invitation: None,
+            disks: Vec::new(),
             door: None,
+            writing_out: None,
             line_watch: None,
+            cancelled: false,
             waits: JoinSet::new(),
         }
     }
@@ -115,11 +132,22 @@ impl DestinationHands {
         self.launch(&ports, &mtus).await
     }
 
+    /// What the source said when it called, if it has.
+    fn hear_source(&mut self) {
+        if let Some(SourceCall { answers, disks }) = self.caller.take() {
+            self.to_source = Some(answers);
+            self.here = disks;
+        }
+    }
+
     /// QEMU over ports that are ready, and where its memory may come.
     async fn launch(&mut self, ports: &[Arc<ResidentPort>], mtus: &[Mtu]) -> Result<(), Failure> {
         let lanes = lock(&self.ports).iter().map(MovingPort::copy_lanes).collect::<Result<Vec<_>, _>>()?;
         let start = Start::Incoming { lanes: lanes.iter().map(Vec::as_slice).collect() };
-        let vm = self.host.launch(&self.plan.guest, ports, mtus, start).await?;
+        self.hear_source();
+        let room = disks::make_room(&self.host, &self.plan, &self.here).await?;
+        let (files, continued): (Vec<_>, Vec<_>) = room.into_iter().map(|it| (it.file, it.continued)).unzip();
+        let vm = self.host.launch(&self.plan.guest, ports, mtus, start, files).await?;
         self.watch_hypervisor(&vm);
         self.vm = Some(vm.clone());
         self.host.keep_flows(ports).await?;
@@ -130,6 +158,10 @@ impl DestinationHands {
         let listening = vm.listen(self.host.config.vtep, self.plan.source.vtep, sealer);
         let (awaited, invitation) = listening.await.map_err(hypervisor_failure)?;
         self.invitation = Some(invitation);
+        self.disks = disks::open(&self.host, &self.plan, &vm, &continued, &self.events, &mut self.waits).await?;
+        if !continued.is_empty() {
+            self.writing_out = Some(self.waits.spawn(disks::write_out(vm.clone(), self.events.clone())));
+        }
         let events = self.events.clone();
         self.door = Some(self.waits.spawn(async move {
             if let Err(error) = vm.receive(awaited).await {
@@ -141,7 +173,21 @@ impl DestinationHands {
 
     fn tell_prepared(&mut self) {
         if let Some(invitation) = self.invitation.take() {
-            self.tell_source(Message::Prepared(invitation::to_wire(invitation)));
+            let disks = std::mem::take(&mut self.disks);
+            self.tell_source(Message::Prepared(invitation::to_wire(invitation, disks)));
+        }
+    }
+
+    /// The guest stands at the source, and nothing more is to come.
+    fn close_disks(&mut self) {
+        self.stop_writing_out();
+        let (Some(vm), events) = (self.vm.clone(), self.events.clone()) else { return };
+        self.waits.spawn(async move { drop(events.send(disks::close(&vm).await)) });
+    }
+
+    fn stop_writing_out(&mut self) {
+        if let Some(writing) = self.writing_out.take() {
+            writing.abort();
         }
     }
 
@@ -352,7 +398,7 @@ impl DestinationHands {
         });
     }
 
-    async fn settle_in(&self, generation: Generation) {
+    async fn settle_in(&mut self, generation: Generation) {
         // An agent that took it up again has had it back before the move.
         if self.host.resident(&self.plan.guest.name).await.is_some() {
             return;
@@ -361,7 +407,18 @@ impl DestinationHands {
         let ports = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
         let resident = Resident::new(self.plan.guest.clone(), generation, vm, ports);
         self.host.settle_in(Arc::new(resident)).await;
+        self.keep_disks();
         info!(guest = %self.plan.guest.name, %generation, "committed");
+    }
+
+    /// Off the loop; the guest runs on them whatever they are called. An agent that is restarted does it again.
+    fn keep_disks(&mut self) {
+        let (host, plan) = (self.host.clone(), self.plan.clone());
+        self.waits.spawn(async move {
+            if let Err(failure) = host.keep_disks(&plan.guest).await {
+                warn!(guest = %plan.guest.name, %failure, "its disks are not under their names yet; restart this agent");
+            }
+        });
     }
 
     async fn close(&self) {
@@ -395,10 +452,21 @@ impl DestinationHands {
     async fn undo(&mut self) {
         self.close_door();
         self.close().await;
-        if let Some(vm) = self.vm.take()
-            && let Err(error) = vm.quit().await
-        {
+        self.stop_writing_out();
+        let ended = match self.vm.take() {
+            Some(vm) => Some(vm.quit().await),
+            None => None,
+        };
+        if let Some(Err(error)) = &ended {
             warn!(%error, "the QEMU that was to receive the guest did not end");
+        }
+        let fate = if self.cancelled {
+            Unfinished::Discard
+        } else {
+            Unfinished::PutAside { ended_badly: !ended.is_none_or(|ended| ended.is_ok_and(|exit| exit.orderly)) }
+        };
+        if let Err(failure) = self.host.leave_disks(&self.plan.guest, fate).await {
+            warn!(%failure, "what came of the guest's disks stays until the next try, or until this agent is restarted");
         }
         info!(guest = %self.plan.guest.name, "did not move here");
     }
@@ -412,9 +480,7 @@ impl DestinationHands {
     }
 
     fn tell_source(&mut self, message: Message) {
-        if let Some(newer) = self.caller.take() {
-            self.to_source = Some(newer);
-        }
+        self.hear_source();
         answer(self.to_source.as_ref(), message);
     }
 
@@ -443,6 +509,7 @@ impl Hands for DestinationHands {
                 });
             }
             DestinationEffect::TellPrepared => self.tell_prepared(),
+            DestinationEffect::CloseDisks => self.close_disks(),
             DestinationEffect::RecordCommit { .. } => self.record_commit(),
             DestinationEffect::RaiseGate => self.raise_gate(),
             DestinationEffect::TellCommitted { generation } => {
@@ -471,6 +538,7 @@ impl Hands for DestinationHands {
             }
             DestinationEffect::RecordDecline => self.record_decline(),
             DestinationEffect::TellDeclined(failure) => {
+                self.cancelled = failure.reason == CANCELLED;
                 self.tell_source(Message::Declined(v1::Declined { failure: Some(failure.into()) }));
             }
             DestinationEffect::Undo => {

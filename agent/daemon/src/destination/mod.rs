@@ -1,5 +1,6 @@
 //! A migration as its destination lives it.
 
+mod disks;
 mod hands;
 
 use std::sync::{Arc, atomic::AtomicBool};
@@ -96,7 +97,7 @@ fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -
                         refuse(&news, failure);
                         return;
                     }
-                    Destination::new(generation, limits, awaited)
+                    Destination::new(generation, limits, awaited).with_disks(!plan.guest.disks.is_empty())
                 }
                 Part::Resumed(resident, ports) => {
                     let open = ports.iter().all(MovingPort::is_released);

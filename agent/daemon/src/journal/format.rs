@@ -12,8 +12,9 @@ const KEY: &str = "format";
 
 /// Format of what the store holds. A change that an older agent must not work with makes it one more.
 ///
-/// 1: guests and moves. 2: whom this host obeys, and guests that are gone; what 1 holds reads as it is.
-const FORMAT: u64 = 2;
+/// 1: guests and moves. 2: whom this host obeys, and guests that are gone. 3: guests' disks, which an older agent would forget.
+/// What is older reads as it is.
+const FORMAT: u64 = 3;
 const OLDEST: u64 = 1;
 
 /// Refuses a store that is not to be read, before anything is written to it.
@@ -111,8 +112,15 @@ mod tests {
         let scratch = Scratch::new("first");
         let boot = throughline_cutover::Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() };
         let (name, queues) = ("web-1".parse().unwrap(), throughline_cutover::Queues::ONE);
-        let spec =
-            throughline_cutover::GuestSpec { name, vcpus: 1, queues, memory_kib: 262_136, boot, ports: Vec::new() };
+        let spec = throughline_cutover::GuestSpec {
+            name,
+            vcpus: 1,
+            queues,
+            memory_kib: 262_136,
+            boot,
+            ports: Vec::new(),
+            disks: Vec::new(),
+        };
         let guest = OwnedGuest { spec, generation: Generation(3), vnis: Vec::new() };
         write(&scratch.journal(), |write| {
             let value = serde_json::to_vec(&guest).unwrap();

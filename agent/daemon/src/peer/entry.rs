@@ -114,7 +114,15 @@ pub(super) mod tests {
         MigrationPlan {
             id: "5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11".into(),
             token: "ab".repeat(32),
-            guest: GuestSpec { name, vcpus: 1, queues: Queues::ONE, memory_kib: 262_136, boot, ports: vec![] },
+            guest: GuestSpec {
+                name,
+                vcpus: 1,
+                queues: Queues::ONE,
+                memory_kib: 262_136,
+                boot,
+                ports: vec![],
+                disks: vec![],
+            },
             generation: Generation(3),
             source: end("h1", 1),
             destination: end("h2", 2),

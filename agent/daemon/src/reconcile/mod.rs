@@ -6,10 +6,10 @@ mod observe;
 use std::{collections::HashMap, sync::Arc};
 
 use throughline_cutover::{
-    Failure, Generation, GuestName, GuestSpec, NetworkName, OwnedGuest,
+    DiskFate, Failure, Generation, GuestName, GuestSpec, NetworkName, OwnedGuest,
     fence::{self, Have},
 };
-use throughline_wire::v1;
+use throughline_wire::{disk_fate, v1};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -196,7 +196,9 @@ async fn end_guests(host: &Host, desired: &Desired, failed: &mut Failed, problem
         if host.moves.concerns(&name) || desired.moves_ended < host.moves.ended() {
             continue;
         }
-        match end_guest(host, &name, Generation(order.generation)).await {
+        // A word this agent does not know deletes nothing.
+        let fate = disk_fate("disks", order.disks).ok().flatten().unwrap_or_default();
+        match end_guest(host, &name, Generation(order.generation), fate).await {
             Ok(was_here) => ended |= was_here,
             Err(failure) => problems.push(format!("guest {name} does not end: {failure}")),
         }
@@ -205,19 +207,23 @@ async fn end_guests(host: &Host, desired: &Desired, failed: &mut Failed, problem
 }
 
 /// Ends one guest. False: it was not running here.
-async fn end_guest(host: &Host, name: &GuestName, ordered: Generation) -> Result<bool, Failure> {
-    let Some(resident) = host.resident(name).await else {
-        // On record here, but it could not be taken back.
+async fn end_guest(host: &Host, name: &GuestName, ordered: Generation, fate: DiskFate) -> Result<bool, Failure> {
+    let resident = host.resident(name).await;
+    if let Some(resident) = &resident {
+        fence::end(name, resident.generation(), ordered)?;
+        resident.vm.quit().await.map_err(hypervisor_failure)?;
+        info!(guest = %name, %ordered, ?fate, "ended");
+        host.move_out(name).await;
+    } else {
+        // On record here, but it could not be taken back, or its disks could not be removed.
         let owned = host.journal.guests()?.into_iter().find(|owned| owned.spec.name == *name);
-        if owned.is_some_and(|owned| owned.generation <= ordered) {
-            host.journal.ended(name, ordered)?;
+        if owned.is_none_or(|owned| owned.generation > ordered) {
+            return Ok(false);
         }
-        return Ok(false);
-    };
-    fence::end(name, resident.generation(), ordered)?;
-    resident.vm.quit().await.map_err(hypervisor_failure)?;
-    info!(guest = %name, %ordered, "ended");
-    host.move_out(name).await;
+    }
+    if fate == DiskFate::Delete {
+        host.remove_disks(name).await?;
+    }
     host.journal.ended(name, ordered)?;
-    Ok(true)
+    Ok(resident.is_some())
 }

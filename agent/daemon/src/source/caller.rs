@@ -7,8 +7,8 @@ use throughline_identity::{Identity, Security};
 use throughline_wire::{
     limits::LARGEST_PEER_MESSAGE,
     v1::{
-        FromDestination, FromSource, Prepare, Prepared, ResolveRequest, from_destination::Message, from_source,
-        peer_client::PeerClient,
+        DiskHere, FromDestination, FromSource, Prepare, Prepared, ResolveRequest, from_destination::Message,
+        from_source, peer_client::PeerClient,
     },
 };
 use tokio::sync::mpsc;
@@ -31,12 +31,13 @@ pub(super) struct Call {
 
 impl Call {
     /// Calls the destination; everything it says, and that it cannot be reached, comes as events, but for where memory may
-    /// come: that is left in `prepared`.
+    /// come: that is left in `prepared`. It is told what there is of the guest's disks.
     pub(super) fn place(
         security: &Security,
         plan: &MigrationPlan,
         events: mpsc::UnboundedSender<SourceEvent>,
         prepared: Slot<Prepared>,
+        disks: Vec<DiskHere>,
     ) -> Self {
         let (to_destination, queue) = mpsc::unbounded_channel();
         let call = Self { to_destination };
@@ -44,6 +45,7 @@ impl Call {
             migration_id: plan.id.clone(),
             token: plan.token.clone(),
             generation: plan.generation.0,
+            disks,
         }));
         let way = Way::to_destination(security, plan);
         tokio::spawn(async move {

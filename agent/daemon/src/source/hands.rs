@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::{
     caller::{self, Call},
+    disks,
     progress::report_progress,
 };
 use crate::{
@@ -68,6 +69,7 @@ pub(super) struct SourceHands {
     reported_at: Option<Duration>,
     sending: bool,
     precopy_watch: Option<AbortHandle>,
+    disk_watch: Option<AbortHandle>,
     waits: JoinSet<()>,
 }
 
@@ -95,6 +97,7 @@ impl SourceHands {
             reported_at: None,
             sending,
             precopy_watch: None,
+            disk_watch: None,
             waits: JoinSet::new(),
         };
         hands.watch_hypervisor();
@@ -144,6 +147,37 @@ impl SourceHands {
         Ok(())
     }
 
+    async fn call_peer(&mut self) -> Option<SourceEvent> {
+        let disks = match disks::here(&self.host, &self.resident.vm, &self.plan).await {
+            Ok(disks) => disks,
+            Err(failure) => return Some(SourceEvent::Abort(failure)),
+        };
+        let (events, prepared) = (self.events.clone(), self.prepared.clone());
+        self.call = Some(Call::place(&self.host.security, &self.plan, events, prepared, disks));
+        None
+    }
+
+    /// Off the loop, as memory is.
+    fn mirror_disks(&mut self) -> Option<SourceEvent> {
+        let mut prepared = self.prepared.take()?;
+        let wanted = std::mem::take(&mut prepared.disks);
+        self.prepared.put(prepared);
+        let wanted = match invitation::disks::from_wire(wanted, &self.plan.guest.disks, self.plan.destination.vtep) {
+            Ok(wanted) => wanted,
+            Err(failure) => return Some(SourceEvent::MirrorFailed(failure)),
+        };
+        let (host, vm, events) = (self.host.clone(), self.resident.vm.clone(), self.events.clone());
+        let plan = self.plan.clone();
+        let watch = self.waits.spawn(async move { disks::send(&host, &vm, &plan, wanted, &events).await });
+        self.disk_watch = Some(watch);
+        None
+    }
+
+    fn end_mirrors(&mut self) {
+        let (vm, events) = (self.resident.vm.clone(), self.events.clone());
+        self.waits.spawn(async move { drop(events.send(disks::end(&vm).await)) });
+    }
+
     /// Off the loop, which must hear of a cancel while the destination is called.
     fn start_precopy(&mut self) {
         let Some(prepared) = self.prepared.take() else { return };
@@ -163,7 +197,7 @@ impl SourceHands {
     /// one frame from its tap, and that one would be lost with it. Off the loop: the guest may take its time.
     fn arm(&mut self) {
         // Its questions would be in the way of the one command that is in a hurry now.
-        if let Some(watch) = &self.precopy_watch {
+        for watch in [&self.precopy_watch, &self.disk_watch].into_iter().flatten() {
             watch.abort();
         }
         lock(&self.ports).iter().for_each(MovingPort::hold);
@@ -248,6 +282,7 @@ impl SourceHands {
             warn!(%error, "the guest's old QEMU did not end");
         }
         self.host.move_out(name).await;
+        self.remove_disks().await;
         if let Err(error) = self.host.journal.promise(&self.plan.id, Some(&self.plan), Promise::Left) {
             warn!(%error, "the journal still names a guest that has left");
         }
@@ -255,13 +290,24 @@ impl SourceHands {
         info!(guest = %name, destination = %self.plan.destination.host, "left this host");
     }
 
+    /// They are at the destination, which has run on them since its commit.
+    async fn remove_disks(&self) {
+        let name = &self.plan.guest.name;
+        if !self.plan.guest.disks.is_empty()
+            && let Err(failure) = self.host.remove_disks(name).await
+        {
+            warn!(guest = %name, %failure, "what it left of its disks stays here; remove it by hand");
+        }
+    }
+
     /// The guest runs on, and gets what was held meanwhile.
     async fn take_back(&mut self) {
         // What it still had to tell QEMU must not come after the cancel.
-        if let Some(watch) = self.precopy_watch.take() {
+        for watch in [self.precopy_watch.take(), self.disk_watch.take()].into_iter().flatten() {
             watch.abort();
             until(|| watch.is_finished()).await;
         }
+        self.abandon_mirrors().await;
         if self.sending
             && let Err(error) = self.resident.vm.cancel_migration().await
         {
@@ -269,6 +315,16 @@ impl SourceHands {
         }
         self.resume().await;
         self.release_to_taps().await;
+    }
+
+    /// The guest's disks are its own again. Before anything else is said to QEMU: a write that waits for the destination can keep all
+    /// of it waiting.
+    async fn abandon_mirrors(&self) {
+        if !self.plan.guest.disks.is_empty()
+            && let Err(error) = self.resident.vm.abandon_mirrors().await
+        {
+            warn!(%error, "a disk's mirror stays until the next move; the guest's writes do not wait for it");
+        }
     }
 
     async fn release_to_taps(&self) {
@@ -398,16 +454,15 @@ impl Hands for SourceHands {
 
     async fn execute(&mut self, effect: SourceEffect) -> Option<SourceEvent> {
         match effect {
-            SourceEffect::CallPeer => {
-                self.call =
-                    Some(Call::place(&self.host.security, &self.plan, self.events.clone(), self.prepared.clone()));
-            }
+            SourceEffect::CallPeer => return self.call_peer().await,
             SourceEffect::PrepareDatapath => {
                 return Some(match self.prepare().await {
                     Ok(()) => SourceEvent::Ready,
                     Err(failure) => SourceEvent::Abort(failure),
                 });
             }
+            SourceEffect::MirrorDisks => return self.mirror_disks(),
+            SourceEffect::EndMirrors => self.end_mirrors(),
             SourceEffect::StartPrecopy => self.start_precopy(),
             SourceEffect::Brake => return self.fail_memory(self.resident.vm.brake().await),
             SourceEffect::Unbrake => {

@@ -1,6 +1,7 @@
 //! A migration as its source lives it.
 
 mod caller;
+mod disks;
 mod hands;
 mod progress;
 
@@ -54,7 +55,7 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
         );
         return Err(Failure::new("STALE_GENERATION", message));
     }
-    let machine = Source::new(plan.generation, plan.limits);
+    let machine = Source::new(plan.generation, plan.limits).with_disks(!plan.guest.disks.is_empty());
     run(host, plan, resident, Part::New(machine), news.clone())
 }
 
@@ -85,6 +86,12 @@ pub fn bury(host: &Arc<Host>, plan: MigrationPlan) {
     tokio::spawn(
         async move {
             let committed = has_committed(&host.security, &plan).await;
+            if committed
+                && !plan.guest.disks.is_empty()
+                && let Err(failure) = host.remove_disks(&plan.guest.name).await
+            {
+                warn!(%failure, "what the guest left of its disks stays here; remove it by hand");
+            }
             let promise = if committed { Promise::Left } else { Promise::Declined };
             if let Err(error) = host.journal.promise(&plan.id, Some(&plan), promise) {
                 warn!(%error, "the journal still shows this migration as under way");

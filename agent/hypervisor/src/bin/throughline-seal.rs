@@ -1,4 +1,4 @@
-//! Seals one memory stream; started by the agent, for nobody else.
+//! Seals one stream of memory or of a disk; started by the agent, for nobody else.
 
 use std::process::ExitCode;
 

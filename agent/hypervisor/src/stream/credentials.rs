@@ -1,4 +1,4 @@
-//! By what the two ends of one sealed stream know each other: certificates of an authority that is made for this migration and
+//! By what the two ends of one sealed stream know each other: certificates of an authority that is made for this stream and
 //! forgotten with it. Its own key is thrown away at once, so that there will never be a third certificate.
 
 use std::fmt;

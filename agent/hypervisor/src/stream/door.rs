@@ -1,4 +1,4 @@
-//! Where a destination waits for the source's memory: the agent listens, and QEMU gets one connection, the one that says the
+//! Where a destination waits for a stream of the source: the agent listens, and QEMU gets one connection, the one that says the
 //! token. Whoever else comes is sent away and changes nothing.
 
 use std::{
@@ -49,9 +49,9 @@ impl Strangers {
         self.0 += 1;
         let from = from.map_or_else(|| "unknown".to_owned(), |from| from.to_string());
         if self.0 <= TOLD {
-            warn!(from, why, "a stranger at the memory stream's port was sent away");
+            warn!(from, why, "a stranger at a stream's port was sent away");
         } else {
-            debug!(from, why, "a stranger at the memory stream's port was sent away");
+            debug!(from, why, "a stranger at a stream's port was sent away");
         }
     }
 }
@@ -92,7 +92,7 @@ impl Door {
                         silent.push_back(callers.spawn(hear(stream, from, self.token)));
                     }
                     Err(error) => {
-                        debug!(%error, "a call for the memory stream could not be taken");
+                        debug!(%error, "a call for a stream could not be taken");
                         sleep(ACCEPT_AGAIN).await;
                     }
                 },
@@ -104,7 +104,7 @@ impl Door {
             }
         };
         if strangers.0 > 0 {
-            info!(strangers = strangers.0, "the source's memory stream is open; strangers were sent away before");
+            info!(strangers = strangers.0, "the source's stream is open; strangers were sent away before");
         }
         admitted
     }

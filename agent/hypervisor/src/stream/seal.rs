@@ -1,4 +1,4 @@
-//! The program that seals a memory stream: TLS 1.3 on the side of the network, QEMU's plain bytes on the other.
+//! The program that seals a stream, of memory or of a disk: TLS 1.3 on the side of the network, QEMU's plain bytes on the other.
 //!
 //! QEMU could do TLS itself, and is not asked to: it sends each page as two records, each with a system call of its own, and its
 //! TLS library renews keys after 2^24 records in a way that QEMU, which reads and writes in different threads, does not survive.
@@ -53,10 +53,19 @@ pub(super) enum End {
     Destination,
 }
 
+/// What goes over the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Load {
+    Memory,
+    /// It has no end of its own: QEMU closes it when it needs it no more, whatever is still under way.
+    Disk,
+}
+
 /// What the program is told on its standard input.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) end: End,
+    pub(super) load: Load,
     /// The connection to the other host.
     pub(super) network: RawFd,
     /// The connection to QEMU.
@@ -88,7 +97,7 @@ pub fn main() -> io::Result<()> {
         match shaken.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the other end does not answer"))) {
             Ok(stream) => {
                 say(SEALED);
-                carry(order.end, stream, local).await
+                carry(order.end, order.load, stream, local).await
             }
             Err(error) => {
                 say(&error.to_string());
@@ -152,11 +161,14 @@ async fn shake_hands(
 }
 
 /// Both ways, until both have ended, or QEMU has gone and what it left does not arrive.
-async fn carry(end: End, mut network: Box<dyn Stream>, local: StdUnixStream) -> io::Result<()> {
+async fn carry(end: End, load: Load, mut network: Box<dyn Stream>, local: StdUnixStream) -> io::Result<()> {
     let watched = local.try_clone()?;
     let mut local = UnixStream::from_std(local)?;
     tokio::select! {
-        carried = copy_bidirectional_with_sizes(&mut local, &mut network, PIECE, PIECE) => carried.map(drop),
+        carried = copy_bidirectional_with_sizes(&mut local, &mut network, PIECE, PIECE) => match carried {
+            Err(_) if load == Load::Disk && has_closed(&watched) => Ok(()),
+            carried => carried.map(drop),
+        },
         () = gone(end, &watched) => Err(io::Error::new(io::ErrorKind::TimedOut, "QEMU has gone, and the other host does not answer")),
     }
 }
@@ -164,11 +176,16 @@ async fn carry(end: End, mut network: Box<dyn Stream>, local: StdUnixStream) -> 
 async fn gone(end: End, local: &StdUnixStream) {
     loop {
         sleep(LOOK).await;
-        // A descriptor asked for nothing tells only that its other end is closed.
-        let mut asked = [PollFd::new(std::os::fd::AsFd::as_fd(local), PollFlags::empty())];
-        if poll(&mut asked, PollTimeout::ZERO) != Ok(0) {
+        if has_closed(local) {
             sleep(if end == End::Source { LAST_OF_SOURCE } else { LAST_OF_DESTINATION }).await;
             return;
         }
     }
+}
+
+/// Whether QEMU has closed its end.
+fn has_closed(local: &StdUnixStream) -> bool {
+    // A descriptor asked for nothing tells only that its other end is closed.
+    let mut asked = [PollFd::new(std::os::fd::AsFd::as_fd(local), PollFlags::empty())];
+    poll(&mut asked, PollTimeout::ZERO) != Ok(0)
 }

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use super::{
     credentials::Credentials,
-    seal::{End, Order, SEALED},
+    seal::{End, Load, Order, SEALED},
 };
 use crate::{Guest, command_line::own};
 
@@ -56,31 +56,52 @@ impl Sealer {
     pub(super) async fn seal(
         &self,
         guest: &Guest,
-        end: End,
+        (end, load): (End, Load),
         credentials: Credentials,
         network: TcpStream,
     ) -> io::Result<OwnedFd> {
-        let (sealer, guest) = (self.clone(), guest.clone());
-        spawn_blocking(move || sealer.start(&guest, end, credentials, &network)).await.map_err(io::Error::other)?
-    }
-
-    fn start(&self, guest: &Guest, end: End, credentials: Credentials, network: &TcpStream) -> io::Result<OwnedFd> {
         let (for_qemu, local) = UnixStream::pair()?;
         for socket in [&for_qemu, &local] {
             setsockopt(socket, SndBuf, &BETWEEN)?;
         }
+        self.carry(guest, (end, load), credentials, network, local).await?;
+        Ok(for_qemu.into())
+    }
+
+    /// The same for a connection to QEMU that there is already.
+    pub(super) async fn carry(
+        &self,
+        guest: &Guest,
+        (end, load): (End, Load),
+        credentials: Credentials,
+        network: TcpStream,
+        local: UnixStream,
+    ) -> io::Result<()> {
+        let (sealer, guest) = (self.clone(), guest.clone());
+        let start = move || sealer.start(&guest, (end, load), credentials, &network, local);
+        spawn_blocking(start).await.map_err(io::Error::other)?
+    }
+
+    fn start(
+        &self,
+        guest: &Guest,
+        (end, load): (End, Load),
+        credentials: Credentials,
+        network: &TcpStream,
+        local: UnixStream,
+    ) -> io::Result<()> {
         let program = self.0.as_raw_fd();
         let mut command = Command::new(own(program));
         command.arg0(ARGUMENT_ZERO).env_clear().current_dir(guest.run_dir().path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         guest.cell().hold(&mut command, None, vec![network.as_raw_fd(), local.as_raw_fd()])?;
         let mut child = command.spawn()?;
-        let order = Order { end, network: network.as_raw_fd(), local: local.as_raw_fd(), credentials };
+        let order = Order { end, load, network: network.as_raw_fd(), local: local.as_raw_fd(), credentials };
         drop(local);
         let heard = order_and_hear(&mut child, &order);
         reap(child);
         match heard?.trim() {
-            SEALED => Ok(for_qemu.into()),
+            SEALED => Ok(()),
             why => Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)),
         }
     }

@@ -1,4 +1,4 @@
-//! What the source says first on a memory stream, so that nobody else is listened to.
+//! What the source says first on a stream, so that nobody else is listened to.
 
 use std::fmt;
 

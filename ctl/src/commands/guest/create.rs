@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args};
 use throughline_wire::v1::{
-    Boot, CreateGuestRequest, GetGuestRequest, Guest, GuestSpec, GuestState, Port, fabric_client::FabricClient,
+    Boot, CreateGuestRequest, Disk, GetGuestRequest, Guest, GuestSpec, GuestState, Port, fabric_client::FabricClient,
 };
 use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 
+use super::disk::disk;
 use crate::{
     commands::port::port,
     exit::Exit,
@@ -26,7 +27,11 @@ EXAMPLES:
     --memory 262136KiB --vcpus 2 --queues 2 \\
     --kernel /srv/vmlinuz --initrd /srv/initrd --cmdline 'console=ttyS0 quiet'
   throughline guest create db-1 --host h2 --memory 4GiB --kernel /boot/vmlinuz --no-wait \\
-    --port network=blue,ip=10.0.0.20 --port network=storage,ip=10.1.0.20";
+    --port network=blue,ip=10.0.0.20 --port network=storage,ip=10.1.0.20
+  throughline guest create db-2 --host h2 --network blue --ip 10.0.0.21 \\
+    --memory 4GiB --kernel /boot/vmlinuz \\
+    --disk name=root,size=10GiB,format=qcow2,image=/srv/images/base.qcow2 \\
+    --disk name=data,size=100GiB,bus=virtio-scsi";
 
 /// How often to look whether the guest runs.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -70,6 +75,10 @@ pub(crate) struct Create {
     /// A network card: network=NET,mac=MAC,ip=IP,ip=IP (mac may be left out); repeat for more
     #[arg(long = "port", value_name = "PORT", value_parser = port)]
     ports: Vec<Port>,
+    /// A disk: name=NAME,size=SIZE,format=raw|qcow2,bus=virtio-blk|virtio-scsi,image=PATH (the last three may be left out: raw,
+    /// virtio-blk, blank); repeat for more, up to 8
+    #[arg(long = "disk", value_name = "DISK", value_parser = disk)]
+    disks: Vec<Disk>,
     /// Wait until it runs or has failed (the default)
     #[arg(long, conflicts_with_all = ["no_wait"])]
     wait: bool,
@@ -134,10 +143,10 @@ fn failed(session: &Session, name: &str, guest: &Guest) -> Failure {
 impl From<Create> for CreateGuestRequest {
     fn from(create: Create) -> Self {
         let Create { name, host, memory_kib, vcpus, queues, kernel, initrd, cmdline, .. } = create;
-        let Create { network, mac, ips, ports, .. } = create;
+        let Create { network, mac, ips, ports, disks, .. } = create;
         let first = network.map(|network| Port { id: 0, network, mac: mac.unwrap_or_default(), ips });
         let ports = first.into_iter().chain(ports).collect();
         let boot = Some(Boot { kernel, initrd, cmdline });
-        Self { spec: Some(GuestSpec { name, vcpus, queues, memory_kib, boot, ports }), host }
+        Self { spec: Some(GuestSpec { name, vcpus, queues, memory_kib, boot, ports, disks }), host }
     }
 }

@@ -1,10 +1,11 @@
 //! `throughline guest`.
 
 mod create;
+mod disk;
 mod show;
 
-use clap::Subcommand;
-use throughline_wire::v1::{DeleteGuestRequest, GetGuestRequest, ListGuestsRequest, ListGuestsResponse};
+use clap::{Args, Subcommand};
+use throughline_wire::v1::{DeleteGuestRequest, DiskFate, GetGuestRequest, ListGuestsRequest, ListGuestsResponse};
 
 use crate::{
     failure::Failure,
@@ -46,11 +47,37 @@ EXAMPLES:
     /// Stop a guest and forget it
     #[command(after_help = "\
 EXAMPLES:
-  throughline guest delete web-1")]
+  throughline guest delete web-1
+  throughline guest delete db-1 --delete-disks
+  throughline guest delete db-1 --keep-disks")]
     Delete {
         /// Its name
         name: String,
+        #[command(flatten)]
+        disks: Disks,
     },
+}
+
+/// What becomes of the guest's disks; one of the two is needed if it has any.
+#[derive(Debug, Clone, Copy, Args)]
+#[group(multiple = false)]
+pub(crate) struct Disks {
+    /// Delete its disks, with all that is on them
+    #[arg(long)]
+    delete_disks: bool,
+    /// Leave its disks where they are on its host
+    #[arg(long)]
+    keep_disks: bool,
+}
+
+impl From<Disks> for DiskFate {
+    fn from(disks: Disks) -> Self {
+        match disks {
+            Disks { delete_disks: true, .. } => Self::Delete,
+            Disks { keep_disks: true, .. } => Self::Keep,
+            Disks { .. } => Self::Unspecified,
+        }
+    }
 }
 
 impl Command {
@@ -75,10 +102,11 @@ impl Command {
                 let all = ListGuestsResponse { guests: guests.await?, next_page_token: String::new() };
                 session.output.list(&all.guests, &all)
             }
-            Self::Delete { name } => {
+            Self::Delete { name, disks } => {
                 let what = format!("delete guest {name}");
                 let done = format!("guest {name} deleted");
-                let response = session.answer(&what, fabric.delete_guest(DeleteGuestRequest { name })).await?;
+                let request = DeleteGuestRequest { name, disks: DiskFate::from(disks).into() };
+                let response = session.answer(&what, fabric.delete_guest(request)).await?;
                 session.output.done(&done, &response)
             }
         }

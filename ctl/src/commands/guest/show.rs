@@ -2,6 +2,7 @@
 
 use throughline_wire::v1::{Guest, GuestSpec};
 
+use super::disk::shown;
 use crate::{output::Show, units};
 
 /// The state by name; a number when it is from a newer protocol. Of a guest the record does not know it says so.
@@ -58,6 +59,7 @@ impl Show<7> for Guest {
         ];
         let ports = spec.ports.into_iter();
         all.extend(ports.map(|port| ("port", format!("{} {} {}", port.network, port.mac, port.ips.join(", ")))));
+        all.extend(spec.disks.iter().map(|disk| ("disk", shown(disk))));
         all
     }
 }

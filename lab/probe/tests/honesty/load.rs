@@ -17,7 +17,7 @@ use crate::relay::{Fate, about, faithful, own_network, relay, treacherous};
 /// Loads a guest end for about a second; `fate` rules over its packets' fates.
 fn load(first_port: u16, pps: u32, flows: u32, fate: fn(u64) -> Fate) -> load::Report {
     let ports = Ports::from(first_port);
-    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20, disks: vec![] };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     let ports = Ports { sink: relay(ports.sink, fate), ..ports };
     let load =
@@ -63,7 +63,7 @@ fn faults_of_each_flow_are_counted() {
 /// Bulk through a guest end for about a second and a half, `meanwhile` happening after half a second.
 fn bulk(first_port: u16, through: impl FnOnce(u16) -> u16, meanwhile: fn()) -> load::bulk::Report {
     let ports = Ports::from(first_port);
-    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20, disks: vec![] };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     thread::sleep(Duration::from_millis(200));
     let ports = Ports { bulk: through(ports.bulk), ..ports };

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
+mod disk;
 mod load;
 mod relay;
 
@@ -27,7 +28,7 @@ fn probe(to_guest: fn(u64) -> Fate, from_guest: fn(u64) -> Fate) -> Report {
     static PORT: AtomicU16 = AtomicU16::new(7100);
     let base = PORT.fetch_add(10, Ordering::SeqCst);
     let ports = Ports::from(base);
-    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20, disks: vec![] };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
 
     let oneway_port = base + 5;
@@ -110,7 +111,7 @@ fn the_longest_silence_is_found() {
 fn a_broken_stream_is_noticed() {
     own_network();
     let ports = Ports::from(7900);
-    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20, disks: vec![] };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     // Closes the first connection after a while, with a message half read, as a reset does.
     let breaker = TcpListener::bind((ADDRESS, 0)).unwrap();
@@ -177,7 +178,7 @@ fn light_peer(ports: Ports) -> Peer {
 fn a_broken_control_connection_is_counted_and_replaced() {
     own_network();
     let ports = Ports::from(7910);
-    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20, disks: vec![] };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     thread::sleep(Duration::from_millis(200));
     let mut peer = light_peer(Ports { control: breaking_control(ports.control), ..ports });
@@ -194,7 +195,7 @@ fn a_broken_control_connection_is_counted_and_replaced() {
 fn a_guest_end_that_serves_another_session_does_not_answer_for_this_one() {
     own_network();
     let ports = Ports::from(7920);
-    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20 };
+    let config = guest::Config { address: ADDRESS, ports, memory: 1 << 20, memory_rate: 1 << 20, disks: vec![] };
     thread::spawn(move || guest::run(&config).expect("the guest end runs"));
     let mut first = light_peer(ports);
     first.mark().unwrap();

@@ -13,7 +13,7 @@ pub(super) struct Ours<'a>(Mover<'a>);
 impl<'a> Ours<'a> {
     /// Creates the guest.
     pub(super) fn up(stage: &'a Stage) -> Result<Self> {
-        stage.create_guest("")?;
+        stage.create_guest("", &[])?;
         Ok(Self(Mover::new(&stage.operator, false)))
     }
 }

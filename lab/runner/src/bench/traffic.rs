@@ -167,7 +167,8 @@ pub(super) fn start_flood(lab: &Lab, peers: &[&str], flood: Flood) -> Result<Pro
 
 impl Window {
     fn of(moved: Option<Moved>, paced: &Report, floods: &[load::Report]) -> Self {
-        let Report { to_guest, lost_sent_at_ns, echoes, from_guest, ping, memory, stream } = paced;
+        // The guest that is measured has no disks.
+        let Report { to_guest, lost_sent_at_ns, echoes, from_guest, ping, memory, stream, disks: _ } = paced;
         let running = moved.map_or(u64::MAX, |moved| moved.running_at_ns);
         let late = |times: &[u64]| times.iter().filter(|&&sent| sent > running).count() as u64;
         let rises = floods.iter().flat_map(|flood| &flood.bulk.retransmissions).chain(&stream.retransmissions);

@@ -87,7 +87,7 @@ impl<'a> World<'a> {
         let home = stage.hypervisors[0].to_owned();
         let (window, usual) = (Window::default(), BTreeMap::new());
         let mut world = Self { stage, topology, daemons, probes: None, home, window, usual };
-        world.stage.create_guest("")?;
+        world.stage.create_guest("", &[])?;
         for (index, host) in world.endpoints().into_iter().enumerate().skip(world.stage.peers.len()) {
             world.stage.create_endpoint(index, host)?;
         }
@@ -240,7 +240,7 @@ impl<'a> World<'a> {
             signals::sleep(Duration::from_millis(50))?;
         }
         self.home = self.stage.hypervisors[0].to_owned();
-        self.stage.boot_guest(&self.home, "")?;
+        self.stage.boot_guest(&self.home, "", &[])?;
         self.probe()
     }
 }

@@ -35,10 +35,10 @@ pub(super) struct Pause {
     to: String,
 }
 
-/// Moves an idle guest `runs` times, there and back in turn; an error if it does not answer afterwards, or if a frame was
+/// Moves an idle guest, created with `flags` besides, `runs` times, there and back in turn; an error if it does not answer afterwards, or if a frame was
 /// lost because a hold was full.
-pub(super) fn migrations(stage: &Stage, runs: u32) -> Result<Record<Pause>> {
-    stage.create_guest(NO_PROBE)?;
+pub(super) fn migrations(stage: &Stage, runs: u32, flags: &[&str]) -> Result<Record<Pause>> {
+    stage.create_guest(NO_PROBE, flags)?;
     println!("waiting for {} to answer", cast::GUEST);
     ping(stage, BOOT)?;
     signals::sleep(WARM_UP)?;

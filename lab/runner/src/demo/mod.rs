@@ -3,6 +3,7 @@
 
 pub(crate) mod budget;
 mod delivery;
+mod disks;
 mod idle;
 pub(crate) mod image;
 pub(crate) mod late;
@@ -51,6 +52,9 @@ pub(crate) struct Options {
     /// Numbered UDP packets a second, each way.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pps: u32,
+    /// Give the guest two disks of its hosts' own, which move with it; if it is not idle it writes and checks them all the time.
+    #[arg(long)]
+    disks: bool,
     /// Also write all results to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -102,7 +106,8 @@ pub(crate) mod cast {
 /// Runs the demo; an error if anything went wrong, the promise being broken included.
 pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<()> {
     if options.idle {
-        let record = Stage::play(lab, topology, options.keep, |stage| idle::migrations(stage, options.runs))?;
+        let flags = if options.disks { &disks::FLAGS[..] } else { &[] };
+        let record = Stage::play(lab, topology, options.keep, |stage| idle::migrations(stage, options.runs, flags))?;
         options.save(&record)?;
         print!("\n{}", idle::table(&record.runs));
         return Ok(());
@@ -110,6 +115,12 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
     let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, topology, options))?;
     options.save(&record)?;
     print!("\n{}", table::of(&record.runs));
+    for disk in &record.disks {
+        let disks::Disk { name, written, verified, wrong, missing, slowest_write_ms, .. } = disk;
+        println!(
+            "disk {name}: {written} blocks written, {verified} read back, {wrong} wrong, {missing} missing; slowest write {slowest_write_ms} ms"
+        );
+    }
     if !record.resources.is_empty() {
         print!("\n{}", resources::table(&record.resources));
     }
@@ -119,14 +130,15 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
 /// The demo's migrations, `runs` of them under `pps` packets a second each way, and where the time of each cutover went; an
 /// error if the promise was broken.
 pub(crate) fn budget(lab: &Lab, topology: &Topology, runs: u32, pps: u32) -> Result<Vec<budget::Row>> {
-    let options = Options { runs, idle: false, pps, json: None, keep: false };
+    let options = Options { runs, idle: false, pps, disks: false, json: None, keep: false };
     let record = Stage::play(lab, topology, options.keep, |stage| migrations(stage, topology, &options))?;
     judge(&record)?;
     Ok(budget::rows(&record.runs))
 }
 
 fn judge(record: &Record<Run>) -> Result<()> {
-    let broken: Vec<String> = record.runs.iter().flat_map(promise::broken).collect();
+    let mut broken: Vec<String> = record.runs.iter().flat_map(promise::broken).collect();
+    broken.extend(record.disks.iter().filter_map(disks::Disk::broken));
     let grown = resources::grown(&record.resources);
     if !broken.is_empty() {
         bail!("the promise is broken:\n  {}", [broken, grown].concat().join("\n  "))
@@ -137,7 +149,8 @@ fn judge(record: &Record<Run>) -> Result<()> {
 }
 
 fn migrations(stage: &Stage, topology: &Topology, options: &Options) -> Result<Record<Run>> {
-    stage.create_guest("")?;
+    let (parameters, flags) = if options.disks { (disks::PARAMETERS, &disks::FLAGS[..]) } else { ("", &[][..]) };
+    stage.create_guest(parameters, flags)?;
     println!("waiting for {} to answer", cast::GUEST);
     let mut probes = Probes::start(stage.lab, &stage.hypervisors, stage.peers[0], options.pps)?;
     signals::sleep(WARM_UP)?;
@@ -152,5 +165,9 @@ fn migrations(stage: &Stage, topology: &Topology, options: &Options) -> Result<R
         watch.look(number + 1)?;
     }
     record.resources = watch.finish();
+    if options.disks {
+        println!("the guest reads its disks back");
+        record.disks = disks::read_back(&mut probes)?;
+    }
     Ok(record)
 }

@@ -11,6 +11,7 @@ use throughline_probe::observe::Sighting;
 use throughline_probe::peer::{End, Report, Retransmission};
 
 use super::delivery;
+use super::disks::Disk;
 use super::resources::Snapshot;
 use crate::operator::Operator;
 
@@ -27,12 +28,15 @@ pub(super) struct Record<R> {
     /// What was there before, between and after the migrations; empty if nobody looked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) resources: Vec<Snapshot>,
+    /// The guest's disks after all of them; empty if it has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) disks: Vec<Disk>,
 }
 
 impl<R> Record<R> {
     /// Nothing found out yet.
     pub(super) fn new(host: HostInfo) -> Self {
-        Self { runs: Vec::new(), host, resources: Vec::new() }
+        Self { runs: Vec::new(), host, resources: Vec::new(), disks: Vec::new() }
     }
 }
 
@@ -289,6 +293,7 @@ pub(super) mod tests {
             from_guest: all_arrived(),
             ping: all_arrived(),
             memory: memory::Status { pages: 1, rewritten: 5, corrupted: 0 },
+            disks: Vec::new(),
             stream: StreamReport {
                 sent: 10,
                 undelivered: 0,

@@ -78,13 +78,14 @@ impl<'a> Stage<'a> {
         (self.hypervisors[run % 2], self.hypervisors[(run + 1) % 2])
     }
 
-    /// Creates the network, the peers' endpoints and the guest; `parameters` are added to its kernel's command line.
-    pub(crate) fn create_guest(&self, parameters: &str) -> Result<()> {
+    /// Creates the network, the peers' endpoints and the guest; `parameters` are added to its kernel's command line, `flags` to the
+    /// operator's.
+    pub(crate) fn create_guest(&self, parameters: &str, flags: &[&str]) -> Result<()> {
         self.operator.run(&["network", "create", cast::NETWORK, "--vni", cast::VNI])?;
         for (index, host) in self.peers.iter().enumerate() {
             self.create_endpoint(index, host)?;
         }
-        self.boot_guest(self.hypervisors[0], parameters)
+        self.boot_guest(self.hypervisors[0], parameters, flags)
     }
 
     /// Creates an endpoint on a host, counting from 0.
@@ -96,10 +97,10 @@ impl<'a> Stage<'a> {
     }
 
     /// Creates the guest on a host, in a network that is there.
-    pub(crate) fn boot_guest(&self, host: &str, parameters: &str) -> Result<()> {
+    pub(crate) fn boot_guest(&self, host: &str, parameters: &str, flags: &[&str]) -> Result<()> {
         let (kernel, initrd) = (self.image.kernel(), self.image.initrd());
         let cmdline = cast::cmdline(parameters);
-        self.operator.run(&[
+        let words = [
             "guest",
             "create",
             cast::GUEST,
@@ -121,7 +122,8 @@ impl<'a> Stage<'a> {
             cast::GUEST_MAC,
             "--ip",
             cast::GUEST_ADDRESS,
-        ])
+        ];
+        self.operator.run(&[&words, flags].concat())
     }
 
     /// Shows the end of what the guest wrote to its console, on every host that has it.

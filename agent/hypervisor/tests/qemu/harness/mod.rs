@@ -1,5 +1,7 @@
 //! Real QEMUs in a network namespace of their own, taken down whatever happens.
 
+pub(crate) mod hand;
+pub(crate) mod image;
 mod initrd;
 mod tap;
 pub(crate) mod wire;
@@ -99,6 +101,7 @@ impl Lab {
             },
             accelerator: Accelerator::Tcg,
             nics: Vec::new(),
+            disks: Vec::new(),
             incoming,
         }
     }
@@ -274,6 +277,12 @@ pub(crate) fn qemus(dir: &Path) -> Vec<Pid> {
     let is_qemu =
         |pid: &Pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("qemu-system"));
     running(dir).into_iter().filter(is_qemu).collect()
+}
+
+/// What seals the streams of the guest that runs in `dir`.
+pub(crate) fn seals(dir: &Path) -> Vec<Pid> {
+    let is_seal = |pid: &Pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "memory-seal\n");
+    running(dir).into_iter().filter(is_seal).collect()
 }
 
 /// All that runs in `dir`: QEMUs, and what seals their streams.

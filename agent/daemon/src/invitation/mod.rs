@@ -1,4 +1,6 @@
-//! Where a guest's memory may come, as one agent tells another.
+//! Where a guest's memory may come, and its disks, as one agent tells another.
+
+pub mod disks;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -7,7 +9,7 @@ use throughline_hypervisor::{Credentials, Invitation, Token};
 use throughline_wire::v1::{self, prepared::Memory};
 
 /// For the source, and for nobody else.
-pub fn to_wire(invitation: Invitation) -> v1::Prepared {
+pub fn to_wire(invitation: Invitation, disks: Vec<v1::PreparedDisk>) -> v1::Prepared {
     let memory = match invitation.sealed {
         Some(Credentials { authority, certificate, key }) => Memory::Sealed(v1::Sealed { authority, certificate, key }),
         None => Memory::Plaintext(v1::Plaintext {}),
@@ -16,6 +18,7 @@ pub fn to_wire(invitation: Invitation) -> v1::Prepared {
         memory_address: invitation.address.to_string(),
         memory_token: invitation.token.as_bytes().to_vec(),
         memory: Some(memory),
+        disks,
     }
 }
 
@@ -43,16 +46,21 @@ pub fn from_wire(prepared: v1::Prepared, vtep: Ipv4Addr, plaintext: bool) -> Res
         }
         None => return Err(odd("seal")),
     };
-    let address: SocketAddrV4 = prepared.memory_address.parse().map_err(|_| odd("address for memory"))?;
-    if *address.ip() != vtep {
-        let message = format!("the destination wants memory sent to {address}, and is {vtep}; nobody is called there");
-        return Err(Failure::new("MEMORY_STREAM", message));
-    }
+    let address = prepared.memory_address.parse().map_err(|_| odd("address for memory"))?;
+    is_there(address, vtep).map_err(|why| Failure::new("MEMORY_STREAM", why))?;
     Ok(Invitation {
         address,
         token: Token::from_bytes(&prepared.memory_token).ok_or_else(|| odd("token for memory"))?,
         sealed,
     })
+}
+
+/// Only the destination itself is called.
+fn is_there(address: SocketAddrV4, vtep: Ipv4Addr) -> Result<(), String> {
+    if *address.ip() == vtep {
+        return Ok(());
+    }
+    Err(format!("the destination wants to be called at {address}, and is {vtep}; nobody is called there"))
 }
 
 #[cfg(test)]
@@ -73,7 +81,7 @@ mod tests {
     #[test]
     fn an_invitation_arrives_as_it_was_sent() {
         for plaintext in [false, true] {
-            let arrived = from_wire(to_wire(invitation(true)), VTEP, plaintext).unwrap();
+            let arrived = from_wire(to_wire(invitation(true), vec![]), VTEP, plaintext).unwrap();
             assert_eq!(arrived.address, invitation(true).address);
             assert_eq!(arrived.token.as_bytes(), [7; 32]);
             assert_eq!(arrived.sealed.unwrap().key, [3]);
@@ -82,14 +90,14 @@ mod tests {
 
     #[test]
     fn in_the_clear_only_if_both_operators_say_so() {
-        assert!(from_wire(to_wire(invitation(false)), VTEP, true).unwrap().sealed.is_none());
-        let refused = from_wire(to_wire(invitation(false)), VTEP, false).unwrap_err();
+        assert!(from_wire(to_wire(invitation(false), vec![]), VTEP, true).unwrap().sealed.is_none());
+        let refused = from_wire(to_wire(invitation(false), vec![]), VTEP, false).unwrap_err();
         assert_eq!(refused.reason, "MEMORY_PLAINTEXT_REFUSED");
     }
 
     #[test]
     fn what_is_missing_is_no_plaintext() {
-        let whole = to_wire(invitation(true));
+        let whole = to_wire(invitation(true), vec![]);
         for broken in [
             v1::Prepared { memory: None, ..whole.clone() },
             v1::Prepared { memory_token: vec![7; 31], ..whole.clone() },

@@ -1,0 +1,93 @@
+//! A guest's disks, as its destination takes them.
+
+use std::{collections::HashMap, time::Duration};
+
+use throughline_cutover::{DestinationEvent, Disk, Failure, MigrationPlan};
+use throughline_hypervisor::Guest;
+use throughline_wire::v1::{DiskHere, PreparedDisk};
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+
+use crate::{
+    disks::{CopyId, Received, Store},
+    host::Host,
+    invitation::disks::{Wanted, to_wire},
+    resident::hypervisor_failure,
+};
+
+/// How often what has come is written to the disk itself, so that little is left when the mirrors end: the guest stands then.
+const WRITE_OUT_EVERY: Duration = Duration::from_millis(500);
+
+/// Files for what comes, open for the guest's QEMU. The source says in `here` what each takes, and what an earlier try left to do.
+///
+/// # Errors
+/// The store's, such as `DISK_SPACE`; `DISK_STREAM` if the source has other disks than the plan.
+pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHere]) -> Result<Vec<Received>, Failure> {
+    if plan.guest.disks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let here: HashMap<&str, &DiskHere> = here.iter().map(|disk| (disk.name.as_str(), disk)).collect();
+    let wanted = plan.guest.disks.iter().map(|disk| match here.get(disk.name.as_str()) {
+        Some(here) => Ok((disk.clone(), here.used_bytes, begun_by(here)?)),
+        None => Err(Failure::new("DISK_STREAM", format!("the source says nothing of disk {}", disk.name))),
+    });
+    let wanted: Vec<(Disk, u64, Option<CopyId>)> = wanted.collect::<Result<_, _>>()?;
+    let (guest, copy): (_, CopyId) = (plan.guest.name.clone(), plan.id.parse()?);
+    let receive = move |store: &Store| {
+        let receive = |(disk, used, begun_by): &(Disk, u64, Option<CopyId>)| {
+            store.receive(&guest, disk, *used, &copy, begun_by.as_ref())
+        };
+        wanted.iter().map(receive).collect()
+    };
+    host.with_disks(receive).await
+}
+
+/// Which copying the source could go on with.
+fn begun_by(here: &DiskHere) -> Result<Option<CopyId>, Failure> {
+    if here.begun_by.is_empty() { Ok(None) } else { Ok(Some(here.begun_by.parse()?)) }
+}
+
+/// Lets the source in to write them, and nobody else. What goes wrong later comes as an event.
+///
+/// # Errors
+/// QEMU's refusal.
+pub(super) async fn open(
+    host: &Host,
+    plan: &MigrationPlan,
+    vm: &Guest,
+    continued: &[bool],
+    events: &mpsc::UnboundedSender<DestinationEvent>,
+    waits: &mut JoinSet<()>,
+) -> Result<Vec<PreparedDisk>, Failure> {
+    let mut prepared = Vec::with_capacity(plan.guest.disks.len());
+    for (disk, continued) in plan.guest.disks.iter().zip(continued) {
+        let offered = vm.offer_disk(&disk.name, host.config.vtep, plan.source.vtep, &host.sealer).await;
+        let (awaited, invitation) = offered.map_err(hypervisor_failure)?;
+        prepared.push(to_wire(Wanted { invitation, continued: *continued }));
+        let (vm, events) = (vm.clone(), events.clone());
+        waits.spawn(async move {
+            if let Err(error) = vm.admit_disk(awaited).await {
+                let _ = events.send(DestinationEvent::MemoryFailed(hypervisor_failure(error)));
+            }
+        });
+    }
+    Ok(prepared)
+}
+
+/// Writes to the host's disk what has come, over and over; that it cannot be written is the end of the move.
+pub(super) async fn write_out(vm: Guest, events: mpsc::UnboundedSender<DestinationEvent>) {
+    loop {
+        sleep(WRITE_OUT_EVERY).await;
+        if let Err(error) = vm.settle_disks().await {
+            let _ = events.send(DestinationEvent::MemoryFailed(hypervisor_failure(error)));
+            return;
+        }
+    }
+}
+
+/// Nobody writes them from outside any more.
+pub(super) async fn close(vm: &Guest) -> DestinationEvent {
+    match vm.close_disks().await {
+        Ok(()) => DestinationEvent::DisksClosed,
+        Err(error) => DestinationEvent::MemoryFailed(hypervisor_failure(error)),
+    }
+}

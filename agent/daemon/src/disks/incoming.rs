@@ -1,0 +1,176 @@
+//! A disk that comes from another host: beside what is the guest's until it is decided whose the guest is. If the guest stays
+//! where it is, what came may be put aside, and a next try goes on from there.
+
+use std::{
+    fs::File,
+    os::unix::fs::MetadataExt as _,
+    time::{Duration, SystemTime},
+};
+
+use throughline_cutover::{Disk, DiskFormat, GuestName};
+
+use super::{
+    CopyId, DiskError, Store, check,
+    folder::{Coming, Folder, State, coming_name, kept_name},
+    lock, open_to_write, space,
+};
+
+/// How long a part waits for the next try.
+const PART_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A file that a disk is copied to.
+#[derive(Debug)]
+pub struct Received {
+    /// It, for the guest's QEMU; see [`Store::open_disk`].
+    pub file: File,
+    /// The copying it is of: the one that was asked for, or the one that it goes on with.
+    pub continued: bool,
+}
+
+impl Store {
+    /// Has a file for a guest's disk to be copied to: that of the copying `begun_by`, if there is one, else a blank one, of the
+    /// copying `copy`; all others of that disk are removed. `used`: bytes that the disk takes where it is, see [`Store::used`].
+    ///
+    /// # Errors
+    /// [`DiskError::Space`], [`DiskError::Tool`]; [`DiskError::Exists`] if a disk is kept here for a guest of that name; [`DiskError::InUse`] if
+    /// a QEMU of an earlier attempt has not ended.
+    pub fn receive(
+        &self,
+        guest: &GuestName,
+        disk: &Disk,
+        used: u64,
+        copy: &CopyId,
+        begun_by: Option<&CopyId>,
+    ) -> Result<Received, DiskError> {
+        let folder = Folder::make(&self.directory, guest)?;
+        folder.check_free(disk)?;
+        let mut part = None;
+        for came in folder.coming(Some(disk))? {
+            folder.check_unused(&came.name)?;
+            let wanted = begun_by == Some(&came.copy) && came.is_of(disk) && part.is_none();
+            if wanted { part = Some(came) } else { folder.unlink(&came.name)? }
+        }
+        if let Some(part) = part
+            && let Some(file) = go_on(guest, disk, &folder, &part, used)?
+        {
+            return Ok(Received { file, continued: true });
+        }
+        space::check(guest, disk, folder.path(), used)?;
+        let half = folder.begin(disk)?;
+        self.blank(guest, disk, &half)?;
+        lock(guest, disk, half.file())?;
+        Ok(Received { file: half.finish(&coming_name(disk, copy, State::Incoming))?, continued: false })
+    }
+
+    /// The guest is this host's: what came is kept. `disks` are all of it. To be called again if it failed, and after a crash.
+    ///
+    /// # Errors
+    /// [`DiskError::Missing`] if one neither came nor is kept: nothing is changed then.
+    pub fn keep(&self, guest: &GuestName, disks: &[Disk]) -> Result<(), DiskError> {
+        let missing = |disk: &Disk| DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() };
+        let Some(folder) = Folder::find(&self.directory, guest)? else {
+            return disks.first().map_or(Ok(()), |disk| Err(missing(disk)));
+        };
+        let mut came = Vec::new();
+        for disk in disks {
+            match (folder.has(disk)?, folder.incoming(disk)?) {
+                (true, None) => {}
+                (false, Some(incoming)) => came.push((incoming, disk)),
+                (true, Some(_)) => folder.check_free(disk)?,
+                (false, None) => return Err(missing(disk)),
+            }
+        }
+        for (incoming, disk) in came {
+            folder.rename(&incoming.name, &kept_name(disk))?;
+        }
+        folder.sync()
+    }
+
+    /// The guest is not this host's, and its QEMU here has ended. What came is put aside for the next try; of one that `ended_badly`
+    /// only what needs no QEMU to be whole: raw disks. Nothing happens if nothing came.
+    ///
+    /// # Errors
+    /// [`DiskError::InUse`], and then all of it stays; or the system's, and then it is to be called again.
+    pub fn put_aside(&self, guest: &GuestName, ended_badly: bool) -> Result<(), DiskError> {
+        self.decide_against(guest, |folder, came| {
+            if ended_badly && !came.needs_no_qemu() {
+                return folder.unlink(&came.name);
+            }
+            folder.rename(&came.name, &came.as_part())
+        })
+    }
+
+    /// The same, and nothing of what came stays.
+    ///
+    /// # Errors
+    /// As [`Store::put_aside`].
+    pub fn discard_incoming(&self, guest: &GuestName) -> Result<(), DiskError> {
+        self.decide_against(guest, |folder, came| folder.unlink(&came.name))
+    }
+
+    fn decide_against(
+        &self,
+        guest: &GuestName,
+        mut fate: impl FnMut(&Folder, &Coming) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let Some(folder) = Folder::find(&self.directory, guest)? else { return Ok(()) };
+        let mut came = folder.coming(None)?;
+        came.retain(|it| it.state == State::Incoming);
+        came.iter().try_for_each(|it| folder.check_unused(&it.name))?;
+        came.iter().try_for_each(|it| fate(&folder, it))?;
+        folder.remove_half_made()?;
+        folder.dissolve(&self.directory)
+    }
+
+    /// Removes parts that no try came back for within a day.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove_old_parts(&self) -> Result<(), DiskError> {
+        self.remove_parts(SystemTime::now().checked_sub(PART_KEPT))
+    }
+
+    /// Removes parts that were last written before that, or all.
+    pub(super) fn remove_parts(&self, before: Option<SystemTime>) -> Result<(), DiskError> {
+        for guest in self.guests()? {
+            let Some(folder) = Folder::find(&self.directory, &guest)? else { continue };
+            for part in folder.coming(None)?.into_iter().filter(|it| it.state == State::Part) {
+                let path = folder.path().join(&part.name);
+                let written = path.metadata().and_then(|found| found.modified());
+                let written = written.map_err(DiskError::io("look at", &path))?;
+                if before.is_none_or(|before| written < before) {
+                    folder.unlink(&part.name)?;
+                }
+            }
+            folder.dissolve(&self.directory)?;
+        }
+        Ok(())
+    }
+}
+
+impl Coming {
+    fn is_of(&self, disk: &Disk) -> bool {
+        self.kept == kept_name(disk)
+    }
+
+    /// What was written to a raw disk is in its file; of a qcow2 one its QEMU may have had in its memory where.
+    fn needs_no_qemu(&self) -> bool {
+        self.kept.ends_with(DiskFormat::Raw.as_str())
+    }
+}
+
+/// Opens a part to go on with it; `None`: it cannot be, and is gone.
+fn go_on(guest: &GuestName, disk: &Disk, folder: &Folder, part: &Coming, used: u64) -> Result<Option<File>, DiskError> {
+    let path = folder.path().join(&part.name);
+    let file = open_to_write(&path)?;
+    if check(guest, disk, &path, &file).is_err() {
+        folder.unlink(&part.name)?;
+        return Ok(None);
+    }
+    let there = file.metadata().map_err(DiskError::io("look at", &path))?.blocks() * space::BLOCK;
+    space::check(guest, disk, folder.path(), used.saturating_sub(there))?;
+    lock(guest, disk, &file)?;
+    folder.rename(&part.name, &part.as_incoming())?;
+    folder.sync()?;
+    Ok(Some(file))
+}

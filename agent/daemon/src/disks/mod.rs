@@ -1,0 +1,200 @@
+//! Guests' disks: files that this host's agent makes, hands out open, and takes away again.
+//!
+//! ```text
+//!  DISK-DIR/             0700
+//!    GUEST/              0700, locked while something is done to what is in it
+//!      root.qcow2        kept: the guest's
+//!      data.raw.COPY.incoming  comes from another host; the guest's once that is decided
+//!      data.raw.COPY.part      came in part; the next try goes on with it. For a day, and not past a crash of the host
+//!      data.raw.new            half made; whoever finds one removes it
+//!
+//!  create ──► kept ──► open ──► QEMU          receive ──► incoming ──► QEMU
+//!              ▲                                 ▲           │
+//!              └────────────────────── keep ─────┼───────────┤
+//!                                    part ───────┘           ├── put_aside ──► part
+//!                                                            └── discard_incoming ──► nothing
+//! ```
+//!
+//! A file has its name only once it is whole and on disk, so that after a crash at any instant each call may simply be made
+//! again. Who has a file open to write to has it locked (flock), and as the lock is the open file's, QEMU holds it by the descriptor
+//! it was given, for as long as it lives, whatever becomes of the agent. So no file is opened twice, nor removed under a guest.
+//!
+//! What has to read or write an image format is qemu-img's and qemu-io's to do, without the agent's privileges ([`tools`]).
+//! Everything here blocks, some of it for minutes (an image that is copied): not for a thread that has others waiting.
+
+mod chart;
+mod copy_id;
+mod error;
+mod extents;
+mod folder;
+mod hosted;
+mod incoming;
+mod make;
+mod operators_image;
+mod qcow2;
+mod space;
+mod tools;
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use throughline_confine::private_dir;
+use throughline_cutover::{Disk, DiskFormat, GuestName};
+use throughline_hypervisor::QemuUser;
+
+use self::{folder::Folder, tools::Tools};
+
+pub use self::{
+    chart::BITMAP,
+    copy_id::CopyId,
+    error::DiskError,
+    extents::Extent,
+    hosted::Unfinished,
+    incoming::Received,
+    make::Made,
+    qcow2::{InvalidQcow2, qcow2_length},
+    tools::{ToolError, ToolUser},
+};
+
+/// What tells one boot of a host from another (proc(5)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Where the one that parts were made in is noted; no guest has such a name.
+const NOTED_BOOT: &str = ".boot-id";
+
+/// All disks of a host's guests.
+#[derive(Debug, Clone)]
+pub struct Store {
+    directory: PathBuf,
+    tools: Tools,
+}
+
+impl Store {
+    /// The store in `directory`, which is made if it is not there. What is left half made in it is removed. QEMU's tools run as
+    /// `user`.
+    ///
+    /// # Errors
+    /// If the directory is not this agent's alone, or there is no such user.
+    pub fn open(directory: &Path, user: &QemuUser) -> Result<Self, DiskError> {
+        private_dir(directory)?;
+        let user = ToolUser::of(user).map_err(|source| DiskError::User { user: user.clone(), source })?;
+        let store = Self { directory: directory.to_owned(), tools: Tools::new(user) };
+        for guest in store.guests()? {
+            if let Some(folder) = Folder::find(directory, &guest)? {
+                folder.remove_half_made()?;
+            }
+        }
+        store.forget_parts_of_another_boot()?;
+        store.remove_old_parts()?;
+        Ok(store)
+    }
+
+    /// What came in part may never have reached the disk itself: nobody waited for that. A host that was down knows no more what is
+    /// missing in it.
+    fn forget_parts_of_another_boot(&self) -> Result<(), DiskError> {
+        let (kernels, noted) = (Path::new(BOOT_ID), self.directory.join(NOTED_BOOT));
+        let now = fs::read_to_string(kernels).map_err(DiskError::io("read", kernels))?;
+        if fs::read_to_string(&noted).is_ok_and(|noted| noted == now) {
+            return Ok(());
+        }
+        self.remove_parts(None)?;
+        fs::write(&noted, now).map_err(DiskError::io("write", &noted))
+    }
+
+    /// Every guest that there are files of, in order.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn guests(&self) -> Result<Vec<GuestName>, DiskError> {
+        let failed = DiskError::io("read", &self.directory);
+        let entries = fs::read_dir(&self.directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        // What bears no guest's name is not ours.
+        let names = entries.map_err(failed)?.into_iter().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut guests: Vec<GuestName> = names.collect();
+        guests.sort();
+        Ok(guests)
+    }
+
+    /// Opens a disk that is kept here, to read and write, for one QEMU: give it the descriptor and close this one. Until QEMU has
+    /// ended nobody else gets one.
+    ///
+    /// # Errors
+    /// [`DiskError::Missing`], [`DiskError::InUse`], or [`DiskError::Unfit`] if it has not the size it should have.
+    pub fn open_disk(&self, guest: &GuestName, disk: &Disk) -> Result<File, DiskError> {
+        let missing = || DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() };
+        let folder = Folder::find(&self.directory, guest)?.ok_or_else(missing)?;
+        if !folder.has(disk)? {
+            return Err(missing());
+        }
+        let path = folder.kept(disk);
+        let file = open_to_write(&path)?;
+        check(guest, disk, &path, &file)?;
+        lock(guest, disk, &file)?;
+        Ok(file)
+    }
+
+    /// Bytes that the disk's file takes of its file system: what a host it moves to must have room for.
+    ///
+    /// # Errors
+    /// [`DiskError::Missing`], or the system's.
+    pub fn used(&self, guest: &GuestName, disk: &Disk) -> Result<u64, DiskError> {
+        let path = self.directory.join(guest.as_str()).join(folder::kept_name(disk));
+        match path.symlink_metadata() {
+            Ok(metadata) => Ok(space::allocated(&metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() })
+            }
+            Err(error) => Err(DiskError::io("look at", &path)(error)),
+        }
+    }
+
+    /// Removes all there is of a guest's disks, kept and incoming. Nothing happens if nothing is there. For a guest that has left or
+    /// is deleted with its disks, and whose QEMU has ended.
+    ///
+    /// # Errors
+    /// [`DiskError::InUse`], and then all of it stays; or the system's, and then it is to be called again.
+    pub fn remove(&self, guest: &GuestName) -> Result<(), DiskError> {
+        let Some(folder) = Folder::find(&self.directory, guest)? else { return Ok(()) };
+        let files = folder.files()?;
+        files.iter().try_for_each(|name| folder.check_unused(name))?;
+        files.iter().try_for_each(|name| folder.unlink(name))?;
+        folder.dissolve(&self.directory)
+    }
+}
+
+/// Through no symbolic link.
+fn open_to_write(path: &Path) -> Result<File, DiskError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options.open(path).map_err(DiskError::io("open", path))
+}
+
+/// Only one has it open to write to. The lock is the open file's, whoever has a descriptor of it.
+fn lock(guest: &GuestName, disk: &Disk, file: &File) -> Result<(), DiskError> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(DiskError::InUse { guest: guest.clone(), file: disk.name.to_string() }),
+        Err(TryLockError::Error(error)) => Err(DiskError::io("lock", Path::new(disk.name.as_str()))(error)),
+    }
+}
+
+/// That it is a file of ours, and of the disk's size.
+fn check(guest: &GuestName, disk: &Disk, path: &Path, file: &File) -> Result<(), DiskError> {
+    let unfit = |why: String| DiskError::Unfit { guest: guest.clone(), path: path.to_owned(), why };
+    let metadata = file.metadata().map_err(DiskError::io("look at", path))?;
+    if !metadata.is_file() || metadata.nlink() != 1 {
+        return Err(unfit("it is no plain file with one name".to_owned()));
+    }
+    let found = match disk.format {
+        DiskFormat::Raw => metadata.len(),
+        DiskFormat::Qcow2 => qcow2::read(file).map_err(|why| unfit(why.to_string()))?,
+    };
+    let wanted = disk.size.bytes();
+    if found == wanted { Ok(()) } else { Err(unfit(format!("it is a disk of {found} bytes, not of {wanted}"))) }
+}
+
+#[cfg(test)]
+mod tests;

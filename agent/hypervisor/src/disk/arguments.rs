@@ -1,0 +1,116 @@
+//! A disk on QEMU's command line. Pure.
+
+use std::os::fd::RawFd;
+
+use serde_json::json;
+use throughline_cutover::{DiskBus, DiskFormat, DiskName};
+
+use super::nodes;
+
+/// PCI slot of the controller that SCSI disks are units of, and of the first disk. Fixed as cards' are, and beyond those.
+const CONTROLLER_SLOT: usize = 10;
+const FIRST_SLOT: usize = 11;
+/// Set of the first disk's descriptor.
+const FIRST_SET: usize = 2_000;
+
+/// A disk by its descriptor's number, as QEMU will inherit it.
+pub(crate) struct DiskArgs {
+    pub(crate) name: DiskName,
+    pub(crate) format: DiskFormat,
+    pub(crate) bus: DiskBus,
+    pub(crate) image: RawFd,
+}
+
+/// Options, each with its value, for all disks of a guest.
+pub(crate) fn options(disks: &[DiskArgs]) -> Vec<(&'static str, String)> {
+    let mut options = Vec::new();
+    if disks.iter().any(|disk| disk.bus == DiskBus::VirtioScsi) {
+        options.push(("-device", format!("virtio-scsi-pci,id=scsi,bus=pcie.0,addr={CONTROLLER_SLOT:#x}")));
+    }
+    for (index, disk) in disks.iter().enumerate() {
+        let set = FIRST_SET + index;
+        options.push(("-add-fd", format!("fd={},set={set},opaque={}", disk.image, nodes::descriptor(&disk.name))));
+        options.extend(disk.nodes(set).map(|node| ("-blockdev", node)));
+        options.push(("-device", disk.device(index)));
+    }
+    options
+}
+
+impl DiskArgs {
+    /// From the file up.
+    fn nodes(&self, set: usize) -> [String; 3] {
+        let (file, image, disk) = (nodes::file(&self.name), nodes::image(&self.name), nodes::disk(&self.name));
+        let mut format = json!({
+            "driver": self.format.as_str(), "node-name": image, "file": file, "discard": "unmap",
+        });
+        if self.format == DiskFormat::Qcow2 {
+            // Whatever its header came to say: a disk is one file.
+            format["backing"] = serde_json::Value::Null;
+        }
+        [
+            json!({
+                "driver": "file", "node-name": file, "filename": format!("/dev/fdset/{set}"), "locking": "on",
+                "aio": "threads", "discard": "unmap",
+            }),
+            format,
+            json!({"driver": "raw", "node-name": disk, "file": image, "discard": "unmap"}),
+        ]
+        .map(|node| node.to_string())
+    }
+
+    /// A write that fails stops the guest: the host is to be mended, not the guest's file system.
+    fn device(&self, index: usize) -> String {
+        let (name, drive) = (&self.name, nodes::disk(&self.name));
+        match self.bus {
+            DiskBus::VirtioBlk => format!(
+                "virtio-blk-pci,id=dev-{name},drive={drive},bus=pcie.0,addr={:#x},serial={name},discard=on,write-zeroes=on,\
+                 werror=stop",
+                FIRST_SLOT + index
+            ),
+            DiskBus::VirtioScsi => format!(
+                "scsi-hd,id=dev-{name},drive={drive},bus=scsi.0,scsi-id={index},lun=0,serial={name},device_id={name},\
+                 werror=stop"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(name: &str, format: DiskFormat, bus: DiskBus, image: RawFd) -> DiskArgs {
+        DiskArgs { name: name.parse().unwrap(), format, bus, image }
+    }
+
+    fn render(disks: &[DiskArgs]) -> String {
+        options(disks).iter().map(|(option, value)| format!("{option} {value}")).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn golden_of_each_format_on_each_bus() {
+        let disks = [
+            disk("root", DiskFormat::Qcow2, DiskBus::VirtioBlk, 40),
+            disk("data", DiskFormat::Raw, DiskBus::VirtioScsi, 41),
+        ];
+        let golden = r#"-device virtio-scsi-pci,id=scsi,bus=pcie.0,addr=0xa
+-add-fd fd=40,set=2000,opaque=disk:root
+-blockdev {"aio":"threads","discard":"unmap","driver":"file","filename":"/dev/fdset/2000","locking":"on","node-name":"file-root"}
+-blockdev {"backing":null,"discard":"unmap","driver":"qcow2","file":"file-root","node-name":"image-root"}
+-blockdev {"discard":"unmap","driver":"raw","file":"image-root","node-name":"disk-root"}
+-device virtio-blk-pci,id=dev-root,drive=disk-root,bus=pcie.0,addr=0xb,serial=root,discard=on,write-zeroes=on,werror=stop
+-add-fd fd=41,set=2001,opaque=disk:data
+-blockdev {"aio":"threads","discard":"unmap","driver":"file","filename":"/dev/fdset/2001","locking":"on","node-name":"file-data"}
+-blockdev {"discard":"unmap","driver":"raw","file":"file-data","node-name":"image-data"}
+-blockdev {"discard":"unmap","driver":"raw","file":"image-data","node-name":"disk-data"}
+-device scsi-hd,id=dev-data,drive=disk-data,bus=scsi.0,scsi-id=1,lun=0,serial=data,device_id=data,werror=stop"#;
+        assert_eq!(render(&disks), golden);
+    }
+
+    #[test]
+    fn no_disk_no_option_and_no_controller_without_a_unit() {
+        assert_eq!(render(&[]), "");
+        let blk = render(&[disk("root", DiskFormat::Raw, DiskBus::VirtioBlk, 40)]);
+        assert!(!blk.contains("scsi"), "{blk}");
+    }
+}

@@ -1,0 +1,200 @@
+//! The source's end: two jobs a disk, from their beginning to one of their ends.
+
+use std::time::Duration;
+
+use qapi::{Command, qmp};
+use throughline_cutover::DiskName;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tracing::warn;
+
+use super::{
+    jobs::{DiskProgress, DiskState, by_disk, is_over},
+    nodes, options,
+    streams::DiskStreams,
+};
+use crate::{Guest, HypervisorError};
+
+/// How long mirrors may take to end that have sent everything: the destination writes its files to disk meanwhile.
+const END_DEADLINE: Duration = Duration::from_secs(2);
+/// How long jobs may take to give up.
+const ABANDON_DEADLINE: Duration = Duration::from_secs(5);
+/// How often QEMU is asked meanwhile, but for the beginning: then it is asked again as soon as it has answered.
+const POLL: Duration = Duration::from_millis(5);
+const AT_ONCE: Duration = Duration::from_millis(20);
+
+/// What is copied beside a mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// The whole disk. Zeroes are written as zeroes: only qcow2 stays sparse.
+    Everything,
+    /// What is marked, see [`Guest::begin_bitmap`] and [`Guest::merge_chart`].
+    Marked,
+}
+
+impl Guest {
+    /// Source: mirrors a disk from now on, and begins to copy the rest at no more than `speed` bytes per second (0: no limit).
+    /// [`Guest::disk_progress`] tells how it gets on; what breaks after this shows there alone, and never in the guest.
+    ///
+    /// # Errors
+    /// Those of any command, [`HypervisorError::Deadline`] if the destination's disk does not answer;
+    /// [`Guest::abandon_mirrors`] after one.
+    pub async fn mirror_disk(
+        &self,
+        disk: &DiskName,
+        streams: DiskStreams,
+        rest: Rest,
+        speed: u64,
+    ) -> Result<(), HypervisorError> {
+        self.attach(&nodes::mirror(disk), disk, streams.mirror).await?;
+        self.attach(&nodes::rest(disk), disk, streams.rest).await?;
+        // The mirror first: what the copy has passed by, the mirror must not miss.
+        self.execute(options::mirror(disk)).await?;
+        let speed = i64::try_from(speed).unwrap_or(i64::MAX);
+        self.execute(options::copy(disk, rest, speed)).await.map(drop)
+    }
+
+    /// Source: how the copies of disks get on that were begun and neither ended nor abandoned, by name.
+    ///
+    /// # Errors
+    /// Those of any command.
+    pub async fn disk_progress(&self) -> Result<Vec<DiskProgress>, HypervisorError> {
+        let jobs = self.execute(qmp::query_jobs {}).await?;
+        Ok(by_disk(&jobs).into_iter().map(|(disk, jobs)| jobs.progress(disk)).collect())
+    }
+
+    /// Source, while the guest stands: ends all mirrors. All that was written is then in the destination's files. Every disk of
+    /// the guest must be [`DiskState::Mirrored`].
+    ///
+    /// # Errors
+    /// [`HypervisorError::Disk`] if a disk is not mirrored, or its mirror broke; [`HypervisorError::Deadline`] if they do not end
+    /// within 2 s. [`Guest::abandon_mirrors`] after one.
+    pub async fn end_mirrors(&self) -> Result<(), HypervisorError> {
+        let (disks, mirrored) = tokio::join!(self.disks(), self.disk_progress());
+        let (disks, mirrored) = (disks?, mirrored?);
+        for disk in &disks {
+            let state = mirrored.iter().find(|progress| progress.disk == *disk).map(|progress| &progress.state);
+            match state {
+                Some(DiskState::Mirrored) => {}
+                Some(DiskState::Failed(why)) => return Err(self.disk_error(disk, format!("its copy broke: {why}"))),
+                Some(DiskState::Copying) | None => return Err(self.disk_error(disk, "it is not mirrored")),
+            }
+        }
+        let end = |disk| qmp::block_job_cancel { device: nodes::mirror(disk), force: Some(false) };
+        self.execute_all(disks.iter().map(end)).await?;
+        let over = self.jobs_over("block-job-cancel", END_DEADLINE).await?;
+        for disk in &disks {
+            let ended = over.iter().find(|job| job.id == nodes::mirror(disk));
+            match ended.map(|job| &job.error) {
+                Some(None) => {}
+                Some(Some(why)) => return Err(self.disk_error(disk, format!("its mirror broke: {why}"))),
+                None => return Err(self.disk_error(disk, "its mirror has gone")),
+            }
+        }
+        self.execute_all(over.into_iter().map(|job| qmp::job_dismiss { id: job.id })).await
+    }
+
+    /// Source: cuts the streams to the destination, ends all jobs and removes what they used. Bitmaps stay: they say what a next
+    /// try has to copy. Can be repeated, also by an agent that did not begin the copy, and does nothing where there is none. A
+    /// destination that does not answer is no hindrance.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Deadline`] if the jobs do not end within 5 s.
+    pub async fn abandon_mirrors(&self) -> Result<(), HypervisorError> {
+        self.cut_streams().await?;
+        let jobs = self.execute(qmp::query_jobs {}).await?;
+        for device in under_way(&jobs) {
+            let cancel = qmp::block_job_cancel { device, force: Some(true) };
+            // One that ends at this moment is refused.
+            self.allow_refusal(cancel).await?;
+        }
+        for job in self.jobs_over("block-job-cancel", ABANDON_DEADLINE).await? {
+            self.allow_refusal(qmp::job_dismiss { id: job.id }).await?;
+        }
+        for node in self.connections().await? {
+            self.execute(qmp::blockdev_del { node_name: node }).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until none of our jobs does anything, and gives them.
+    async fn jobs_over(&self, command: &'static str, after: Duration) -> Result<Vec<qmp::JobInfo>, HypervisorError> {
+        let started = Instant::now();
+        loop {
+            let jobs = self.execute(qmp::query_jobs {}).await?;
+            let ours: Vec<_> =
+                by_disk(&jobs).into_values().flat_map(|jobs| [jobs.mirror, jobs.rest]).flatten().collect();
+            if ours.iter().all(|job| is_over(job)) {
+                return Ok(ours.into_iter().cloned().collect());
+            }
+            let waited = started.elapsed();
+            if waited > after {
+                return Err(HypervisorError::Deadline { guest: self.name().clone(), command, after });
+            }
+            // The guest may stand.
+            if waited > AT_ONCE {
+                sleep(POLL).await;
+            }
+        }
+    }
+
+    /// Cuts every stream of a disk, past all that QEMU may be waiting for in the main loop: a request the destination does not
+    /// answer, say, when it stops the guest.
+    async fn cut_streams(&self) -> Result<(), HypervisorError> {
+        for instance in self.execute_past(qmp::query_yank {}).await? {
+            let qmp::YankInstance::block_node(node) = &instance else { continue };
+            if !nodes::is_connection(&node.node_name) {
+                continue;
+            }
+            let name = node.node_name.clone();
+            match self.execute_past(qmp::yank { instances: vec![instance] }).await {
+                Ok(_) => {}
+                // It has just gone.
+                Err(HypervisorError::Refused { desc, .. }) => {
+                    warn!(guest = %self.name(), stream = name, desc, "a disk's stream was not cut");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Nodes that are connections to a destination.
+    async fn connections(&self) -> Result<Vec<String>, HypervisorError> {
+        let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
+        Ok(nodes.into_iter().filter_map(|node| node.node_name).filter(|name| nodes::is_connection(name)).collect())
+    }
+
+    /// Carries out commands without waiting for one before the next is sent.
+    async fn execute_all<C>(&self, commands: impl Iterator<Item = C>) -> Result<(), HypervisorError>
+    where
+        C: Command + Send + 'static,
+        C::Ok: Send,
+    {
+        let mut sent = JoinSet::new();
+        for command in commands {
+            let guest = self.clone();
+            sent.spawn(async move { guest.execute(command).await.map(drop) });
+        }
+        while let Some(answered) = sent.join_next().await {
+            // A panic in there is the only way for a task to fail.
+            answered.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        }
+        Ok(())
+    }
+
+    async fn allow_refusal<C: Command>(&self, command: C) -> Result<(), HypervisorError> {
+        match self.execute(command).await {
+            Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Ids of our jobs that do something, the rest's before its mirror's.
+fn under_way(jobs: &[qmp::JobInfo]) -> Vec<String> {
+    let ours = by_disk(jobs).into_values().flat_map(|jobs| [jobs.rest, jobs.mirror]).flatten();
+    ours.filter(|job| !is_over(job)).map(|job| job.id.clone()).collect()
+}
