@@ -22,9 +22,15 @@ use crate::{
 /// # Errors
 /// When the journal cannot be read. A guest or move that cannot be taken back is logged and left as it is.
 pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
+    let moves = host.journal.moves()?;
     for owned in host.journal.guests()? {
-        // The last agent may not have got to it after a commit.
-        if let Err(failure) = host.keep_disks(&owned.spec).await {
+        let came =
+            |plan: &MigrationPlan| plan.guest.name == owned.spec.name && plan.generation.next() == owned.generation;
+        let committed = moves
+            .iter()
+            .any(|(_, record)| record.promise == Promise::Committed && record.plan.as_ref().is_some_and(came));
+        // The last agent may not have got to it after the commit.
+        if committed && let Err(failure) = host.keep_disks(&owned.spec).await {
             warn!(guest = %owned.spec.name, %failure, "its disks are not all here");
         }
         match host.adopt(&owned).await {
@@ -33,7 +39,6 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
             Err(failure) => warn!(guest = %owned.spec.name, %failure, "cannot be taken back"),
         }
     }
-    let moves = host.journal.moves()?;
     for (id, record) in &moves {
         let (id, Some(plan)) = (id.clone(), record.plan.clone()) else { continue };
         if !is_newest(&moves, &plan, record.at_ms) {
@@ -46,7 +51,7 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
             Promise::Sending => keep(host, &id, &plan).await,
             Promise::GivenUp => go_on(host, plan).await,
             Promise::Declined => discard_incoming(host, &plan).await,
-            Promise::Left => Ok(()),
+            Promise::Left => forget(host, &plan).await,
         };
         if let Err(failure) = taken_up {
             warn!(migration = id, %failure, "could not be taken up after the restart");
@@ -80,6 +85,16 @@ async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(),
     info!(migration = id, guest = %plan.guest.name, "declined after a restart");
     tell_aborted(host, plan, v1::Role::Destination);
     Ok(())
+}
+
+/// A source whose guest has left: what it could not remove of its disks then. One that came into being here since is another guest.
+async fn forget(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
+    let newest = host.journal.newest(&plan.guest.name)?;
+    let owned = host.journal.guests()?.iter().any(|owned| owned.spec.name == plan.guest.name);
+    if plan.guest.disks.is_empty() || owned || newest.is_some_and(|newest| newest > plan.generation.next()) {
+        return Ok(());
+    }
+    host.remove_disks(&plan.guest.name).await
 }
 
 /// What was to receive a guest that this host declined, if the last agent did not get to undoing it. A guest on record here,
@@ -136,7 +151,10 @@ async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Fa
     let resident = host.resident(&plan.guest.name).await;
     if let Some(resident) = resident.filter(|resident| resident.generation() == plan.generation) {
         if !plan.guest.disks.is_empty() {
-            resident.vm.abandon_mirrors().await.map_err(hypervisor_failure)?;
+            // What is left of one is in the way of no write, and the next move ends it.
+            if let Err(error) = resident.vm.abandon_mirrors().await {
+                warn!(%error, "a disk's mirror stays for now");
+            }
         }
         if let Err(error) = resident.vm.cancel_migration().await {
             info!(%error, "no migration of QEMU's to cancel");

@@ -195,17 +195,11 @@ impl Guest {
     /// [`HypervisorError::Deadline`] if even SIGKILL did not end it; [`HypervisorError::RunDir`] if its files stay.
     pub async fn quit(&self) -> Result<Exit, HypervisorError> {
         let guest = self.name();
-        let told = self.0.qmp.execute_within(qmp::quit {}, PATIENCE).await;
-        if let Err(error) = &told {
+        if let Err(error) = self.0.qmp.execute_within(qmp::quit {}, PATIENCE).await {
             // It may have ended before, or before it could answer.
             debug!(%guest, %error, "QEMU did not acknowledge quit");
         }
         let mut exit = self.exit_within(PATIENCE).await;
-        if told.is_ok()
-            && let Some(exit) = &mut exit
-        {
-            exit.orderly = true;
-        }
         for (signal, patience) in [(Signal::SIGTERM, PATIENCE), (Signal::SIGKILL, KILL_DEADLINE)] {
             if exit.is_none() {
                 warn!(%guest, pid = self.pid(), %signal, "QEMU does not end");

@@ -17,7 +17,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub struct Exit {
     /// Its status; `None` for an adopted QEMU, which is not this agent's child.
     pub status: Option<ExitStatus>,
-    /// It closed what it had open: its disks are whole. So it is when it ended by itself with status 0, or when told to.
+    /// It closed what it had open: its disks are whole. Known only of this agent's child, which ended with status 0.
     pub orderly: bool,
     /// The end of what it wrote to its log.
     pub last_words: String,

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use throughline_cutover::{DestinationEvent, Disk, Failure, MigrationPlan};
-use throughline_hypervisor::Guest;
+use throughline_hypervisor::{Guest, HypervisorError};
 use throughline_wire::v1::{DiskHere, PreparedDisk};
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 
@@ -14,6 +14,8 @@ use crate::{
     resident::hypervisor_failure,
 };
 
+/// What is said when what came may not be on the host's disk, whatever a later sync says: it is of no use to a next try.
+pub(super) const NOT_WRITTEN: &str = "DISK_NOT_WRITTEN";
 /// How often what has come is written to the disk itself, so that little is left when the mirrors end: the guest stands then.
 const WRITE_OUT_EVERY: Duration = Duration::from_millis(500);
 
@@ -78,7 +80,7 @@ pub(super) async fn write_out(vm: Guest, events: mpsc::UnboundedSender<Destinati
     loop {
         sleep(WRITE_OUT_EVERY).await;
         if let Err(error) = vm.settle_disks().await {
-            let _ = events.send(DestinationEvent::MemoryFailed(hypervisor_failure(error)));
+            let _ = events.send(DestinationEvent::MemoryFailed(not_written(error)));
             return;
         }
     }
@@ -88,6 +90,10 @@ pub(super) async fn write_out(vm: Guest, events: mpsc::UnboundedSender<Destinati
 pub(super) async fn close(vm: &Guest) -> DestinationEvent {
     match vm.close_disks().await {
         Ok(()) => DestinationEvent::DisksClosed,
-        Err(error) => DestinationEvent::MemoryFailed(hypervisor_failure(error)),
+        Err(error) => DestinationEvent::MemoryFailed(not_written(error)),
     }
+}
+
+fn not_written(error: HypervisorError) -> Failure {
+    Failure::new(NOT_WRITTEN, hypervisor_failure(error).message)
 }

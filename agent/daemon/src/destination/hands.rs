@@ -72,8 +72,8 @@ pub(super) struct DestinationHands {
     /// Writes out what has come of the disks.
     writing_out: Option<AbortHandle>,
     line_watch: Option<AbortHandle>,
-    /// Somebody does not want this migration: no next try is expected.
-    cancelled: bool,
+    /// Somebody does not want this migration, or what came cannot be relied on.
+    no_next_try: bool,
     waits: JoinSet<()>,
 }
 
@@ -101,7 +101,7 @@ impl DestinationHands {
             door: None,
             writing_out: None,
             line_watch: None,
-            cancelled: false,
+            no_next_try: false,
             waits: JoinSet::new(),
         }
     }
@@ -460,7 +460,7 @@ impl DestinationHands {
         if let Some(Err(error)) = &ended {
             warn!(%error, "the QEMU that was to receive the guest did not end");
         }
-        let fate = if self.cancelled {
+        let fate = if self.no_next_try {
             Unfinished::Discard
         } else {
             Unfinished::PutAside { ended_badly: !ended.is_none_or(|ended| ended.is_ok_and(|exit| exit.orderly)) }
@@ -538,7 +538,7 @@ impl Hands for DestinationHands {
             }
             DestinationEffect::RecordDecline => self.record_decline(),
             DestinationEffect::TellDeclined(failure) => {
-                self.cancelled = failure.reason == CANCELLED;
+                self.no_next_try = [CANCELLED, disks::NOT_WRITTEN].contains(&failure.reason.as_str());
                 self.tell_source(Message::Declined(v1::Declined { failure: Some(failure.into()) }));
             }
             DestinationEffect::Undo => {

@@ -21,12 +21,15 @@ pub(super) enum State {
     Incoming,
     /// What came of one that was not finished: the next try may go on with it.
     Part,
+    /// One that was coming when its host went down: what was not synced is lost. The guest's if a commit says so, else nobody's.
+    Doubtful,
     /// Being made.
     Half,
 }
 
 const INCOMING: &str = "incoming";
 const PART: &str = "part";
+const DOUBTFUL: &str = "doubtful";
 const HALF: &str = "new";
 
 /// The file of a disk that is the guest's. The last part of a name tells the states apart, whatever dots a disk's own name has.
@@ -68,6 +71,7 @@ impl<'a> Name<'a> {
         let state = match last {
             INCOMING => State::Incoming,
             PART => State::Part,
+            DOUBTFUL => State::Doubtful,
             _ => return None,
         };
         let copy = Some(copy.parse().ok()?);
@@ -99,6 +103,11 @@ impl Coming {
     /// What it is called if it is not decided yet.
     pub(super) fn as_incoming(&self) -> String {
         format!("{}.{}.{INCOMING}", self.kept, self.copy)
+    }
+
+    /// After its host was down.
+    pub(super) fn as_doubtful(&self) -> String {
+        format!("{}.{}.{DOUBTFUL}", self.kept, self.copy)
     }
 
     /// And when the guest stayed where it was.
@@ -176,7 +185,8 @@ impl Folder {
 
     /// One of them that is not decided yet.
     pub(super) fn incoming(&self, disk: &Disk) -> Result<Option<Coming>, DiskError> {
-        Ok(self.coming(Some(disk))?.into_iter().find(|it| it.state == State::Incoming && it.kept == kept_name(disk)))
+        let undecided = |it: &Coming| it.state != State::Part && it.kept == kept_name(disk);
+        Ok(self.coming(Some(disk))?.into_iter().find(undecided))
     }
 
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {

@@ -47,7 +47,8 @@ impl Store {
         let mut part = None;
         for came in folder.coming(Some(disk))? {
             folder.check_unused(&came.name)?;
-            let wanted = begun_by == Some(&came.copy) && came.is_of(disk) && part.is_none();
+            let whole = came.state != State::Doubtful && came.is_of(disk);
+            let wanted = begun_by == Some(&came.copy) && whole && part.is_none();
             if wanted { part = Some(came) } else { folder.unlink(&came.name)? }
         }
         if let Some(part) = part
@@ -92,15 +93,14 @@ impl Store {
     /// # Errors
     /// [`DiskError::InUse`], and then all of it stays; or the system's, and then it is to be called again.
     pub fn put_aside(&self, guest: &GuestName, ended_badly: bool) -> Result<(), DiskError> {
-        self.decide_against(guest, |folder, came| {
-            if ended_badly && !came.needs_no_qemu() {
-                return folder.unlink(&came.name);
-            }
-            folder.rename(&came.name, &came.as_part())
+        self.decide_against(guest, |folder, came| match came.state {
+            State::Incoming if !ended_badly || came.needs_no_qemu() => folder.rename(&came.name, &came.as_part()),
+            State::Incoming | State::Doubtful => folder.unlink(&came.name),
+            _ => Ok(()),
         })
     }
 
-    /// The same, and nothing of what came stays.
+    /// The same, and nothing of what came stays, now or in an earlier try.
     ///
     /// # Errors
     /// As [`Store::put_aside`].
@@ -114,8 +114,7 @@ impl Store {
         mut fate: impl FnMut(&Folder, &Coming) -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
         let Some(folder) = Folder::find(&self.directory, guest)? else { return Ok(()) };
-        let mut came = folder.coming(None)?;
-        came.retain(|it| it.state == State::Incoming);
+        let came = folder.coming(None)?;
         came.iter().try_for_each(|it| folder.check_unused(&it.name))?;
         came.iter().try_for_each(|it| fate(&folder, it))?;
         folder.remove_half_made()?;
@@ -130,10 +129,22 @@ impl Store {
         self.remove_parts(SystemTime::now().checked_sub(PART_KEPT))
     }
 
+    /// The host was down: what was coming may have lost what was not synced.
+    pub(super) fn doubt_what_was_coming(&self) -> Result<(), DiskError> {
+        for guest in self.guests()? {
+            let Some(folder) = self.folder_of(&guest) else { continue };
+            for came in folder.coming(None)?.into_iter().filter(|it| it.state == State::Incoming) {
+                folder.rename(&came.name, &came.as_doubtful())?;
+            }
+            folder.sync()?;
+        }
+        Ok(())
+    }
+
     /// Removes parts that were last written before that, or all.
     pub(super) fn remove_parts(&self, before: Option<SystemTime>) -> Result<(), DiskError> {
         for guest in self.guests()? {
-            let Some(folder) = Folder::find(&self.directory, &guest)? else { continue };
+            let Some(folder) = self.folder_of(&guest) else { continue };
             for part in folder.coming(None)?.into_iter().filter(|it| it.state == State::Part) {
                 let path = folder.path().join(&part.name);
                 let written = path.metadata().and_then(|found| found.modified());

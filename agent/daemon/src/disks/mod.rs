@@ -6,6 +6,7 @@
 //!      root.qcow2        kept: the guest's
 //!      data.raw.COPY.incoming  comes from another host; the guest's once that is decided
 //!      data.raw.COPY.part      came in part; the next try goes on with it. For a day, and not past a crash of the host
+//!      data.raw.COPY.doubtful  was coming when the host went down
 //!      data.raw.new            half made; whoever finds one removes it
 //!
 //!  create ──► kept ──► open ──► QEMU          receive ──► incoming ──► QEMU
@@ -45,6 +46,7 @@ use std::{
 use throughline_confine::private_dir;
 use throughline_cutover::{Disk, DiskFormat, GuestName};
 use throughline_hypervisor::QemuUser;
+use tracing::warn;
 
 use self::{folder::Folder, tools::Tools};
 
@@ -83,7 +85,7 @@ impl Store {
         let user = ToolUser::of(user).map_err(|source| DiskError::User { user: user.clone(), source })?;
         let store = Self { directory: directory.to_owned(), tools: Tools::new(user) };
         for guest in store.guests()? {
-            if let Some(folder) = Folder::find(directory, &guest)? {
+            if let Some(folder) = store.folder_of(&guest) {
                 folder.remove_half_made()?;
             }
         }
@@ -101,7 +103,16 @@ impl Store {
             return Ok(());
         }
         self.remove_parts(None)?;
+        self.doubt_what_was_coming()?;
         fs::write(&noted, now).map_err(DiskError::io("write", &noted))
+    }
+
+    /// A guest's directory. One that cannot be used, being somebody else's, is in nobody's way.
+    fn folder_of(&self, guest: &GuestName) -> Option<Folder> {
+        Folder::find(&self.directory, guest).unwrap_or_else(|error| {
+            warn!(%guest, %error, "a directory among guests' disks is left alone");
+            None
+        })
     }
 
     /// Every guest that there are files of, in order.

@@ -303,10 +303,25 @@ fn a_part_is_not_believed_after_a_crash_that_may_have_cost_some_of_it() {
     // Its QEMU was killed.
     store.put_aside(guest, true).unwrap();
     assert_eq!(scratch.files(), ["raw.raw.c-1.part"]);
-    // The host was.
-    fs::write(scratch.directory.join(".boot-id"), "another").unwrap();
+    // The host was, with a part and while another came.
+    let down = || fs::write(scratch.directory.join(".boot-id"), "another").unwrap();
+    receive(store, guest, &raw("root")).unwrap();
+    down();
     scratch.again();
-    assert!(!scratch.path("").exists());
+    assert_eq!(scratch.files(), ["root.raw.c-1.doubtful"]);
+    store.put_aside(guest, true).unwrap();
+    assert!(!scratch.path("").exists(), "nobody's");
+    receive(store, guest, &raw("root")).unwrap();
+    down();
+    scratch.again();
+    assert!(!store.receive(guest, &raw("root"), 0, &copy(2), Some(&copy(1))).unwrap().continued);
+    assert_eq!(scratch.files(), ["root.raw.c-2.incoming"]);
+    // A commit was: the file had been synced before.
+    down();
+    scratch.again();
+    store.keep(guest, &[raw("root")]).unwrap();
+    assert_eq!(scratch.files(), ["root.raw"]);
+    store.remove(guest).unwrap();
     // Nobody came back for it.
     receive(store, guest, &raw("root")).unwrap();
     store.put_aside(guest, false).unwrap();
@@ -316,4 +331,16 @@ fn a_part_is_not_believed_after_a_crash_that_may_have_cost_some_of_it() {
     File::options().write(true).open(scratch.path("root.raw.c-1.part")).unwrap().set_modified(old).unwrap();
     store.remove_old_parts().unwrap();
     assert!(!scratch.path("").exists());
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_in_nobodys_way() {
+    let scratch = Scratch::new("foreign-dir");
+    scratch.store.create(&scratch.guest, &raw("root")).unwrap();
+    let theirs = scratch.directory.join("old");
+    fs::create_dir(&theirs).unwrap();
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o755)).unwrap();
+    let store = scratch.again();
+    store.remove_old_parts().unwrap();
+    store.open_disk(&scratch.guest, &raw("root")).unwrap();
 }

@@ -218,6 +218,11 @@ async fn end_guest(host: &Host, name: &GuestName, ordered: Generation, fate: Dis
         // On record here, but it could not be taken back, or its disks could not be removed.
         let owned = host.journal.guests()?.into_iter().find(|owned| owned.spec.name == *name);
         if owned.is_none_or(|owned| owned.generation > ordered) {
+            // One that never started here, or left, may have left disks.
+            let newest = host.journal.newest(name)?;
+            if fate == DiskFate::Delete && host.disks.is_some() && newest.is_none_or(|newest| newest <= ordered) {
+                host.remove_disks(name).await?;
+            }
             return Ok(false);
         }
     }

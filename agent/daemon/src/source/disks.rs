@@ -6,7 +6,7 @@ use throughline_cutover::{Disk, DiskFormat, Failure, MigrationPlan, SourceEvent}
 use throughline_hypervisor::{DiskProgress, DiskState, Guest, HypervisorError, Rest};
 use throughline_wire::v1;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{host::Host, invitation::disks::Wanted, resident::hypervisor_failure};
 
@@ -38,6 +38,11 @@ pub(super) async fn send(
     wanted: Vec<Wanted>,
     events: &mpsc::UnboundedSender<SourceEvent>,
 ) {
+    // What an earlier move could not end.
+    if let Err(error) = vm.abandon_mirrors().await {
+        let _ = events.send(SourceEvent::MirrorFailed(disk_failure(error)));
+        return;
+    }
     let speed = plan.limits.bandwidth / (wanted.len() as u64).max(1);
     for (disk, wanted) in plan.guest.disks.iter().zip(wanted) {
         if let Err(failure) = begin(host, vm, plan, disk, wanted, speed).await {
@@ -82,8 +87,15 @@ async fn watch(vm: &Guest, events: &mpsc::UnboundedSender<SourceEvent>) {
     let mut mirrored = false;
     loop {
         every.tick().await;
-        // Of a QEMU that is gone its own end tells.
-        let Ok(disks) = vm.disk_progress().await else { return };
+        let disks = match vm.disk_progress().await {
+            Ok(disks) => disks,
+            // Its own end tells.
+            Err(HypervisorError::Gone { .. }) => return,
+            Err(error) => {
+                warn!(%error, "QEMU does not say how its disks are getting on; it is asked again");
+                continue;
+            }
+        };
         let (news, over) = meaning(&disks, mirrored);
         mirrored |= news.contains(&SourceEvent::DisksMirrored);
         for event in news {

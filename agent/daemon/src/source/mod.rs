@@ -7,7 +7,7 @@ mod progress;
 
 use std::{sync::Arc, time::Duration};
 
-use throughline_cutover::{Failure, MigrationPlan, Source, SourceEvent};
+use throughline_cutover::{Failure, MigrationPlan, OwnedGuest, Source, SourceEvent};
 use throughline_identity::Security;
 use throughline_wire::v1;
 use tokio::sync::mpsc;
@@ -86,6 +86,9 @@ pub fn bury(host: &Arc<Host>, plan: MigrationPlan) {
     tokio::spawn(
         async move {
             let committed = has_committed(&host.security, &plan).await;
+            // The answer may have taken days: a guest of that name that came into being here since is another.
+            let ours = |owned: &OwnedGuest| owned.spec.name != plan.guest.name || owned.generation == plan.generation;
+            let committed = committed && host.journal.guests().is_ok_and(|guests| guests.iter().all(ours));
             if committed
                 && !plan.guest.disks.is_empty()
                 && let Err(failure) = host.remove_disks(&plan.guest.name).await

@@ -72,6 +72,8 @@ impl Guest {
 
     async fn merge_from(&self, disk: &DiskName, set: i64) -> Result<(), HypervisorError> {
         let node = nodes::chart(disk);
+        // One that an earlier agent was killed over.
+        self.allow_refusal(qmp::blockdev_del { node_name: node.clone() }).await?;
         self.execute(options::chart(disk, set)).await?;
         let merged = async {
             let bitmaps = self.bitmaps(&node).await?;

@@ -185,7 +185,7 @@ impl Guest {
         Ok(())
     }
 
-    async fn allow_refusal<C: Command>(&self, command: C) -> Result<(), HypervisorError> {
+    pub(super) async fn allow_refusal<C: Command>(&self, command: C) -> Result<(), HypervisorError> {
         match self.execute(command).await {
             Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
             Err(error) => Err(error),
