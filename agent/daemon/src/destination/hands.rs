@@ -9,7 +9,7 @@ use throughline_cutover::{
     Destination, DestinationEffect, DestinationEvent, DestinationReport, Failure, GatePeer, Generation, MigrationPlan,
     Mtu, PortId,
 };
-use throughline_hypervisor::{FdRole, Guest, GuestEventKind, Invitation, MigrationStatus};
+use throughline_hypervisor::{FdRole, Guest, GuestEventKind, MigrationStatus};
 use throughline_loader::{Mode, are_all_in};
 use throughline_wire::v1::{self, from_destination::Message};
 use tokio::{
@@ -64,9 +64,7 @@ pub(super) struct DestinationHands {
     ports: Arc<Mutex<Vec<MovingPort>>>,
     report: Arc<Mutex<v1::CutoverReport>>,
     /// For the source, until it is told.
-    invitation: Option<Invitation>,
-    /// What it is told of the guest's disks.
-    disks: Vec<v1::PreparedDisk>,
+    prepared: Option<v1::Prepared>,
     /// Waits for the source's memory.
     door: Option<AbortHandle>,
     /// Writes out what has come of the disks.
@@ -96,8 +94,7 @@ impl DestinationHands {
             vm: None,
             ports: Arc::default(),
             report: Arc::default(),
-            invitation: None,
-            disks: Vec::new(),
+            prepared: None,
             door: None,
             writing_out: None,
             line_watch: None,
@@ -157,8 +154,8 @@ impl DestinationHands {
         }
         let listening = vm.listen(self.host.config.vtep, self.plan.source.vtep, sealer);
         let (awaited, invitation) = listening.await.map_err(hypervisor_failure)?;
-        self.invitation = Some(invitation);
-        self.disks = disks::open(&self.host, &self.plan, &vm, &continued, &self.events, &mut self.waits).await?;
+        let disks = disks::open(&self.host, &self.plan, &vm, &continued, &self.events, &mut self.waits).await?;
+        self.prepared = Some(invitation::to_wire(invitation, disks));
         if !continued.is_empty() {
             self.writing_out = Some(self.waits.spawn(disks::write_out(vm.clone(), self.events.clone())));
         }
@@ -172,9 +169,8 @@ impl DestinationHands {
     }
 
     fn tell_prepared(&mut self) {
-        if let Some(invitation) = self.invitation.take() {
-            let disks = std::mem::take(&mut self.disks);
-            self.tell_source(Message::Prepared(invitation::to_wire(invitation, disks)));
+        if let Some(prepared) = self.prepared.take() {
+            self.tell_source(Message::Prepared(prepared));
         }
     }
 

@@ -91,6 +91,15 @@ impl Host {
         }
     }
 
+    /// What a guest that has left had here of disks is gone, or it is told that it is not: nobody waits for that.
+    pub async fn clear_out_disks(&self, spec: &GuestSpec) {
+        if !spec.disks.is_empty()
+            && let Err(failure) = self.remove_disks(&spec.name).await
+        {
+            warn!(guest = %spec.name, %failure, "what it left of its disks stays here until this agent is restarted");
+        }
+    }
+
     /// The disks of a guest that has left, or is deleted with them, are gone. Its QEMU has ended.
     ///
     /// # Errors

@@ -282,22 +282,13 @@ impl SourceHands {
             warn!(%error, "the guest's old QEMU did not end");
         }
         self.host.move_out(name).await;
-        self.remove_disks().await;
+        // They are at the destination, which has run on them since its commit.
+        self.host.clear_out_disks(&self.plan.guest).await;
         if let Err(error) = self.host.journal.promise(&self.plan.id, Some(&self.plan), Promise::Left) {
             warn!(%error, "the journal still names a guest that has left");
         }
         self.forget_markers().await;
         info!(guest = %name, destination = %self.plan.destination.host, "left this host");
-    }
-
-    /// They are at the destination, which has run on them since its commit.
-    async fn remove_disks(&self) {
-        let name = &self.plan.guest.name;
-        if !self.plan.guest.disks.is_empty()
-            && let Err(failure) = self.host.remove_disks(name).await
-        {
-            warn!(guest = %name, %failure, "what it left of its disks stays here; remove it by hand");
-        }
     }
 
     /// The guest runs on, and gets what was held meanwhile.

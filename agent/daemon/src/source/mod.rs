@@ -89,11 +89,8 @@ pub fn bury(host: &Arc<Host>, plan: MigrationPlan) {
             // The answer may have taken days: a guest of that name that came into being here since is another.
             let ours = |owned: &OwnedGuest| owned.spec.name != plan.guest.name || owned.generation == plan.generation;
             let committed = committed && host.journal.guests().is_ok_and(|guests| guests.iter().all(ours));
-            if committed
-                && !plan.guest.disks.is_empty()
-                && let Err(failure) = host.remove_disks(&plan.guest.name).await
-            {
-                warn!(%failure, "what the guest left of its disks stays here; remove it by hand");
+            if committed {
+                host.clear_out_disks(&plan.guest).await;
             }
             let promise = if committed { Promise::Left } else { Promise::Declined };
             if let Err(error) = host.journal.promise(&plan.id, Some(&plan), promise) {

@@ -124,8 +124,7 @@ impl Guest {
         let started = Instant::now();
         loop {
             let jobs = self.execute(qmp::query_jobs {}).await?;
-            let ours: Vec<_> =
-                by_disk(&jobs).into_values().flat_map(|jobs| [jobs.mirror, jobs.rest]).flatten().collect();
+            let ours = ours(&jobs);
             if ours.iter().all(|job| is_over(job)) {
                 return Ok(ours.into_iter().cloned().collect());
             }
@@ -193,8 +192,12 @@ impl Guest {
     }
 }
 
-/// Ids of our jobs that do something, the rest's before its mirror's.
+/// Ids of those that do something.
 fn under_way(jobs: &[qmp::JobInfo]) -> Vec<String> {
-    let ours = by_disk(jobs).into_values().flat_map(|jobs| [jobs.rest, jobs.mirror]).flatten();
-    ours.filter(|job| !is_over(job)).map(|job| job.id.clone()).collect()
+    ours(jobs).into_iter().filter(|job| !is_over(job)).map(|job| job.id.clone()).collect()
+}
+
+/// Those of the jobs that copy disks, the rest's before its mirror's.
+fn ours(jobs: &[qmp::JobInfo]) -> Vec<&qmp::JobInfo> {
+    by_disk(jobs).into_values().flat_map(|jobs| [jobs.rest, jobs.mirror]).flatten().collect()
 }
