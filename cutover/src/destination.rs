@@ -144,6 +144,9 @@ pub enum DestinationEffect {
     TellPrepared,
     /// Let nobody write to the guest's disks from outside any more. Answer: `DisksClosed` or `MemoryFailed`.
     CloseDisks,
+    /// Have the commit as good as written: memory is still coming, and the guest will stand still while the rest is done. No
+    /// answer, and nothing is promised.
+    DraftCommit,
     /// Write down that this host owns the guest. Answer: `CommitRecorded`.
     RecordCommit {
         /// At this generation.
@@ -319,12 +322,14 @@ impl Destination {
                 ),
             ));
         }
-        let again = std::mem::replace(&mut self.given_up, true);
-        match self.disks_open {
-            true if again => vec![],
-            true => vec![DestinationEffect::CloseDisks],
-            false => self.commit_if_complete(),
+        if std::mem::replace(&mut self.given_up, true) {
+            return vec![];
         }
+        let mut effects = if self.disks_open { vec![DestinationEffect::CloseDisks] } else { self.commit_if_complete() };
+        if self.phase == DestinationPhase::Receiving {
+            effects.push(DestinationEffect::DraftCommit);
+        }
+        effects
     }
 
     fn commit_if_complete(&mut self) -> Vec<DestinationEffect> {

@@ -142,6 +142,8 @@ pub struct CutoverReport {
     pub continued_at_ns: u64,
     /// QEMU had everything (destination).
     pub memory_in_at_ns: u64,
+    /// Nothing was missing any more: the commit was handed to the disk (destination).
+    pub decided_at_ns: u64,
     /// `cont` was sent (destination).
     pub cont_at_ns: u64,
 }
@@ -180,6 +182,7 @@ impl CutoverReport {
             pre_switchover_at_ns: self.pre_switchover_at_ns.max(other.pre_switchover_at_ns),
             continued_at_ns: self.continued_at_ns.max(other.continued_at_ns),
             memory_in_at_ns: self.memory_in_at_ns.max(other.memory_in_at_ns),
+            decided_at_ns: self.decided_at_ns.max(other.decided_at_ns),
             cont_at_ns: self.cont_at_ns.max(other.cont_at_ns),
         }
     }

@@ -102,5 +102,5 @@ macro_rules! same_fields {
 same_fields!(v1::CutoverReport => CutoverReport {
     armed_at_ns, stopped_at_ns, committed_at_ns, running_at_ns, gate_open_at_ns, line_empty_at_ns, settled_at_ns,
     held, carried, gated, overflowed, markers_in, markers_missed, markers_cold, refused, qemu_downtime_ms, memory_bytes,
-    pre_switchover_at_ns, continued_at_ns, memory_in_at_ns, cont_at_ns,
+    pre_switchover_at_ns, continued_at_ns, memory_in_at_ns, decided_at_ns, cont_at_ns,
 });

@@ -70,6 +70,8 @@ pub(super) struct DestinationHands {
     /// Writes out what has come of the disks.
     writing_out: Option<AbortHandle>,
     line_watch: Option<AbortHandle>,
+    /// Waits for the decision to commit; gone without one, it forgets its draft.
+    commit_drafted: Option<std::sync::mpsc::Sender<()>>,
     /// Somebody does not want this migration, or what came cannot be relied on.
     no_next_try: bool,
     waits: JoinSet<()>,
@@ -98,6 +100,7 @@ impl DestinationHands {
             door: None,
             writing_out: None,
             line_watch: None,
+            commit_drafted: None,
             no_next_try: false,
             waits: JoinSet::new(),
         }
@@ -219,10 +222,36 @@ impl DestinationHands {
         });
     }
 
+    /// A thread of its own waits for the decision, with all done that need not wait for it.
+    fn draft_commit(&mut self) {
+        let (decide, decision) = std::sync::mpsc::channel();
+        self.commit_drafted = Some(decide);
+        let (host, plan) = (self.host.clone(), self.plan.clone());
+        let write = self.commit_writer();
+        self.waits.spawn_blocking(move || {
+            if let Err(error) = host.journal.draft_commit(&plan) {
+                warn!(%error, "the commit could not be drafted; it may fail too, and the guest then stays with the source");
+            }
+            match decision.recv() {
+                Ok(()) => write(),
+                Err(_) => host.journal.forget_draft(&plan),
+            }
+        });
+    }
+
     fn record_commit(&mut self) {
+        lock(&self.report).decided_at_ns = real_ns();
+        let asked = self.commit_drafted.take().is_some_and(|drafted| drafted.send(()).is_ok());
+        if !asked {
+            self.waits.spawn_blocking(self.commit_writer());
+        }
+    }
+
+    /// Writes the commit, and answers.
+    fn commit_writer(&self) -> impl FnOnce() + Send + 'static {
         let (host, plan, events, report) =
             (self.host.clone(), self.plan.clone(), self.events.clone(), self.report.clone());
-        self.waits.spawn_blocking(move || {
+        move || {
             // A commit that cannot be written is no commit.
             let event = match host.journal.commit(&plan) {
                 Ok(()) => {
@@ -236,10 +265,11 @@ impl DestinationHands {
             if committed && let Err(error) = host.journal.follow_commits() {
                 warn!(%error, "the commit is on disk, but the journal's store has not followed it yet");
             }
-        });
+        }
     }
 
     fn record_decline(&mut self) {
+        self.commit_drafted = None;
         let (host, plan, events) = (self.host.clone(), self.plan.clone(), self.events.clone());
         self.waits.spawn_blocking(move || {
             if let Err(error) = host.journal.promise(&plan.id, Some(&plan), Promise::Declined) {
@@ -506,6 +536,7 @@ impl Hands for DestinationHands {
             }
             DestinationEffect::TellPrepared => self.tell_prepared(),
             DestinationEffect::CloseDisks => self.close_disks(),
+            DestinationEffect::DraftCommit => self.draft_commit(),
             DestinationEffect::RecordCommit { .. } => self.record_commit(),
             DestinationEffect::RaiseGate => self.raise_gate(),
             DestinationEffect::TellCommitted { generation } => {

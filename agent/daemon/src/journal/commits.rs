@@ -3,6 +3,9 @@
 //! The store's own transactions take milliseconds. A commit is one page into a file that was made at its full size, and one
 //! `fdatasync`, which has no metadata to write. The store follows with its next transaction; until then, and after a crash,
 //! what is here counts. A page that was not written whole does not read, and nobody was told of it.
+//!
+//! The first write after a while takes a millisecond or more: page, inode and code have gone cold. So a commit is drafted while
+//! memory is still coming: the same page, on disk, but for the one byte that makes it count.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Mutex};
 
@@ -20,6 +23,8 @@ pub const PAGE: usize = 4096;
 const MAGIC: [u8; 4] = *b"TLc1";
 /// What a page of any format begins with; the digit that follows is the format.
 const FAMILY: [u8; 3] = *b"TLc";
+/// What a page begins with that is written ahead of its commit: it counts for nothing.
+const DRAFT: [u8; 4] = *b"TLcd";
 /// Magic, length, checksum.
 const HEADER: usize = 12;
 
@@ -32,11 +37,40 @@ pub(super) struct Commit {
     pub(super) generation: Generation,
 }
 
-/// The file, and which of its pages the store has not followed yet.
+/// The file, and what its pages are in use for.
 #[derive(Debug)]
 pub(super) struct Commits {
     file: File,
-    outstanding: Mutex<Vec<(u64, Commit)>>,
+    pages: Mutex<Pages>,
+}
+
+/// Pages in use, by number.
+#[derive(Debug, Default)]
+struct Pages {
+    /// The store has not followed them yet.
+    outstanding: Vec<(u64, Commit)>,
+    /// Being written, or drafted.
+    taken: Vec<(u64, Commit)>,
+}
+
+impl Pages {
+    /// The page drafted for it, or a free one.
+    fn take(&mut self, commit: &Commit) -> io::Result<u64> {
+        if let Some((number, _)) = self.taken.iter().find(|(_, drafted)| drafted == commit) {
+            return Ok(*number);
+        }
+        let in_use = |number: &u64| self.outstanding.iter().chain(&self.taken).any(|(used, _)| used == number);
+        let free = (0..PAGES).find(|number| !in_use(number));
+        let number =
+            free.ok_or_else(|| io::Error::other("every page for commits is taken; the store does not follow"))?;
+        self.taken.push((number, commit.clone()));
+        Ok(number)
+    }
+
+    fn give_back(&mut self, commit: &Commit) -> Option<(u64, Commit)> {
+        let at = self.taken.iter().position(|(_, taken)| taken == commit)?;
+        Some(self.taken.swap_remove(at))
+    }
 }
 
 impl Commits {
@@ -61,45 +95,61 @@ impl Commits {
             }
             outstanding.extend(decode(&page).map(|commit| (number, commit)));
         }
-        Ok(Self { file, outstanding: Mutex::new(outstanding) })
+        Ok(Self { file, pages: Mutex::new(Pages { outstanding, taken: Vec::new() }) })
     }
 
     /// Makes a commit durable.
     pub(super) fn write(&self, commit: Commit) -> io::Result<()> {
-        let mut outstanding = lock(&self.outstanding);
-        let free = (0..PAGES).find(|number| outstanding.iter().all(|(taken, _)| taken != number));
-        let number =
-            free.ok_or_else(|| io::Error::other("every page for commits is taken; the store does not follow"))?;
-        self.file.write_all_at(&encode(&commit)?, number * PAGE as u64)?;
-        self.file.sync_data()?;
-        outstanding.push((number, commit));
-        Ok(())
+        let number = lock(&self.pages).take(&commit)?;
+        let written = self.put(number, &MAGIC, &commit);
+        let mut pages = lock(&self.pages);
+        let taken = pages.give_back(&commit);
+        if written.is_ok() {
+            pages.outstanding.extend(taken);
+        }
+        written
+    }
+
+    /// Writes all of a commit but what makes it one. [`Commits::write`] or [`Commits::forget_draft`] is owed.
+    pub(super) fn draft(&self, commit: &Commit) -> io::Result<()> {
+        let number = lock(&self.pages).take(commit)?;
+        self.put(number, &DRAFT, commit)
+    }
+
+    /// It will not be written.
+    pub(super) fn forget_draft(&self, commit: &Commit) {
+        lock(&self.pages).give_back(commit);
+    }
+
+    fn put(&self, number: u64, magic: &[u8; 4], commit: &Commit) -> io::Result<()> {
+        self.file.write_all_at(&encode(magic, commit)?, number * PAGE as u64)?;
+        self.file.sync_data()
     }
 
     /// Commits the store has not followed yet.
     pub(super) fn outstanding(&self) -> Vec<Commit> {
-        lock(&self.outstanding).iter().map(|(_, commit)| commit.clone()).collect()
+        lock(&self.pages).outstanding.iter().map(|(_, commit)| commit.clone()).collect()
     }
 
     /// Whether that migration's commit is one of them.
     pub(super) fn has(&self, id: &str) -> bool {
-        lock(&self.outstanding).iter().any(|(_, commit)| commit.id == id)
+        lock(&self.pages).outstanding.iter().any(|(_, commit)| commit.id == id)
     }
 
     /// The store has followed these; their pages may be used again. What they say stays until then, and is known already.
     pub(super) fn followed(&self, commits: &[Commit]) {
-        lock(&self.outstanding).retain(|(_, commit)| !commits.contains(commit));
+        lock(&self.pages).outstanding.retain(|(_, commit)| !commits.contains(commit));
     }
 }
 
-fn encode(commit: &Commit) -> io::Result<[u8; PAGE]> {
+fn encode(magic: &[u8; 4], commit: &Commit) -> io::Result<[u8; PAGE]> {
     let body = serde_json::to_vec(commit)?;
     let mut page = [0; PAGE];
     let Some(place) = page.get_mut(HEADER..HEADER + body.len()) else {
         return Err(io::Error::other("a commit's migration id is longer than a page"));
     };
     place.copy_from_slice(&body);
-    page[..4].copy_from_slice(&MAGIC);
+    page[..4].copy_from_slice(magic);
     page[4..8].copy_from_slice(&(body.len() as u32).to_le_bytes());
     page[8..HEADER].copy_from_slice(&crc32fast::hash(&body).to_le_bytes());
     Ok(page)
@@ -155,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_torn_page_is_no_commit() {
-        let whole = encode(&commit("a")).unwrap();
+        let whole = encode(&MAGIC, &commit("a")).unwrap();
         assert_eq!(decode(&whole), Some(commit("a")));
         for torn_at in 0..HEADER + 20 {
             let mut page = [0; PAGE];
@@ -165,6 +215,25 @@ mod tests {
         let mut far = whole;
         far[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(decode(&far), None, "a length beyond the page");
+    }
+
+    #[test]
+    fn a_draft_is_no_commit_and_becomes_one_by_a_byte() {
+        let file = Scratch::new("draft");
+        let commits = Commits::open(&file.0).unwrap();
+        for id in ["a", "b", "forgotten"] {
+            commits.draft(&commit(id)).unwrap();
+        }
+        commits.forget_draft(&commit("forgotten"));
+        let drafted = std::fs::read(&file.0).unwrap();
+        assert_eq!(Commits::open(&file.0).unwrap().outstanding(), [], "nothing counts yet");
+        commits.write(commit("b")).unwrap();
+        let written = std::fs::read(&file.0).unwrap();
+        let changed: Vec<_> = (0..written.len()).filter(|at| written[*at] != drafted[*at]).collect();
+        assert_eq!(changed, [PAGE + 3], "on the page drafted for it");
+        commits.write(commit("c")).unwrap();
+        drop(commits);
+        assert_eq!(Commits::open(&file.0).unwrap().outstanding(), [commit("b"), commit("c")], "a is only drafted");
     }
 
     #[test]

@@ -147,6 +147,10 @@ pub struct Journal {
     written: Arc<AtomicU64>,
 }
 
+fn commit_of(plan: &MigrationPlan) -> Commit {
+    Commit { id: plan.id.clone(), generation: plan.generation.next() }
+}
+
 impl Journal {
     /// Opens or creates it: a store at `path`, and beside it the file of commits. What committed before a crash is taken
     /// into the store.
@@ -331,7 +335,20 @@ impl Journal {
     /// # Errors
     /// When it could not be made durable: then nothing was promised.
     pub fn commit(&self, plan: &MigrationPlan) -> Result<(), JournalError> {
-        Ok(self.commits.write(Commit { id: plan.id.clone(), generation: plan.generation.next() })?)
+        Ok(self.commits.write(commit_of(plan))?)
+    }
+
+    /// Has [`Journal::commit`] take less of the guest's time. It, or [`Journal::forget_draft`], is owed.
+    ///
+    /// # Errors
+    /// When it cannot be written. A commit may still succeed.
+    pub fn draft_commit(&self, plan: &MigrationPlan) -> Result<(), JournalError> {
+        Ok(self.commits.draft(&commit_of(plan))?)
+    }
+
+    /// This migration will not commit.
+    pub fn forget_draft(&self, plan: &MigrationPlan) {
+        self.commits.forget_draft(&commit_of(plan));
     }
 
     /// Takes commits into the store. Nobody waits for it: what it has not done a later transaction does.

@@ -8,12 +8,13 @@ use super::table::median;
 /// A stretch of the cutover: its name, and how many milliseconds of a run it took; `None`: that run did not have it.
 type Stretch = (&'static str, fn(&Run) -> Option<f64>);
 
-const STRETCHES: [Stretch; 14] = [
+const STRETCHES: [Stretch; 15] = [
     ("arm to STOP: frames wait, the guest still runs", |run| run.phases_ms.stopped),
     ("STOP to pre-switchover: QEMU", |run| between(run.phases_ms.stopped, run.phases_ms.pre_switchover)),
     ("pre-switchover to the word to go on: ours", |run| between(run.phases_ms.pre_switchover, run.phases_ms.continued)),
     ("to memory in: QEMU's last memory and devices", |run| between(run.phases_ms.continued, run.phases_ms.memory_in)),
-    ("to commit: ours, on disk", |run| between(run.phases_ms.memory_in, run.phases_ms.committed)),
+    ("to the decision: QEMU's word reaches the agent", |run| between(run.phases_ms.memory_in, run.phases_ms.decided)),
+    ("to commit: ours, on disk", |run| between(run.phases_ms.decided, run.phases_ms.committed)),
     ("to `cont`: ours", |run| between(run.phases_ms.committed, run.phases_ms.cont)),
     ("to running: QEMU's `cont`", |run| between(run.phases_ms.cont, run.phases_ms.running)),
     ("STOP to running: the pause", |run| Some(run.pause_ms)),
