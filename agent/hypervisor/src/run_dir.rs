@@ -45,6 +45,11 @@ impl RunDir {
         &self.0
     }
 
+    /// Where a destination's QEMU takes what comes for its disks.
+    pub fn disks_socket(&self) -> PathBuf {
+        self.0.join(Self::DISKS_SOCKET)
+    }
+
     /// QMP socket.
     pub fn qmp_socket(&self) -> PathBuf {
         self.0.join(Self::QMP_SOCKET)
@@ -71,7 +76,7 @@ impl RunDir {
     /// # Errors
     /// The first file that exists and could not be removed.
     pub fn remove(&self) -> io::Result<()> {
-        let disks_socket = self.0.join(Self::DISKS_SOCKET);
+        let disks_socket = self.disks_socket();
         for file in [self.qmp_socket(), disks_socket, self.pid_file(), self.serial_log(), self.qemu_log()] {
             remove(&file)?;
         }
@@ -98,7 +103,7 @@ impl RunDir {
         let directory = OpenOptions::new().read(true).custom_flags(PLAINLY | libc::O_DIRECTORY).open(&self.0)?;
         fchown(&directory, Some(owner.0), Some(owner.1))?;
         remove(&self.qmp_socket())?;
-        remove(&self.0.join(Self::DISKS_SOCKET))?;
+        remove(&self.disks_socket())?;
         remove(&self.pid_file())
     }
 

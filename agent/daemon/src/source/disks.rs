@@ -96,7 +96,12 @@ async fn watch(vm: &Guest, events: &mpsc::UnboundedSender<SourceEvent>) {
                 continue;
             }
         };
-        let (news, over) = meaning(&disks, mirrored);
+        let (mut news, over) = meaning(&disks, mirrored);
+        if news.contains(&SourceEvent::DisksMirrored)
+            && let Err(error) = close_rests(vm, &disks).await
+        {
+            news = vec![SourceEvent::MirrorFailed(disk_failure(error))];
+        }
         mirrored |= news.contains(&SourceEvent::DisksMirrored);
         for event in news {
             if events.send(event).is_err() {
@@ -107,6 +112,14 @@ async fn watch(vm: &Guest, events: &mpsc::UnboundedSender<SourceEvent>) {
             return;
         }
     }
+}
+
+/// The mirrors alone are left.
+async fn close_rests(vm: &Guest, disks: &[DiskProgress]) -> Result<(), HypervisorError> {
+    for progress in disks {
+        vm.close_rest(&progress.disk).await?;
+    }
+    Ok(())
 }
 
 /// What the machine hears of it, and whether there is nothing more to hear.
@@ -134,8 +147,9 @@ fn meaning(disks: &[DiskProgress], mirrored: bool) -> (Vec<SourceEvent>, bool) {
 }
 
 /// While the guest stands.
-pub(super) async fn end(vm: &Guest) -> SourceEvent {
-    match vm.end_mirrors().await {
+pub(super) async fn end(vm: &Guest, plan: &MigrationPlan) -> SourceEvent {
+    let disks: Vec<_> = plan.guest.disks.iter().map(|disk| disk.name.clone()).collect();
+    match vm.end_mirrors(&disks).await {
         Ok(()) => SourceEvent::MirrorsEnded,
         Err(error) => SourceEvent::MirrorFailed(disk_failure(error)),
     }
@@ -169,7 +183,12 @@ mod tests {
     fn one_that_breaks_is_told_with_its_name_also_after_all_were_mirrored() {
         let disks = [disk("root", 10, DiskState::Mirrored), disk("data", 4, DiskState::Failed("torn".into()))];
         for mirrored in [false, true] {
-            let (news, over) = meaning(&disks, mirrored);
+            let (mut news, over) = meaning(&disks, mirrored);
+            if news.contains(&SourceEvent::DisksMirrored)
+                && let Err(error) = close_rests(vm, &disks).await
+            {
+                news = vec![SourceEvent::MirrorFailed(disk_failure(error))];
+            }
             let [SourceEvent::MirrorFailed(failure)] = news.as_slice() else { panic!("{news:?}") };
             assert!(over && failure.reason == "DISK_COPY" && failure.message.contains("disk data"), "{failure}");
         }

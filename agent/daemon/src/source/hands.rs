@@ -174,8 +174,8 @@ impl SourceHands {
     }
 
     fn end_mirrors(&mut self) {
-        let (vm, events) = (self.resident.vm.clone(), self.events.clone());
-        self.waits.spawn(async move { drop(events.send(disks::end(&vm).await)) });
+        let (vm, plan, events) = (self.resident.vm.clone(), self.plan.clone(), self.events.clone());
+        self.waits.spawn(async move { drop(events.send(disks::end(&vm, &plan).await)) });
     }
 
     /// Off the loop, which must hear of a cancel while the destination is called.

@@ -10,17 +10,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made must stop")]
 
+#[path = "../figures/mod.rs"]
+mod figures;
 #[path = "../../tests/qemu/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with the tests, which need more of it")]
 mod harness;
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use figures::{arguments, row, shares, tell};
 use harness::{Lab, in_lab, ip};
-use serde_json::{Value, json};
 use throughline_hypervisor::{Guest, MigrationStatus};
 
 /// RAM of the guest, KiB: not a multiple of 256 KiB, see `ram_kib`.
@@ -45,18 +44,13 @@ fn main() {
             eprintln!("stream: round {round} of {rounds}: {:?} and sealed {:?} MB/s", clear.last(), sealed.last());
         }
         guest.quit().await.unwrap();
-        let shares = clear.iter().zip(&sealed).map(|(clear, sealed)| sealed / clear * 100.0).collect();
-        let rows = vec![
-            row("memory of a busy guest in the clear", "MB/s", clear, None),
-            row("the same, sealed", "MB/s", sealed, None),
-            row("sealed, of the rate in the clear, round by round", "%", shares, Some(TARGET)),
+        let of_clear = shares(&sealed, &clear);
+        let rows = [
+            row(COMMAND, "memory of a busy guest in the clear", "MB/s", clear, None),
+            row(COMMAND, "the same, sealed", "MB/s", sealed, None),
+            row(COMMAND, "sealed, of the rate in the clear, round by round", "%", of_clear, Some(TARGET)),
         ];
-        for row in &rows {
-            println!("{row}");
-        }
-        if let Some(path) = json {
-            std::fs::write(path, serde_json::to_vec_pretty(&json!({ "rows": rows })).unwrap()).unwrap();
-        }
+        tell(&rows, json.as_deref());
     });
 }
 
@@ -96,29 +90,4 @@ async fn pass(lab: &Lab, guest: &Guest, sealed: bool) -> f64 {
     guest.cancel_migration().await.unwrap();
     destination.quit().await.unwrap();
     (after - before) as f64 / 1e6 / (ended - began).as_secs_f64()
-}
-
-fn row(name: &str, unit: &str, mut values: Vec<f64>, target: Option<&str>) -> Value {
-    values.sort_unstable_by(f64::total_cmp);
-    json!({
-        "name": name, "unit": unit, "median": values[values.len() / 2], "min": values[0],
-        "max": values[values.len() - 1], "samples": values.len(), "target": target, "command": COMMAND,
-    })
-}
-
-/// File for the results, and how many rounds.
-fn arguments() -> (Option<PathBuf>, u32) {
-    let (mut json, mut rounds) = (None, 7);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} needs a value"));
-        match argument.as_str() {
-            // What cargo says to every bench.
-            "--bench" => {}
-            "--json" => json = Some(PathBuf::from(value())),
-            "--rounds" => rounds = value().parse().unwrap(),
-            other => panic!("unknown argument {other}: [--json FILE] [--rounds N]"),
-        }
-    }
-    (json, rounds)
 }

@@ -65,16 +65,32 @@ impl Guest {
         Ok(by_disk(&jobs).into_iter().map(|(disk, jobs)| jobs.progress(disk)).collect())
     }
 
-    /// Source, while the guest stands: ends all mirrors. All that was written is then in the destination's files. Every disk of
-    /// the guest must be [`DiskState::Mirrored`].
+    /// Source: closes the stream of what was copied beside a disk's mirror, once the disk is [`DiskState::Mirrored`]. QEMU writes
+    /// out each of its streams when it stops the guest, and waits for the destination's disk each time. Does nothing where it is
+    /// closed.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Refused`] while the stream is in use; those of any command.
+    pub async fn close_rest(&self, disk: &DiskName) -> Result<(), HypervisorError> {
+        let node_name = nodes::rest(disk);
+        if self.connections().await?.contains(&node_name) {
+            self.execute(qmp::blockdev_del { node_name }).await?;
+        }
+        Ok(())
+    }
+
+    /// Source, while the guest stands: ends the mirrors of its disks, all of them. All that was written is then in the
+    /// destination's files. Every one must be [`DiskState::Mirrored`].
     ///
     /// # Errors
     /// [`HypervisorError::Disk`] if a disk is not mirrored, or its mirror broke; [`HypervisorError::Deadline`] if they do not end
     /// within 2 s. [`Guest::abandon_mirrors`] after one.
-    pub async fn end_mirrors(&self) -> Result<(), HypervisorError> {
-        let (disks, mirrored) = tokio::join!(self.disks(), self.disk_progress());
-        let (disks, mirrored) = (disks?, mirrored?);
-        for disk in &disks {
+    pub async fn end_mirrors(&self, disks: &[DiskName]) -> Result<(), HypervisorError> {
+        let end = |disk| qmp::block_job_cancel { device: nodes::mirror(disk), force: Some(false) };
+        // QEMU answers in turn: it says how they were before it ends them. One that was not mirrored is of no use anyway.
+        let (mirrored, ended) = tokio::join!(self.disk_progress(), self.execute_all(disks.iter().map(end)));
+        let mirrored = mirrored?;
+        for disk in disks {
             let state = mirrored.iter().find(|progress| progress.disk == *disk).map(|progress| &progress.state);
             match state {
                 Some(DiskState::Mirrored) => {}
@@ -82,10 +98,10 @@ impl Guest {
                 Some(DiskState::Copying) | None => return Err(self.disk_error(disk, "it is not mirrored")),
             }
         }
-        let end = |disk| qmp::block_job_cancel { device: nodes::mirror(disk), force: Some(false) };
-        self.execute_all(disks.iter().map(end)).await?;
+        ended?;
+        // They stay as they are, ended: to dismiss them would take the guest's time, and its QEMU is about to go.
         let over = self.jobs_over("block-job-cancel", END_DEADLINE).await?;
-        for disk in &disks {
+        for disk in disks {
             let ended = over.iter().find(|job| job.id == nodes::mirror(disk));
             match ended.map(|job| &job.error) {
                 Some(None) => {}
@@ -93,7 +109,7 @@ impl Guest {
                 None => return Err(self.disk_error(disk, "its mirror has gone")),
             }
         }
-        self.execute_all(over.into_iter().map(|job| qmp::job_dismiss { id: job.id })).await
+        Ok(())
     }
 
     /// Source: cuts the streams to the destination, ends all jobs and removes what they used. Bitmaps stay: they say what a next

@@ -11,7 +11,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use throughline_cutover::{DiskBus, DiskFormat};
+use throughline_cutover::{DiskBus, DiskFormat, DiskName};
 use throughline_hypervisor::{
     DiskProgress, DiskState, Guest, HypervisorError, Invitation, Launch, MigrationStatus, Rest, RunState,
 };
@@ -75,7 +75,16 @@ async fn mirrored(source: &Guest, disk: &str) -> DiskProgress {
         DiskState::Mirrored => true,
         DiskState::Failed(why) => panic!("{why}"),
     };
-    until(source, disk, is_there).await
+    let there = until(source, disk, is_there).await;
+    let disk = disk.parse().unwrap();
+    for _ in 0..2 {
+        source.close_rest(&disk).await.expect("nothing of it is in use");
+    }
+    there
+}
+
+fn names(images: &[Image]) -> Vec<DiskName> {
+    images.iter().map(|image| image.name.parse().unwrap()).collect()
 }
 
 /// Opens memory's stream and comes to where the guest stands.
@@ -94,11 +103,11 @@ async fn stand_still(lab: &Lab, source: &Guest, destination: &Guest) {
 }
 
 /// The rest of a move, from where the guest stands.
-async fn switch_over(source: &Guest, destination: &Guest) {
+async fn switch_over(source: &Guest, destination: &Guest, images: &[Image]) {
     let mut arrived = destination.events();
     let left = ticks(source).unwrap();
     let began = Instant::now();
-    source.end_mirrors().await.expect("end");
+    source.end_mirrors(&names(images)).await.expect("end");
     let ended = began.elapsed();
     destination.close_disks().await.expect("close");
     println!("mirrors ended in {ended:?}, exports closed {:?} later", began.elapsed() - ended);
@@ -153,7 +162,7 @@ fn disks_move_with_their_guest_and_back_while_it_writes() {
             destination.settle_disks().await.unwrap();
             println!("settled in {:?}", asked.elapsed());
             stand_still(&lab, &guest, &destination).await;
-            switch_over(&guest, &destination).await;
+            switch_over(&guest, &destination, &here).await;
             guest.quit().await.unwrap();
             assert!(there[1].allocated_mib() < SIZE_MIB / 2, "{} MiB", there[1].allocated_mib());
 
@@ -182,7 +191,7 @@ async fn copy_rest(lab: &Lab, source: &Guest, image: &Image, there: &Image) -> D
     mirror(lab, source, &destination, image, Rest::Marked, 0).await;
     let done = mirrored(source, image.name).await;
     source.stop().await.unwrap();
-    source.end_mirrors().await.unwrap();
+    source.end_mirrors(&names(std::slice::from_ref(image))).await.unwrap();
     destination.close_disks().await.unwrap();
     destination.quit().await.unwrap();
     done
@@ -214,7 +223,7 @@ fn a_cut_stream_fails_the_copy_and_a_second_try_copies_only_what_is_left() {
         let device = image.device();
         let source = by_hand(&lab, source, "a", move |hand| hand.write(&device, 0x77, 1 << 20, 4096)).await;
         assert_eq!(source.run_state().await.unwrap(), RunState::Running);
-        let not_ended = source.end_mirrors().await.unwrap_err();
+        let not_ended = source.end_mirrors(std::slice::from_ref(&disk)).await.unwrap_err();
         assert!(matches!(not_ended, HypervisorError::Disk { .. }), "{not_ended}");
         source.abandon_mirrors().await.unwrap();
         source.abandon_mirrors().await.unwrap();
@@ -250,7 +259,7 @@ fn an_undone_switchover_leaves_the_guest_its_disk() {
             mirror(&lab, &source, &destination, &image, rest, 0).await;
             println!("{:?}", mirrored(&source, "root").await);
             stand_still(&lab, &source, &destination).await;
-            source.end_mirrors().await.unwrap();
+            source.end_mirrors(std::slice::from_ref(&disk)).await.unwrap();
             destination.close_disks().await.unwrap();
             if sent {
                 let mut arrived = destination.events();
@@ -305,7 +314,7 @@ fn a_destination_that_does_not_answer_is_left() {
         mirrored(&source, "root").await;
         source.stop().await.unwrap();
         kill(frozen, Signal::SIGSTOP).unwrap();
-        let error = source.end_mirrors().await.unwrap_err();
+        let error = source.end_mirrors(std::slice::from_ref(&disk)).await.unwrap_err();
         println!("{error}");
         assert!(matches!(error, HypervisorError::Deadline { .. }), "{error}");
         let asked = Instant::now();

@@ -4,6 +4,7 @@
 
 mod continuity;
 mod cost;
+mod disks;
 mod evpn;
 mod garbage;
 mod hostile;
@@ -50,15 +51,17 @@ enum Section {
     Cost,
     /// What it costs to seal a guest's memory on its way.
     Stream,
+    /// How fast disks are copied, and how much longer their guest stands.
+    Disks,
 }
 
 /// What the bench is to do.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Parts to measure; what is left out stays as it was measured before.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "continuity,load,budget,hostile,cost,stream")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "continuity,load,budget,hostile,cost,stream,disks")]
     only: Vec<Section>,
-    /// Rounds of continuity: in each, every way has its turn.
+    /// Rounds of continuity: in each, every way has its turn. And of the pauses with disks and without.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Moves under each load in each round.
@@ -122,6 +125,9 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
             }
             Section::Stream => {
                 results.stream = Some(Part::new(began, cost::measure(cost::STREAM)?)?);
+            }
+            Section::Disks => {
+                results.disks = Some(Part::new(began, disks::play(lab, topology, options.rounds)?)?);
             }
             Section::Cost => match cost::measure(cost::DATAPATH) {
                 Ok(cost) => results.cost = Some(Part::new(began, cost)?),

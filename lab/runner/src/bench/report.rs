@@ -2,6 +2,7 @@
 
 use super::continuity::{Continuity, Row, Tried};
 use super::cost::Cost;
+use super::disks::Disks;
 use super::hostile::Hostile;
 use super::load::{COMPARED, HEAVY};
 use super::results::{Part, Results};
@@ -72,6 +73,13 @@ pub(super) fn of(results: &Results) -> String {
     text += &match &results.stream {
         Some(part) => made_by(part) + &cost(&part.result),
         None => missing("stream"),
+    };
+    text += "\n## Disks\n\nA full disk of 1 GiB copied without a limit, in turns, by a mirror to a destination's QEMU, sealed, and by \
+             QEMU's own tool; the guest runs and writes nothing. Then the pause of an idle guest, without disks and with two idle \
+             ones (raw and qcow2), in turns.\n\n";
+    text += &match &results.disks {
+        Some(part) => made_by(part) + &cost(&part.result.copy) + "\n" + &pauses(&part.result),
+        None => missing("disks"),
     };
     text
 }
@@ -155,6 +163,16 @@ fn stretches(rows: &[budget::Row]) -> String {
     text
 }
 
+fn pauses(disks: &Disks) -> String {
+    let mut text = head(&["without p50 ms", "without p99 ms", "with p50 ms", "with p99 ms"]);
+    for (without, with) in disks.without.iter().zip(&disks.with) {
+        let figures =
+            [without.p50_ms, without.p99_ms, with.p50_ms, with.p99_ms].map(|ms| format!("{ms:.2}")).join(" | ");
+        text += &format!("| {} | {figures} |\n", without.stretch);
+    }
+    text
+}
+
 fn cost(cost: &Cost) -> String {
     let mut text = head(&["unit", "median", "min", "max", "samples", "target", "command"]);
     for row in &cost.rows {
@@ -234,7 +252,7 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_named_with_its_command() {
         let text = of(&Results::default());
-        for part in ["continuity", "load", "budget", "hostile", "cost", "stream"] {
+        for part in ["continuity", "load", "budget", "hostile", "cost", "stream", "disks"] {
             assert!(text.contains(&format!("--only {part}")), "{text}");
         }
     }

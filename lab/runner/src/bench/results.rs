@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::continuity::Continuity;
 use super::cost::Cost;
+use super::disks::Disks;
 use super::hostile::Hostile;
 use super::report;
 use crate::demo::budget;
@@ -28,6 +29,7 @@ pub(super) struct Results {
     pub(super) hostile: Option<Part<Hostile>>,
     pub(super) cost: Option<Part<Cost>>,
     pub(super) stream: Option<Part<Cost>>,
+    pub(super) disks: Option<Part<Disks>>,
 }
 
 /// A part, and how it came about.

@@ -2,13 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::idle::Pause;
 use super::record::Run;
 use super::table::median;
 
 /// A stretch of the cutover: its name, and how many milliseconds of a run it took; `None`: that run did not have it.
-type Stretch = (&'static str, fn(&Run) -> Option<f64>);
+type Stretch<T> = (&'static str, fn(&T) -> Option<f64>);
 
-const STRETCHES: [Stretch; 15] = [
+const STRETCHES: [Stretch<Run>; 15] = [
     ("arm to STOP: frames wait, the guest still runs", |run| run.phases_ms.stopped),
     ("STOP to pre-switchover: QEMU", |run| between(run.phases_ms.stopped, run.phases_ms.pre_switchover)),
     ("pre-switchover to the word to go on: ours", |run| between(run.phases_ms.pre_switchover, run.phases_ms.continued)),
@@ -24,6 +25,20 @@ const STRETCHES: [Stretch; 15] = [
     ("running to open gate", |run| between(run.phases_ms.running, run.phases_ms.gate_open)),
     ("arm to settled", |run| run.phases_ms.settled),
     ("longest network gap", |run| Some(run.gap_ms)),
+];
+
+/// Those for which an idle guest stands.
+const OF_A_PAUSE: [Stretch<Pause>; 8] = [
+    ("STOP to pre-switchover: QEMU", |run| between(run.phases_ms.stopped, run.phases_ms.pre_switchover)),
+    ("to the word to go on: ours, and mirrors end", |run| {
+        between(run.phases_ms.pre_switchover, run.phases_ms.continued)
+    }),
+    ("to memory in: QEMU's last memory and devices", |run| between(run.phases_ms.continued, run.phases_ms.memory_in)),
+    ("to the decision: QEMU's word reaches the agent", |run| between(run.phases_ms.memory_in, run.phases_ms.decided)),
+    ("to commit: ours, on disk", |run| between(run.phases_ms.decided, run.phases_ms.committed)),
+    ("to `cont`: ours", |run| between(run.phases_ms.committed, run.phases_ms.cont)),
+    ("to running: QEMU's `cont`", |run| between(run.phases_ms.cont, run.phases_ms.running)),
+    ("STOP to running: the pause", |run| Some(run.pause_ms)),
 ];
 
 /// What of the pause is not QEMU's.
@@ -45,16 +60,25 @@ pub(crate) struct Row {
 
 /// Each stretch that the runs had.
 pub(super) fn rows(runs: &[Run]) -> Vec<Row> {
-    let row = |(name, took): Stretch| {
+    rows_of(&STRETCHES, runs)
+}
+
+/// Each stretch of idle guests' pauses.
+pub(crate) fn of_pauses(runs: &[Pause]) -> Vec<Row> {
+    rows_of(&OF_A_PAUSE, runs)
+}
+
+fn rows_of<T>(stretches: &[Stretch<T>], runs: &[T]) -> Vec<Row> {
+    let row = |(name, took): &Stretch<T>| {
         let mut values: Vec<f64> = runs.iter().filter_map(took).collect();
         values.sort_unstable_by(f64::total_cmp);
         (!values.is_empty()).then(|| Row {
-            stretch: name.to_owned(),
+            stretch: (*name).to_owned(),
             p50_ms: median(&values),
             p99_ms: percentile(&values, 99),
         })
     };
-    STRETCHES.into_iter().filter_map(row).collect()
+    stretches.iter().filter_map(row).collect()
 }
 
 fn between(earlier: Option<f64>, later: Option<f64>) -> Option<f64> {

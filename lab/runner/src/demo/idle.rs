@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::cast;
 use super::move_guest::Mover;
 use super::probes::BOOT;
-use super::record::{HostInfo, Record};
+use super::record::{HostInfo, Phases, Record};
 use super::stage::Stage;
 use super::table::{median, worst};
 use crate::play::sibling;
@@ -26,13 +26,15 @@ const WARM_UP: Duration = Duration::from_secs(2);
 
 /// One migration of an idle guest.
 #[derive(Debug, Serialize)]
-pub(super) struct Pause {
+pub(crate) struct Pause {
     /// STOP at the source to `cont` at the destination, milliseconds, as the agents report it.
-    pause_ms: f64,
+    pub(super) pause_ms: f64,
     /// Host the guest left.
     from: String,
     /// Host it went to.
     to: String,
+    /// Where the time went.
+    pub(super) phases_ms: Phases,
 }
 
 /// Moves an idle guest, created with `flags` besides, `runs` times, there and back in turn; an error if it does not answer afterwards, or if a frame was
@@ -50,7 +52,12 @@ pub(super) fn migrations(stage: &Stage, runs: u32, flags: &[&str]) -> Result<Rec
         let cutover = mover.run(from, to)?;
         ensure!(cutover.overflowed == 0, "{from} → {to}: {} frames found a hold full", cutover.overflowed);
         ping(stage, ANSWER).with_context(|| format!("{} moved from {from} to {to}, but is not there", cast::GUEST))?;
-        record.runs.push(Pause { pause_ms: cutover.pause_ms(), from: from.to_owned(), to: to.to_owned() });
+        record.runs.push(Pause {
+            pause_ms: cutover.pause_ms(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            phases_ms: Phases::of(&cutover),
+        });
     }
     Ok(record)
 }
@@ -68,7 +75,7 @@ fn ping(stage: &Stage, patience: Duration) -> Result<()> {
 /// A line for each run, then the median and the worst.
 pub(super) fn table(runs: &[Pause]) -> String {
     let mut text = format!("{:<10}  pause ms\n", "");
-    for Pause { pause_ms, from, to } in runs {
+    for Pause { pause_ms, from, to, .. } in runs {
         text += &format!("{:<10}  {pause_ms:>8.1}\n", format!("{from} → {to}"));
     }
     let mut pauses: Vec<f64> = runs.iter().map(|run| run.pause_ms).collect();
@@ -83,7 +90,8 @@ mod tests {
 
     #[test]
     fn the_table_ends_with_the_median_and_the_worst() {
-        let pause = |pause_ms| Pause { pause_ms, from: "h1".to_owned(), to: "h2".to_owned() };
+        let pause =
+            |pause_ms| Pause { pause_ms, from: "h1".to_owned(), to: "h2".to_owned(), phases_ms: Phases::default() };
         assert_eq!(
             table(&[pause(11.72), pause(20.1), pause(9.0)]),
             "            pause ms\n\

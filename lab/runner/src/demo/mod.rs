@@ -106,8 +106,7 @@ pub(crate) mod cast {
 /// Runs the demo; an error if anything went wrong, the promise being broken included.
 pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<()> {
     if options.idle {
-        let flags = if options.disks { &disks::FLAGS[..] } else { &[] };
-        let record = Stage::play(lab, topology, options.keep, |stage| idle::migrations(stage, options.runs, flags))?;
+        let record = Stage::play(lab, topology, options.keep, |stage| idle_migrations(stage, options))?;
         options.save(&record)?;
         print!("\n{}", idle::table(&record.runs));
         return Ok(());
@@ -125,6 +124,17 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
         print!("\n{}", resources::table(&record.resources));
     }
     judge(&record)
+}
+
+fn idle_migrations(stage: &Stage, options: &Options) -> Result<Record<idle::Pause>> {
+    let flags = if options.disks { &disks::FLAGS[..] } else { &[] };
+    idle::migrations(stage, options.runs, flags)
+}
+
+/// Migrations of an idle guest, `runs` of them, with `disks` or without.
+pub(crate) fn pauses(lab: &Lab, topology: &Topology, runs: u32, disks: bool) -> Result<Vec<idle::Pause>> {
+    let options = Options { runs, idle: true, pps: 0, disks, json: None, keep: false };
+    Ok(Stage::play(lab, topology, options.keep, |stage| idle_migrations(stage, &options))?.runs)
 }
 
 /// The demo's migrations, `runs` of them under `pps` packets a second each way, and where the time of each cutover went; an

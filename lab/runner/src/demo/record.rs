@@ -221,7 +221,7 @@ impl Retransmitted {
 }
 
 impl Phases {
-    fn of(cutover: &Cutover) -> Self {
+    pub(super) fn of(cutover: &Cutover) -> Self {
         let since_arm = |at: u64| (at > 0).then(|| (at as f64 - cutover.armed_at_ns as f64) / 1e6);
         Self {
             stopped: since_arm(cutover.stopped_at_ns),
