@@ -34,7 +34,7 @@ cures: setup ## Prove that each cure is one: without it its test fails (RUNS=10 
 demo: build ## Move a guest there and back under traffic; ARGS="--runs 20 --pps 2000 --json out.json", or "--idle"
 	target/debug/throughline-lab demo $(ARGS)
 
-bench: build ## Measure into bench/results.md, half an hour; ARGS="--rounds 2 --only continuity"
+bench: build ## Measure into bench/results.md, 40 minutes; ARGS="--rounds 2 --only continuity"
 	@scripts/bench-setup.sh
 	target/debug/throughline-lab bench $(ARGS)
 

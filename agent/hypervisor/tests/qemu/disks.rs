@@ -35,6 +35,29 @@ async fn with_disks(lab: &Lab, side: &str, images: &[Image]) -> Guest {
     guest
 }
 
+/// A running guest with one raw disk, of which all writes are being marked, and where it may go.
+struct Pair {
+    image: Image,
+    disk: DiskName,
+    there: Image,
+    source: Guest,
+    destination: Guest,
+}
+
+/// The disk's first `full` MiB are written.
+async fn a_pair(lab: &Lab, full: u64) -> Pair {
+    let image = Image::blank(&lab.dir, "a", "root", DiskFormat::Raw, DiskBus::VirtioBlk, SIZE_MIB);
+    if full > 0 {
+        image.fill(0x31, 0, full);
+    }
+    let disk = image.name.parse().unwrap();
+    let there = image.elsewhere("b", SIZE_MIB);
+    let source = with_disks(lab, "a", std::slice::from_ref(&image)).await;
+    let destination = awaiting(lab, "b", std::slice::from_ref(&there)).await;
+    source.begin_bitmap(&disk).await.unwrap();
+    Pair { image, disk, there, source, destination }
+}
+
 /// A destination's QEMU that has nothing open yet.
 async fn awaiting(lab: &Lab, side: &str, images: &[Image]) -> Guest {
     let disks = images.iter().map(Image::open).collect();
@@ -200,13 +223,7 @@ async fn copy_rest(lab: &Lab, source: &Guest, image: &Image, there: &Image) -> D
 #[test]
 fn a_cut_stream_fails_the_copy_and_a_second_try_copies_only_what_is_left() {
     in_lab("cut", |lab| async move {
-        let image = Image::blank(&lab.dir, "a", "root", DiskFormat::Raw, DiskBus::VirtioBlk, SIZE_MIB);
-        image.fill(0x31, 0, 32);
-        let disk = image.name.parse().unwrap();
-        let there = image.elsewhere("b", SIZE_MIB);
-        let source = with_disks(&lab, "a", std::slice::from_ref(&image)).await;
-        let destination = awaiting(&lab, "b", std::slice::from_ref(&there)).await;
-        source.begin_bitmap(&disk).await.unwrap();
+        let Pair { image, disk, there, source, destination } = a_pair(&lab, 32).await;
         source.merge_chart(&disk, Image::chart(&lab.dir, SIZE_MIB, &[(0, 32)]).into()).await.unwrap();
         assert_eq!(source.copy_begun(&disk).await.unwrap(), None, "not all that is left is marked yet");
         mirror(&lab, &source, &destination, &image, Rest::Marked, 16 << 20).await;
@@ -288,12 +305,7 @@ fn an_undone_switchover_leaves_the_guest_its_disk() {
 #[test]
 fn a_destination_that_does_not_answer_is_left() {
     in_lab("frozen", |lab| async move {
-        let image = Image::blank(&lab.dir, "a", "root", DiskFormat::Raw, DiskBus::VirtioBlk, SIZE_MIB);
-        let disk = image.name.parse().unwrap();
-        let there = image.elsewhere("b", SIZE_MIB);
-        let source = with_disks(&lab, "a", std::slice::from_ref(&image)).await;
-        let destination = awaiting(&lab, "b", std::slice::from_ref(&there)).await;
-        source.begin_bitmap(&disk).await.unwrap();
+        let Pair { image, disk, source, destination, .. } = a_pair(&lab, 0).await;
         let frozen = Pid::from_raw(destination.pid());
 
         // When its disk is asked for.
@@ -336,12 +348,7 @@ fn a_destination_that_does_not_answer_is_left() {
 #[test]
 fn a_link_that_is_dead_delays_a_write_and_no_more() {
     in_lab("deadlink", |lab| async move {
-        let image = Image::blank(&lab.dir, "a", "root", DiskFormat::Raw, DiskBus::VirtioBlk, SIZE_MIB);
-        let disk = image.name.parse().unwrap();
-        let there = image.elsewhere("b", SIZE_MIB);
-        let source = with_disks(&lab, "a", std::slice::from_ref(&image)).await;
-        let destination = awaiting(&lab, "b", std::slice::from_ref(&there)).await;
-        source.begin_bitmap(&disk).await.unwrap();
+        let Pair { image, there, source, destination, .. } = a_pair(&lab, 0).await;
         mirror(&lab, &source, &destination, &image, Rest::Marked, 0).await;
         mirrored(&source, "root").await;
         ip("link set lo down");
@@ -383,12 +390,7 @@ fn a_disk_is_one_qemus_alone() {
 #[test]
 fn strangers_at_a_disks_door_get_nothing_and_change_nothing() {
     in_lab("diskdoor", |lab| async move {
-        let image = Image::blank(&lab.dir, "a", "root", DiskFormat::Raw, DiskBus::VirtioBlk, SIZE_MIB);
-        let disk = image.name.parse().unwrap();
-        let there = image.elsewhere("b", SIZE_MIB);
-        let source = with_disks(&lab, "a", std::slice::from_ref(&image)).await;
-        let destination = awaiting(&lab, "b", std::slice::from_ref(&there)).await;
-        source.begin_bitmap(&disk).await.unwrap();
+        let Pair { image, disk, there, source, destination } = a_pair(&lab, 0).await;
         let (awaited, invitation) = destination.offer_disk(&disk, HOST, HOST, &lab.sealer).await.unwrap();
         let host = destination.clone();
         let admitted = tokio::spawn(async move { host.admit_disk(awaited).await });
