@@ -199,9 +199,7 @@ async fn restored() -> (StateDir, v1::Guest, v1::Guest, v1::Mandate) {
     h1.runs("web-1", 1).await;
     while guest(&mut fabric, "web-1").await.state() != v1::GuestState::Running {}
     let id = fabric.migrate_guest(move_web_1("r-1", "h2")).await.unwrap().into_inner().id;
-    let Down::Expect(_) = h2.order().await else { panic!("the destination is told first") };
-    h2.news(&id, Role::Destination, Step::Expecting).await;
-    let Down::Start(_) = h1.order().await else { panic!("then the source") };
+    begin(&id, &mut h1, &mut h2).await;
     h2.news(&id, Role::Destination, Step::Running).await;
     fabric.create_guest(web(2, "h1")).await.unwrap();
     while guest(&mut fabric, "web-1").await.host != "h2" {}
@@ -329,9 +327,7 @@ async fn an_operators_word_ends_what_a_dead_destination_cannot() {
     let controller = Controller::start(&state).await;
     let (mut fabric, [mut h1, mut h2, _h3]) = controller.three_hosts().await;
     let id = fabric.migrate_guest(move_web_1("r-1", "h2")).await.unwrap().into_inner().id;
-    let Down::Expect(_) = h2.order().await else { panic!("the destination is told first") };
-    h2.news(&id, Role::Destination, Step::Expecting).await;
-    let Down::Start(_) = h1.order().await else { panic!("then the source") };
+    begin(&id, &mut h1, &mut h2).await;
     let resolve = |word: v1::Word| v1::ResolveMigrationRequest { id: id.clone(), word: word.into() };
     let reason = |refused: (Code, String, String)| refused.1;
     assert_eq!(reason(told(fabric.resolve_migration(resolve(v1::Word::Unspecified)).await)), "MISSING_FIELD");

@@ -134,9 +134,7 @@ async fn a_greedy_operator_does_not_slow_agents() {
     // A whole move meanwhile, and no agent is lost.
     let moved = Instant::now();
     let id = anyone.migrate_guest(move_web_1("r-1", "h2")).await.unwrap().into_inner().id;
-    let Down::Expect(_) = h2.order().await else { panic!("the destination is told first") };
-    h2.news(&id, Role::Destination, Step::Expecting).await;
-    let Down::Start(_) = h1.order().await else { panic!("then the source") };
+    begin(&id, &mut h1, &mut h2).await;
     let committed = Instant::now();
     h2.news(&id, Role::Destination, Step::Running).await;
     let Down::Rebind(rebind) = h3.order().await else { panic!("the peer is told") };

@@ -78,9 +78,7 @@ async fn an_agent_that_talks_on_and_on_does_not_fill_the_record() {
     let controller = Controller::start(&state).await;
     let (mut fabric, [mut h1, mut h2, _h3]) = controller.three_hosts().await;
     let id = fabric.migrate_guest(move_web_1("r-1", "h2")).await.unwrap().into_inner().id;
-    let Down::Expect(_) = h2.order().await else { panic!("the destination is told first") };
-    h2.news(&id, Role::Destination, Step::Expecting).await;
-    let Down::Start(_) = h1.order().await else { panic!("then the source") };
+    begin(&id, &mut h1, &mut h2).await;
     for n in 0..700 {
         let mut stalled = update(&id, Role::Source, Step::Stalled);
         stalled.failure =

@@ -140,9 +140,7 @@ async fn a_source_cannot_commit_nor_a_destination_speak_for_the_source() {
     let controller = controller(&state).await;
     let (mut fabric, [mut h1, mut h2, _h3]) = controller.three_hosts().await;
     let id = fabric.migrate_guest(move_web_1("r-1", "h2")).await.unwrap().into_inner().id;
-    let Down::Expect(_) = h2.order().await else { panic!("the destination is told first") };
-    h2.news(&id, Role::Destination, Step::Expecting).await;
-    let Down::Start(_) = h1.order().await else { panic!("then the source") };
+    begin(&id, &mut h1, &mut h2).await;
     // The source in the destination's name, and in its own what is not its to say.
     for (role, step) in [
         (Role::Destination, Step::Committed),
@@ -178,9 +176,7 @@ async fn an_acknowledgement_counts_only_from_whom_it_was_asked() {
     let controller = controller(&state).await;
     let (mut fabric, [mut h1, mut h2, mut h3]) = controller.three_hosts().await;
     let id = fabric.migrate_guest(move_web_1("r-1", "h2")).await.unwrap().into_inner().id;
-    let Down::Expect(_) = h2.order().await else { panic!("the destination is told first") };
-    h2.news(&id, Role::Destination, Step::Expecting).await;
-    let Down::Start(_) = h1.order().await else { panic!("then the source") };
+    begin(&id, &mut h1, &mut h2).await;
     h2.news(&id, Role::Destination, Step::Running).await;
     let Down::Rebind(asked) = h3.order().await else { panic!("the peer is told") };
     // Neither end was asked yet; and nobody was asked of a second port, or of another migration.

@@ -318,3 +318,10 @@ pub(crate) fn update(id: &str, role: v1::Role, step: v1::Step) -> v1::MigrationU
     update.set_step(step);
     update
 }
+
+/// The beginning of a move: the destination is told first, and the source when it expects the guest.
+pub(crate) async fn begin(id: &str, source: &mut Agent, destination: &mut Agent) {
+    let Down::Expect(_) = destination.order().await else { panic!("the destination is told first") };
+    destination.news(id, v1::Role::Destination, v1::Step::Expecting).await;
+    let Down::Start(_) = source.order().await else { panic!("then the source") };
+}
