@@ -34,6 +34,12 @@ pub enum GuestEventKind {
     },
     /// The guest's kernel panicked.
     Panicked,
+    /// A request of the guest's to a disk failed, and QEMU stops the guest for it. The request is kept, and tried again when the guest
+    /// is let go on.
+    DiskError {
+        /// What went wrong, in the system's words.
+        why: String,
+    },
     /// The guest's driver changed what a network card is to receive, as it does when it sets one up. Told once, and again
     /// after each [`crate::Guest::hear_of_cards`].
     CardChanged,
@@ -118,7 +124,9 @@ pub enum RunState {
     Shutdown,
     /// Its kernel panicked.
     Panicked,
-    /// Stopped by an error of the host (IO, QEMU itself, a watchdog).
+    /// Stopped because a request to a disk failed; let go on, it is tried again.
+    DiskError,
+    /// Stopped by an error of the host (QEMU itself, a watchdog).
     Broken,
     /// Stopped for a debugger, a snapshot or replication.
     Other,
@@ -137,7 +145,8 @@ impl From<qmp::RunState> for RunState {
             Q::suspended => Self::Suspended,
             Q::shutdown => Self::Shutdown,
             Q::guest_panicked => Self::Panicked,
-            Q::internal_error | Q::io_error | Q::watchdog => Self::Broken,
+            Q::io_error => Self::DiskError,
+            Q::internal_error | Q::watchdog => Self::Broken,
             Q::debug | Q::restore_vm | Q::save_vm | Q::colo => Self::Other,
         }
     }
@@ -169,6 +178,9 @@ pub(crate) fn translate(event: &qmp::Event) -> Option<GuestEvent> {
         Q::RESET { .. } => GuestEventKind::Reset,
         Q::SHUTDOWN { data, .. } => GuestEventKind::Shutdown { by_guest: data.guest },
         Q::GUEST_PANICKED { .. } => GuestEventKind::Panicked,
+        Q::BLOCK_IO_ERROR { data, .. } if data.action == qmp::BlockErrorAction::stop => {
+            GuestEventKind::DiskError { why: data.reason.clone() }
+        }
         Q::NIC_RX_FILTER_CHANGED { .. } => GuestEventKind::CardChanged,
         _ => return None,
     };
@@ -196,6 +208,14 @@ mod tests {
             r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
         );
         assert_eq!(shutdown.unwrap().kind, GuestEventKind::Shutdown { by_guest: true });
+        let full = |action| {
+            parse(&format!(
+                r#"{{"timestamp": {{"seconds": 1, "microseconds": 2}}, "event": "BLOCK_IO_ERROR", "data": {{"device": "", "node-name": "image-root", "operation": "write", "action": "{action}", "nospace": true, "reason": "No space left on device"}}}}"#
+            ))
+        };
+        let why = "No space left on device".to_owned();
+        assert_eq!(full("stop").unwrap().kind, GuestEventKind::DiskError { why });
+        assert_eq!(full("report"), None, "the guest is told, and goes on");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::lab::Lab;
 
 /// What is done to whom, and when.
-const CELLS: [&str; 7] = [
+const CELLS: [&str; 9] = [
     "source-agent/kill/told",
     "source-agent/kill/carry",
     "destination-agent/kill/committed",
@@ -15,6 +15,8 @@ const CELLS: [&str; 7] = [
     "peer-agent/kill/committed",
     "source-qemu/kill/carry",
     "source-agent/disk-full/precopy",
+    "disks/destination-qemu/kill/mirror-middle",
+    "disks/destination/storage-full/mirror-middle",
 ];
 
 #[test]
@@ -37,6 +39,11 @@ fn what_fails_in_mid_move_costs_no_frame() {
         assert!(counts["sent"].as_u64() > Some(2_000), "{cell}: too little was sent to prove anything: {counts}");
         for fault in ["lost_to_guest", "lost_from_guest", "duplicated", "resets", "corrupted"] {
             assert_eq!(counts[fault], 0, "{cell}: {fault}");
+        }
+        if cell.starts_with("disks/") {
+            let disks = &played[cell]["seen"]["disks"];
+            let bytes = |key: &str| disks[key].as_u64().unwrap_or_else(|| panic!("{cell}: {key} is told: {disks}"));
+            assert!(bytes("whole") > 8 << 20 && bytes("left") > 0, "{cell}: {disks}");
         }
     }
     assert_eq!(lab.namespaces(), Vec::<String>::new(), "the suite leaves no namespace");

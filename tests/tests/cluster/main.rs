@@ -26,5 +26,6 @@ mod processes;
 mod restart;
 mod segment;
 mod stalling;
+mod storage;
 mod strangers;
 mod wire;

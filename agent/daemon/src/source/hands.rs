@@ -1,6 +1,7 @@
 //! What the source's decisions make happen.
 
 use std::{
+    fmt::Display,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -41,6 +42,8 @@ use crate::{
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// No frame carried for this long: the fabric has let go of the source.
 const QUIET: Duration = Duration::from_millis(100);
+/// How often a guest is resumed that stands for a request to a disk: one that goes on failing is not the move's.
+const DISK_TRIES: usize = 5;
 /// How soon a guest that did not resume is resumed again.
 const RESUME_AGAIN: Duration = Duration::from_millis(50);
 /// Longer than a frame takes from the program's verdict into the ring.
@@ -107,6 +110,7 @@ impl SourceHands {
     fn watch_hypervisor(&mut self) {
         let mut from_qemu = self.resident.vm.events();
         let (events, report) = (self.events.clone(), self.report.clone());
+        let destination = self.plan.destination.host.clone();
         self.waits.spawn(async move {
             while let Some(event) = next(&mut from_qemu).await {
                 let meaning = match event.kind {
@@ -125,6 +129,8 @@ impl SourceHands {
                         "MEMORY_TRANSFER",
                         "QEMU reports that the migration failed",
                     )),
+                    // Comes before the stop that it is the reason for.
+                    GuestEventKind::DiskError { why } => SourceEvent::MirrorFailed(write_failed(&destination, &why)),
                     GuestEventKind::Exited(_) => SourceEvent::MemoryFailed(Failure::new(
                         "GUEST_ENDED",
                         "the guest's QEMU ended during the migration",
@@ -338,8 +344,14 @@ impl SourceHands {
 
     /// The guest runs again, whatever QEMU made of the migration. Not given up before it does or its QEMU is gone.
     async fn resume(&self) {
+        let mut disk_tries = 0..DISK_TRIES;
         loop {
             match self.resident.vm.run_state().await {
+                // A write that overwrites what is not over yet fails with its copying. Without the copy it is tried again.
+                Ok(RunState::DiskError) if disk_tries.next().is_none() => {
+                    warn!("a request to a disk of the guest's own goes on failing; see that this host has room for it");
+                    return;
+                }
                 Ok(RunState::Running | RunState::Shutdown | RunState::Panicked | RunState::Broken) => return,
                 Ok(RunState::FinishMigrate) => drop(self.resident.vm.cancel_migration().await),
                 Ok(_) => {
@@ -438,6 +450,15 @@ async fn begin_precopy(host: &Host, vm: &Guest, plan: &MigrationPlan, prepared: 
     let stream = vm.call(&invitation, host.config.vtep, &host.sealer).await.map_err(hypervisor_failure)?;
     let may_throttle = plan.limits.on_stall == OnStall::Throttle;
     vm.start_migration(stream, plan.limits.bandwidth, may_throttle).await.map_err(hypervisor_failure)
+}
+
+/// QEMU does not say whether it was the copy at the destination that failed a write of the guest's, or the disk here.
+fn write_failed(destination: &impl Display, why: &str) -> Failure {
+    let message = format!(
+        "a request of the guest's to a disk failed while it was copied to {destination}: {why}; without the copy it is tried \
+         again here; see that {destination} has room and can be reached, and that this host's disk is well, and migrate again"
+    );
+    Failure::new("DISK_COPY", message)
 }
 
 impl Hands for SourceHands {

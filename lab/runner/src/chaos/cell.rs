@@ -20,6 +20,8 @@ pub(super) enum Victim {
     DestinationLink,
     PeerLink,
     ControllerLink,
+    /// The file system that keeps the destination's disks.
+    DestinationStorage,
 }
 
 impl Victim {
@@ -49,6 +51,7 @@ impl Victim {
             Self::DestinationLink => "destination-link",
             Self::PeerLink => "peer-link",
             Self::ControllerLink => "controller-link",
+            Self::DestinationStorage => "destination",
         }
     }
 
@@ -67,6 +70,7 @@ impl Victim {
             Self::DestinationLink => "the destination's link",
             Self::PeerLink => "the peer's link",
             Self::ControllerLink => "the controller's link",
+            Self::DestinationStorage => "the destination's storage",
         }
     }
 }
@@ -84,6 +88,8 @@ pub(super) enum Fault {
     Cut,
     /// No write to a file succeeds for 2 s.
     Full,
+    /// The file system has no block left for 2 s.
+    StorageFull,
     /// Its wall clock is set an hour ahead and it is killed; it is started again at that time, and the clock set right later.
     Ahead,
     /// The same, an hour back.
@@ -104,6 +110,7 @@ impl Fault {
             Self::Stop => "stop",
             Self::Cut => "cut",
             Self::Full => "disk-full",
+            Self::StorageFull => "storage-full",
             Self::Ahead => "clock-ahead",
             Self::Behind => "clock-behind",
         }
@@ -120,7 +127,8 @@ pub(super) struct Cell {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.victim.name(), self.fault.name(), self.phase.name())
+        let part = if self.has_disks() { "disks/" } else { "" };
+        write!(f, "{part}{}/{}/{}", self.victim.name(), self.fault.name(), self.phase.name())
     }
 }
 
@@ -157,7 +165,37 @@ impl Cell {
             }
         }
         cells.push(cell(Victim::Controller, Fault::Away, Phase::Committed));
+        cells.extend(Self::with_disks());
         cells
+    }
+
+    /// The part of it in which the guest has disks.
+    pub(super) fn with_disks() -> impl Iterator<Item = Self> {
+        let struck = [
+            (Victim::SourceAgent, Fault::Kill),
+            (Victim::DestinationAgent, Fault::Kill),
+            (Victim::SourceQemu, Fault::Kill),
+            (Victim::DestinationQemu, Fault::Kill),
+            (Victim::SourceLink, Fault::Cut),
+            (Victim::DestinationStorage, Fault::StorageFull),
+        ];
+        let moments = |(victim, fault)| Phase::OF_DISKS.map(|phase| Self { victim, fault, phase });
+        struck.into_iter().flat_map(moments)
+    }
+
+    /// Whether its guest has disks.
+    pub(super) fn has_disks(&self) -> bool {
+        self.phase.is_of_disks()
+    }
+
+    /// Whether a next try finds what this one copied: nothing happened that may have cost some of it.
+    pub(super) fn leaves_a_part(&self) -> bool {
+        let kept = match self.fault {
+            Fault::Kill => self.victim != Victim::SourceQemu,
+            Fault::Cut => true,
+            _ => false,
+        };
+        kept && matches!(self.phase, Phase::MirrorMiddle | Phase::MirrorEnd)
     }
 
     /// Whether a pattern picks it: a part of its name, `*` standing for anything.
@@ -185,6 +223,8 @@ mod tests {
         let cells = Cell::all();
         let names: BTreeSet<String> = cells.iter().map(Cell::to_string).collect();
         assert_eq!(names.len(), cells.len());
+        assert!(names.contains("disks/destination/storage-full/mirror-middle"));
+        assert_eq!(names.iter().filter(|name| name.starts_with("disks/")).count(), 18);
         for victim in Victim::PROCESSES {
             for phase in Phase::ALL {
                 for fault in [Fault::Kill, Fault::Stop] {

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -21,6 +21,9 @@ use super::phase::Phase;
 /// Bytes of a pipe that takes one line, and of one that takes many.
 const ONE_LINE: i32 = 4096;
 const MANY_LINES: i32 = 1 << 16;
+
+/// How long the last words of a daemon may take to be read.
+const HEARD: Duration = Duration::from_millis(200);
 
 type Action = Box<dyn FnOnce() + Send>;
 
@@ -103,10 +106,14 @@ impl Ear {
         self.shared.lock().latest
     }
 
-    /// Waits until all that an ended daemon wrote has been heard.
+    /// Waits until all that an ended daemon wrote has been heard. What it began and what outlives it, a guest's streams above all,
+    /// has its log open too and says nothing more.
     pub(super) fn finish(&mut self) {
-        // It only fails if the listener panicked.
-        let _ = self.listener.take().map(JoinHandle::join);
+        let Some(listener) = self.listener.take() else { return };
+        let deadline = Instant::now() + HEARD;
+        while !listener.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

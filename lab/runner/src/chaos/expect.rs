@@ -43,6 +43,8 @@ pub(super) struct Promise {
     held: bool,
     /// Frames come in the order they were sent in.
     in_order: bool,
+    /// What was copied of its disks is not copied again.
+    part: bool,
 }
 
 impl Promise {
@@ -54,6 +56,8 @@ impl Promise {
         let ends = match (victim, fault) {
             // Nobody's word is needed but that of one that comes back.
             (Victim::Controller | Victim::PeerAgent | Victim::PeerLink | Victim::ControllerLink, _) => Ends::Moved,
+            // Nothing is left to write when the mirrors end, so there may be nothing to fail.
+            (Victim::DestinationStorage, _) if phase < Phase::MirrorEnd => Ends::Undone,
             _ if !before && phase != Phase::Commit => Ends::Moved,
             _ if killed && phase < Phase::Told => Ends::Undone,
             // Until it is told, a destination's word is not asked for.
@@ -69,7 +73,7 @@ impl Promise {
         };
         let cut = fault == Fault::Cut && victim != Victim::ControllerLink;
         let held = victim == Victim::SourceHost && (Phase::Told..=Phase::Open).contains(&phase);
-        Self { ends, guest, cut, held, in_order: is_in_order(cell) }
+        Self { ends, guest, cut, held, in_order: is_in_order(cell), part: cell.leaves_a_part() }
     }
 
     /// What of it was broken, in sentences.
@@ -88,6 +92,11 @@ impl Promise {
             (Guest::Lives, Fate::Died) => broken.push("the guest is gone".to_owned()),
             (Guest::Dies, Fate::Lives) => broken.push("the guest lives without its QEMU".to_owned()),
             _ => {}
+        }
+        if let Some(disks) = seen.disks.as_ref().filter(|_| self.part && seen.verdict == Verdict::Undone)
+            && disks.left.is_some_and(|left| left >= disks.whole)
+        {
+            broken.push("the next try copied everything again".to_owned());
         }
         if let Some(counts) = &seen.counts {
             self.check(counts, seen, &mut broken);
@@ -163,6 +172,7 @@ fn is_in_order(cell: Cell) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::disks::Copied;
     use super::*;
 
     fn seen(verdict: Verdict, counts: Counts) -> Seen {
@@ -199,6 +209,17 @@ mod tests {
         assert_eq!(promise.broken(&within), Vec::<String>::new());
         let after = Seen { struck_at_ns, ..seen(Verdict::Moved, lost(at(1), at(9000))) };
         assert_eq!(promise.broken(&after).len(), 1);
+    }
+
+    #[test]
+    fn what_was_copied_is_not_copied_again_unless_it_may_be_less_than_it_seems() {
+        let next = |left| Some(Copied { whole: 10, left: Some(left) });
+        for cell in Cell::with_disks().filter(|cell| cell.victim != Victim::SourceQemu) {
+            let undone = |left| Seen { disks: next(left), ..seen(Verdict::Undone, counts()) };
+            let promise = Promise::of(cell);
+            assert_eq!(promise.broken(&undone(9)), Vec::<String>::new(), "{cell}");
+            assert_eq!(promise.broken(&undone(10)).is_empty(), !cell.leaves_a_part(), "{cell}");
+        }
     }
 
     #[test]

@@ -11,15 +11,21 @@ pub(super) enum End {
     Destination,
 }
 
+/// The event that tells how far the copying of disks is.
+const HALF_COPIED: &str = "DiskProgress";
+
 /// A moment of a move. Their order is the order of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Phase {
     Prepare,
+    MirrorBegin,
+    MirrorMiddle,
     Precopy,
     GiveUp,
     Arm,
     Pause,
+    MirrorEnd,
     Told,
     Commit,
     Committed,
@@ -30,7 +36,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    /// All of them.
+    /// Those of any move.
     pub(super) const ALL: [Self; 12] = [
         Self::Prepare,
         Self::Precopy,
@@ -45,11 +51,16 @@ impl Phase {
         Self::Settle,
         Self::Remove,
     ];
+    /// Those that only the move of a guest with disks has.
+    pub(super) const OF_DISKS: [Self; 3] = [Self::MirrorBegin, Self::MirrorMiddle, Self::MirrorEnd];
 
     /// Its name in a cell's.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Prepare => "prepare",
+            Self::MirrorBegin => "mirror-begin",
+            Self::MirrorMiddle => "mirror-middle",
+            Self::MirrorEnd => "mirror-end",
             Self::Precopy => "precopy",
             Self::GiveUp => "give-up",
             Self::Arm => "arm",
@@ -68,6 +79,11 @@ impl Phase {
     pub(super) fn words(self) -> &'static str {
         match self {
             Self::Prepare => "both ends make ready",
+            Self::MirrorBegin => {
+                "what the guest writes begins to go to both ends, and what is on its disks to be copied"
+            }
+            Self::MirrorMiddle => "half of what is on its disks is over",
+            Self::MirrorEnd => "the guest stands, the mirrors end; the destination is not told yet",
             Self::Precopy => "memory begins to go",
             Self::GiveUp => "the source writes that it gives the guest up",
             Self::Arm => "frames for the guest begin to be held",
@@ -82,10 +98,13 @@ impl Phase {
         }
     }
 
-    /// Where the first line that belongs to it is logged, and the effect that line is about.
+    /// Where the first line that belongs to it is logged, and the effect (of one, the event) that line is about.
     pub(super) fn mark(self) -> (End, &'static str) {
         match self {
             Self::Prepare => (End::Source, "PrepareDatapath"),
+            Self::MirrorBegin => (End::Source, "MirrorDisks"),
+            Self::MirrorMiddle => (End::Source, HALF_COPIED),
+            Self::MirrorEnd => (End::Source, "EndMirrors"),
             Self::Precopy => (End::Source, "StartPrecopy"),
             Self::GiveUp => (End::Source, "RecordGiveUp"),
             Self::Arm => (End::Source, "Arm"),
@@ -102,20 +121,41 @@ impl Phase {
 
     /// The phase a line of an agent's log begins, if it begins one.
     pub(super) fn begun_by(line: &str) -> Option<Self> {
-        let (before, effect) = line.split_once("execute effect=")?;
-        let effect = effect.split(|letter: char| !letter.is_ascii_alphanumeric()).next()?;
+        let (before, mark) = match line.split_once("execute effect=") {
+            Some((before, effect)) => (before, effect.split(|letter: char| !letter.is_ascii_alphanumeric()).next()?),
+            None => {
+                let (before, event) = line.split_once("step event=")?;
+                (before, is_half_copied(event)?.then_some(HALF_COPIED)?)
+            }
+        };
         let end = match () {
             () if before.contains(" source{") => End::Source,
             () if before.contains(" destination{") => End::Destination,
             () => return None,
         };
-        Self::ALL.into_iter().find(|phase| phase.mark() == (end, effect))
+        Self::ALL.into_iter().chain(Self::OF_DISKS).find(|phase| phase.mark() == (end, mark))
+    }
+
+    /// Whether only the move of a guest with disks has it.
+    pub(super) fn is_of_disks(self) -> bool {
+        Self::OF_DISKS.contains(&self)
     }
 
     /// Before the destination can have committed.
     pub(super) fn is_before_commit(self) -> bool {
         self <= Self::Told
     }
+}
+
+/// Whether an event tells that at least half of what is to be copied is over; `None` if it tells nothing of that.
+fn is_half_copied(event: &str) -> Option<bool> {
+    let progress = event.trim_end().strip_prefix(HALF_COPIED)?;
+    let number = |key: &str| {
+        let (_, rest) = progress.split_once(key)?;
+        rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse::<u64>().ok()
+    };
+    let (copied, total) = (number("copied: ")?, number("total: ")?);
+    Some(total > 0 && copied >= total / 2)
 }
 
 #[cfg(test)]
@@ -136,6 +176,11 @@ mod tests {
             Some(Phase::Precopy)
         );
         assert_eq!(begun("source", "execute effect=Report(Armed)"), None);
+        assert_eq!(begun("source", "execute effect=MirrorDisks"), Some(Phase::MirrorBegin));
+        let copied = |bytes| {
+            Phase::begun_by(&line("source", &format!("step event=DiskProgress {{ copied: {bytes}, total: 20 }}")))
+        };
+        assert_eq!([copied(0), copied(9), copied(10)], [None, None, Some(Phase::MirrorMiddle)]);
         assert_eq!(begun("source", "step event=Armed"), None);
         assert_eq!(
             begun("source", "execute effect=RecordCommit { generation: Generation(2) }"),

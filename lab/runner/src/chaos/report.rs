@@ -1,6 +1,7 @@
 //! faults.md: what an operator sees in each case.
 
 use super::cell::{Cell, Fault, Victim};
+use super::disks_table;
 use super::expect::Promise;
 use super::phase::Phase;
 use super::results::{Played, Results};
@@ -25,10 +26,10 @@ A moment *hit* otherwise than asked was over when the signal went out, in three 
 
 /// The whole text.
 pub(super) fn of(results: &Results) -> String {
-    let cells = Cell::all();
+    let cells: Vec<Cell> = Cell::all().into_iter().filter(|cell| !cell.has_disks()).collect();
     let played = |cell: &Cell| results.cells.get(&cell.to_string());
     let green = cells.iter().filter_map(played).filter(|played| played.broken.is_empty()).count();
-    let minutes: f64 = results.cells.values().map(|played| played.seconds).sum::<f64>() / 60.0;
+    let minutes: f64 = cells.iter().filter_map(played).map(|played| played.seconds).sum::<f64>() / 60.0;
     let mut text = HEAD.to_owned();
     text += &format!("{green} of {} cells are green; they took {minutes:.0} minutes.\n\n", cells.len());
     text += "| moment | what happens then |\n|---|---|\n";
@@ -46,10 +47,11 @@ pub(super) fn of(results: &Results) -> String {
             None => format!("| {} | not played | | | | | |\n", cell.phase.name()),
         };
     }
-    text
+    text + &disks_table::of(results)
 }
 
-fn heading(cell: &Cell) -> String {
+/// What is done, to whom, as a sentence without its stop.
+pub(super) fn done_to(cell: &Cell) -> String {
     let Cell { victim, fault, .. } = cell;
     let mut what = victim.words().to_owned();
     if let Some(first) = what.get_mut(..1) {
@@ -60,13 +62,19 @@ fn heading(cell: &Cell) -> String {
         Fault::Away => "is killed and stays away for 60 s",
         Fault::Stop => "stands still for 2 s",
         Fault::Cut => "is cut for 2 s",
+        Fault::StorageFull => "has no block left for 2 s",
         Fault::Full => "finds its disk full for 2 s",
         Fault::Ahead => "has its clock set an hour ahead, is killed and started again",
         Fault::Behind => "has its clock set an hour back, is killed and started again",
     };
+    format!("{what} {done}")
+}
+
+fn heading(cell: &Cell) -> String {
     format!(
-        "\n## {what} {done}\n\n| moment | an operator sees | lost | promised | out of order | silence ms | over after s |\n\
-         |---|---|--:|---|--:|--:|--:|\n"
+        "\n## {}\n\n| moment | an operator sees | lost | promised | out of order | silence ms | over after s |\n\
+         |---|---|--:|---|--:|--:|--:|\n",
+        done_to(cell)
     )
 }
 
@@ -78,21 +86,25 @@ fn row(cell: &Cell, played: &Played) -> String {
         reordered = counts.reordered.to_string() + if promise.is_in_order() { "" } else { " (not assured)" };
         silence = counts.silence_ms.to_string();
     }
-    let mut moment = cell.phase.name().to_owned();
-    if played.seen.hit != Some(cell.phase) {
-        let hit = played.seen.hit.map_or("not hit", Phase::name);
-        moment += &format!(" (hit: {hit})");
-    }
     format!(
-        "| {moment} | {} | {lost} | {} | {reordered} | {silence} | {:.1} |\n",
+        "| {} | {} | {lost} | {} | {reordered} | {silence} | {:.1} |\n",
+        moment(cell, played),
         sees(cell, played),
         promise.losses(),
         played.seen.ended_after_ms as f64 / 1e3
     )
 }
 
-/// In one cell of the table.
-fn sees(cell: &Cell, played: &Played) -> String {
+/// When it was done.
+pub(super) fn moment(cell: &Cell, played: &Played) -> String {
+    match played.seen.hit {
+        Some(hit) if hit == cell.phase => hit.name().to_owned(),
+        hit => format!("{} (hit: {})", cell.phase.name(), hit.map_or("not hit", Phase::name)),
+    }
+}
+
+/// What an operator sees, in one cell of the table.
+pub(super) fn sees(cell: &Cell, played: &Played) -> String {
     let seen = &played.seen;
     let mut text = match seen.verdict {
         Verdict::Moved => "the guest has moved".to_owned(),

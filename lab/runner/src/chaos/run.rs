@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::cell::Cell;
+use super::disks::{self, Copied};
 use super::phase::Phase;
 use super::strike::{Strike, Struck};
 use super::window::Counts;
@@ -60,6 +61,9 @@ pub(super) struct Seen {
     pub(super) fate: Fate,
     /// What the record says of the guest.
     pub(super) guest: String,
+    /// What of its disks was to be copied; none of a guest without.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) disks: Option<Copied>,
     /// What the probes counted; none of a guest that died.
     pub(super) counts: Option<Counts>,
     /// What is wrong whatever was promised.
@@ -88,12 +92,17 @@ impl Told {
 
 /// Plays a cell once. An error: the lab itself is not well.
 pub(super) fn play(world: &mut World<'_>, cell: Cell) -> Result<Seen> {
+    disks::note(world)?;
     let hosts = world.stage.hypervisors.clone();
     let (probes, window) = world.probes()?;
     window.begin(probes, &hosts)?;
     let strike = Strike::prepare(world, cell)?;
     let to = world.away();
-    let begun = world.stage.operator.ask::<Value>(&["migrate", cast::GUEST, "--to", to, "--detach"]);
+    let mut order = vec!["migrate", cast::GUEST, "--to", to, "--detach"];
+    if cell.phase == Phase::MirrorMiddle {
+        order.extend(["--bandwidth", disks::BANDWIDTH]);
+    }
+    let begun = world.stage.operator.ask::<Value>(&order);
     let mut seen = Seen::default();
     let struck = strike.await_moment(world)?;
     let began = Instant::now();
@@ -109,6 +118,7 @@ pub(super) fn play(world: &mut World<'_>, cell: Cell) -> Result<Seen> {
     };
     seen.ended_after_ms = began.elapsed().as_millis() as u64;
     (seen.verdict, seen.reason, seen.message) = (told.verdict, told.reason, told.message);
+    seen.disks = world.disks.map(|disks| Copied { whole: disks.whole, left: None });
     look(world, &mut seen, struck.as_ref())?;
     Ok(seen)
 }
@@ -133,26 +143,56 @@ fn look(world: &mut World<'_>, seen: &mut Seen, struck: Option<&Struck>) -> Resu
         seen.wrong.push("the moment did not come".to_owned());
     }
     if seen.fate == Fate::Died {
-        return Ok(());
+        return if world.disks.is_some() { look_at_the_dead(world, seen) } else { Ok(()) };
     }
     world.home.clone_from(&host);
     match &qemus[..] {
         [(only, _)] if *only == host => {}
         others => seen.wrong.push(format!("the record has the guest on {host}, its QEMUs are {others:?}")),
     }
+    seen.wrong.extend(disks::misplaced(world, seen.verdict == Verdict::Undone)?);
     let deaf = world.deaf()?;
     if !deaf.is_empty() {
         seen.wrong.push(format!("the guest does not answer {}", deaf.join(", ")));
         return Ok(());
     }
-    if let Err(error) = world.move_on() {
-        seen.wrong.push(format!("it could not be moved again: {error:#}"));
+    if !move_again(world, seen) {
         return Ok(());
     }
     let hosts = world.stage.hypervisors.clone();
     let (probes, window) = world.probes()?;
     seen.counts = Some(window.end(probes, &hosts)?);
     seen.wrong.extend(world.residue()?.into_iter().map(|what| format!("left behind on {what}")));
+    look_at_disks(world, seen)
+}
+
+/// Whether it worked.
+fn move_again(world: &mut World<'_>, seen: &mut Seen) -> bool {
+    match world.move_on() {
+        Ok(left) => seen.disks.iter_mut().for_each(|disks| disks.left = Some(left)),
+        Err(error) => {
+            seen.wrong.push(format!("it could not be moved again: {error:#}"));
+            return false;
+        }
+    }
+    true
+}
+
+/// After the last move.
+fn look_at_disks(world: &mut World<'_>, seen: &mut Seen) -> Result<()> {
+    seen.wrong.extend(disks::misplaced(world, false)?);
+    seen.wrong.extend(disks::misread(world)?);
+    Ok(())
+}
+
+/// The disks outlive their guest: a new one has all that the dead one was told is on them, and moves with it.
+fn look_at_the_dead(world: &mut World<'_>, seen: &mut Seen) -> Result<()> {
+    seen.wrong.extend(disks::misplaced(world, true)?);
+    world.revive().context("the guest could not be made anew with its disks")?;
+    if move_again(world, seen) {
+        seen.wrong.extend(world.residue()?.into_iter().map(|what| format!("left behind on {what}")));
+        look_at_disks(world, seen)?;
+    }
     Ok(())
 }
 

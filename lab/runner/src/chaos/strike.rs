@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use super::cell::{Cell, Fault, Victim};
 use super::clock;
 use super::phase::{End, Phase};
+use super::storage;
 use super::world::World;
 use crate::demo::cast;
 use crate::namespace::run;
@@ -124,6 +125,10 @@ impl Strike {
                 signals::sleep(FOR)?;
                 plug(world, node, "up")?()?;
             }
+            Fault::StorageFull => {
+                signals::sleep(FOR)?;
+                storage::make_room(world.stage.lab, node)?;
+            }
             Fault::Full => {
                 signals::sleep(FOR)?;
                 let daemon = world.daemon(node)?;
@@ -150,9 +155,11 @@ fn is_daemon(victim: Victim) -> bool {
 fn victims_node(world: &World<'_>, victim: Victim) -> Result<String> {
     Ok(match victim {
         Victim::SourceAgent | Victim::SourceQemu | Victim::SourceHost | Victim::SourceLink => world.home.clone(),
-        Victim::DestinationAgent | Victim::DestinationQemu | Victim::DestinationHost | Victim::DestinationLink => {
-            world.away().to_owned()
-        }
+        Victim::DestinationAgent
+        | Victim::DestinationQemu
+        | Victim::DestinationHost
+        | Victim::DestinationLink
+        | Victim::DestinationStorage => world.away().to_owned(),
         Victim::PeerAgent | Victim::PeerLink => world.stage.peers[0].to_owned(),
         Victim::Controller | Victim::ControllerLink => world.topology.controller()?.name.clone(),
     })
@@ -161,6 +168,10 @@ fn victims_node(world: &World<'_>, victim: Victim) -> Result<String> {
 fn blow(world: &mut World<'_>, cell: Cell, node: &str) -> Result<Blow> {
     let signal = match cell.fault {
         Fault::Cut => return plug(world, node, "down"),
+        Fault::StorageFull => {
+            let (lab, node) = (world.stage.lab.clone(), node.to_owned());
+            return Ok(Box::new(move || storage::fill(&lab, &node).map(|()| None)));
+        }
         Fault::Full => {
             let pid = world.daemon(node)?.child.id() as i32;
             return Ok(Box::new(move || limit_files(pid, "0")));

@@ -1,7 +1,6 @@
 //! The lab in which things are broken: daemons that can be struck and started again, one guest, and the probes around it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -11,28 +10,26 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use serde_json::Value;
 
 use super::clock;
+use super::disks::{self, Disks};
 use super::ear::Ear;
 use super::phase::Phase;
+use super::storage;
 use super::window::Window;
 use crate::demo::cast;
 use crate::demo::image::Image;
 use crate::demo::probes::Probes;
-use crate::demo::resources::{self, Usage};
+use crate::demo::resources::Usage;
 use crate::demo::stage::Stage;
 use crate::lab::Lab;
 use crate::operator::Operator;
-use crate::play::{self, sibling};
+use crate::play;
 use crate::signals;
-use crate::topology::{Node, Topology};
+use crate::topology::{Node, Role, Topology};
 
 /// What the daemons log: all that a machine hears and does.
 const LOG: &str = "info,throughline_agent::driver=debug";
 /// Numbered packets a second, each way.
 const PPS: u32 = 1000;
-/// How long a guest may take to answer an endpoint.
-const ANSWER: u64 = 8;
-/// How long what is left of a move may take to go once the move is over.
-const GONE: Duration = Duration::from_secs(8);
 /// How long something may take that takes a daemon's attention.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -46,7 +43,9 @@ pub(super) struct World<'a> {
     pub(super) home: String,
     window: Window,
     /// What is there with the guest at home on a host, by node.
-    usual: BTreeMap<String, BTreeMap<String, Usage>>,
+    pub(super) usual: BTreeMap<String, BTreeMap<String, Usage>>,
+    /// Those of a guest that has some.
+    pub(super) disks: Option<Disks>,
 }
 
 /// A node's daemon.
@@ -72,11 +71,15 @@ impl Daemon {
 }
 
 impl<'a> World<'a> {
-    /// Brings the lab up, boots the guest, and moves it there and back: what is there then is what there is to be.
-    pub(super) fn new(lab: &'a Lab, topology: &'a Topology) -> Result<Self> {
+    /// Brings the lab up, boots the guest, with disks or without, and moves it there and back: what is there then is what there is
+    /// to be.
+    pub(super) fn new(lab: &'a Lab, topology: &'a Topology, with_disks: bool) -> Result<Self> {
         let mut daemons = BTreeMap::new();
         let stage = Stage::over(lab, topology, Image::find()?, |lab, topology| {
             play::hosts_up(lab, topology)?;
+            for node in topology.with_role(Role::Hypervisor).filter(|_| with_disks) {
+                storage::mount_on(lab, &node.name)?;
+            }
             for node in topology.nodes.iter().filter(|node| !node.daemon.is_empty()) {
                 daemons.insert(node.name.clone(), Daemon::start(lab, node)?);
             }
@@ -86,8 +89,13 @@ impl<'a> World<'a> {
         })?;
         let home = stage.hypervisors[0].to_owned();
         let (window, usual) = (Window::default(), BTreeMap::new());
-        let mut world = Self { stage, topology, daemons, probes: None, home, window, usual };
-        world.stage.create_guest("", &[])?;
+        let mut world = Self { stage, topology, daemons, probes: None, home, window, usual, disks: None };
+        if with_disks {
+            world.stage.create_guest(disks::PARAMETERS, &disks::FLAGS)?;
+            world.disks = Some(Disks::fill(&world)?);
+        } else {
+            world.stage.create_guest("", &[])?;
+        }
         for (index, host) in world.endpoints().into_iter().enumerate().skip(world.stage.peers.len()) {
             world.stage.create_endpoint(index, host)?;
         }
@@ -95,7 +103,8 @@ impl<'a> World<'a> {
         // What a host makes for its first move and keeps is there once it has been both ends of one.
         world.move_on()?;
         for _ in 0..2 {
-            world.move_on()?;
+            let whole = world.move_on()?;
+            world.disks.iter_mut().for_each(|disks| disks.whole = whole);
             let usage = world.usage()?;
             world.usual.insert(world.home.clone(), usage);
         }
@@ -103,7 +112,7 @@ impl<'a> World<'a> {
     }
 
     /// Hosts with an endpoint, in the order of the endpoints' numbers: the peers, then the hypervisors.
-    fn endpoints(&self) -> Vec<&'a str> {
+    pub(super) fn endpoints(&self) -> Vec<&'a str> {
         self.stage.peers.iter().chain(&self.stage.hypervisors).copied().collect()
     }
 
@@ -162,85 +171,34 @@ impl<'a> World<'a> {
         })
     }
 
-    /// A plain move, as an operator would make it, to the other hypervisor.
-    pub(super) fn move_on(&mut self) -> Result<()> {
+    /// A plain move, as an operator would make it, to the other hypervisor. Gives the bytes of disks that it had to copy.
+    pub(super) fn move_on(&mut self) -> Result<u64> {
         let to = self.away();
         self.stage.operator.run(&["migrate", cast::GUEST, "--to", to])?;
         self.home = to.to_owned();
-        Ok(())
+        let list: Value = self.stage.operator.ask(&["migration", "list", "--guest", cast::GUEST])?;
+        Ok(list["migrations"][0]["progress"]["disk_total"].as_u64().unwrap_or_default())
     }
 
-    /// The guest as the record has it: its host, its state and what is said of it.
-    pub(super) fn guest(&self) -> Result<(String, String, String)> {
-        let guest: Value = self.stage.operator.ask(&["guest", "get", cast::GUEST])?;
-        let word = |key: &str| guest[key].as_str().unwrap_or_default().to_owned();
-        Ok((word("host"), word("state"), word("detail")))
-    }
-
-    /// Ids of the guest's QEMUs on each hypervisor.
-    pub(super) fn qemus(&self) -> Result<Vec<(&'a str, i32)>> {
-        let mut found = Vec::new();
-        for &host in &self.stage.hypervisors {
-            for pid in self.stage.lab.processes(host)? {
-                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                if name.starts_with("qemu-system") {
-                    found.push((host, pid));
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// Which endpoints the guest does not answer.
-    pub(super) fn deaf(&self) -> Result<Vec<String>> {
-        let mut asked = Vec::new();
-        for host in self.endpoints() {
-            let mut command = self.stage.lab.namespace(host).command(sibling("throughline-probe")?)?;
-            command.args(["ping", "--guest", cast::GUEST_ADDRESS, "--patience", &ANSWER.to_string()]);
-            asked.push((host, command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?));
-        }
-        let mut deaf = Vec::new();
-        for (host, mut child) in asked {
-            if !child.wait()?.success() {
-                deaf.push(host.to_owned());
-            }
-        }
-        Ok(deaf)
-    }
-
-    /// What there is more of than usual with the guest where it is, in words. It is given some time to go.
-    pub(super) fn residue(&self) -> Result<Vec<String>> {
-        let usual = self.usual.get(&self.home).context("nobody knows what is usual")?;
-        let deadline = Instant::now() + GONE;
-        loop {
-            let mut left = Vec::new();
-            for (node, now) in self.usage()? {
-                let before = usual.get(&node).copied().unwrap_or_default();
-                left.extend(resources::surplus(&before, &now).into_iter().map(|what| format!("{node}: {what}")));
-            }
-            if left.is_empty() || Instant::now() > deadline {
-                return Ok(left);
-            }
-            signals::sleep(Duration::from_millis(300))?;
-        }
-    }
-
-    fn usage(&self) -> Result<BTreeMap<String, Usage>> {
-        let nodes = self.topology.nodes.iter().filter(|node| play::has_agent(node));
-        nodes.map(|node| Ok((node.name.clone(), Usage::of(self.stage.lab, &node.name)?))).collect()
-    }
-
-    /// A guest that died is deleted and made anew, as an operator would.
+    /// A guest that died is deleted and made anew, as an operator would; one with disks where they are, and with them.
     pub(super) fn revive(&mut self) -> Result<()> {
+        if self.probes.is_some() && !self.qemus()?.is_empty() {
+            return Ok(());
+        }
         self.probes = None;
-        self.stage.operator.run(&["guest", "delete", cast::GUEST])?;
+        let keep: &[&str] = if self.disks.is_some() { &["--keep-disks"] } else { &[] };
+        self.stage.operator.run(&[&["guest", "delete", cast::GUEST], keep].concat())?;
         let deadline = Instant::now() + PATIENCE;
         while !self.qemus()?.is_empty() {
             ensure!(Instant::now() < deadline, "a QEMU is left of the guest that was deleted");
             signals::sleep(Duration::from_millis(50))?;
         }
-        self.home = self.stage.hypervisors[0].to_owned();
-        self.stage.boot_guest(&self.home, "", &[])?;
+        if self.disks.is_some() {
+            self.stage.boot_guest(&self.home, disks::PARAMETERS, &disks::FLAGS)?;
+        } else {
+            self.home = self.stage.hypervisors[0].to_owned();
+            self.stage.boot_guest(&self.home, "", &[])?;
+        }
         self.probe()
     }
 }

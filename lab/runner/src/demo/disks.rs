@@ -10,10 +10,10 @@ use super::probes::Probes;
 use crate::signals;
 
 /// What the guest is created with: a disk of either format, on either bus. Small, so that all of it is read back in a run or two.
-pub(super) const FLAGS: [&str; 4] =
+pub(crate) const FLAGS: [&str; 4] =
     ["--disk", "name=root,size=4MiB", "--disk", "name=data,size=4MiB,format=qcow2,bus=virtio-scsi"];
 /// What its kernel's command line says of them: an emulated guest that writes more has no time for its network.
-pub(super) const PARAMETERS: &str = "tl.disk=root tl.disk=data tl.disk-rate=128";
+pub(crate) const PARAMETERS: &str = "tl.disk=root tl.disk=data tl.disk-rate=128";
 /// How often it is looked how far the guest is with reading everything back.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long it may take.
@@ -21,18 +21,18 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// One disk after a run.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Disk {
-    pub(super) name: String,
-    pub(super) blocks: u64,
+pub(crate) struct Disk {
+    pub(crate) name: String,
+    pub(crate) blocks: u64,
     /// Blocks that were written since the guest booted, and of those the last that was acknowledged.
-    pub(super) written: u64,
-    pub(super) acknowledged: u64,
-    pub(super) verified: u64,
-    pub(super) wrong: u64,
-    pub(super) missing: u64,
-    pub(super) failed: u64,
+    pub(crate) written: u64,
+    pub(crate) acknowledged: u64,
+    pub(crate) verified: u64,
+    pub(crate) wrong: u64,
+    pub(crate) missing: u64,
+    pub(crate) failed: u64,
     /// Since the guest booted, milliseconds.
-    pub(super) slowest_write_ms: u64,
+    pub(crate) slowest_write_ms: u64,
 }
 
 impl From<&Status> for Disk {
@@ -45,7 +45,7 @@ impl From<&Status> for Disk {
 
 impl Disk {
     /// What is wrong with it, in words.
-    pub(super) fn broken(&self) -> Option<String> {
+    pub(crate) fn broken(&self) -> Option<String> {
         let Self { name, written, verified, wrong, missing, failed, .. } = self;
         let sound = *wrong == 0 && *missing == 0 && *failed == 0 && *written > 0 && *verified > 0;
         (!sound).then(|| {
@@ -58,7 +58,7 @@ impl Disk {
 }
 
 /// Waits until the guest has read back every block of its disks since now.
-pub(super) fn read_back(probes: &mut Probes) -> Result<Vec<Disk>> {
+pub(crate) fn read_back(probes: &mut Probes) -> Result<Vec<Disk>> {
     let goals: Vec<u64> = now(probes)?.iter().map(|disk| disk.verified + 2 * disk.blocks).collect();
     let began = Instant::now();
     loop {

@@ -3,7 +3,7 @@
 
 pub(crate) mod budget;
 mod delivery;
-mod disks;
+pub(crate) mod disks;
 mod idle;
 pub(crate) mod image;
 pub(crate) mod late;
