@@ -156,6 +156,9 @@ pub(super) async fn end(vm: &Guest, plan: &MigrationPlan) -> SourceEvent {
 }
 
 fn disk_failure(error: HypervisorError) -> Failure {
+    if matches!(error, HypervisorError::Gone { .. }) {
+        return super::guest_ended();
+    }
     let Failure { message, .. } = hypervisor_failure(error);
     Failure::new("DISK_COPY", message)
 }
@@ -187,5 +190,11 @@ mod tests {
             let [SourceEvent::MirrorFailed(failure)] = news.as_slice() else { panic!("{news:?}") };
             assert!(over && failure.reason == "DISK_COPY" && failure.message.contains("disk data"), "{failure}");
         }
+    }
+
+    #[test]
+    fn a_qemu_that_is_gone_is_no_fault_of_its_disks() {
+        let gone = HypervisorError::Gone { guest: "web-1".parse().unwrap(), command: "query-jobs" };
+        assert_eq!(disk_failure(gone).reason, "GUEST_ENDED");
     }
 }

@@ -131,10 +131,7 @@ impl SourceHands {
                     )),
                     // Comes before the stop that it is the reason for.
                     GuestEventKind::DiskError { why } => SourceEvent::MirrorFailed(write_failed(&destination, &why)),
-                    GuestEventKind::Exited(_) => SourceEvent::MemoryFailed(Failure::new(
-                        "GUEST_ENDED",
-                        "the guest's QEMU ended during the migration",
-                    )),
+                    GuestEventKind::Exited(_) => SourceEvent::MemoryFailed(super::guest_ended()),
                     _ => continue,
                 };
                 let _ = events.send(meaning);

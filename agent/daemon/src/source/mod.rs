@@ -180,3 +180,11 @@ fn run(
     );
     Ok(())
 }
+
+/// Its QEMU is gone before the destination has committed: there is nothing left to move.
+fn guest_ended() -> Failure {
+    Failure::new(
+        "GUEST_ENDED",
+        "the guest's QEMU ended during the migration, and the guest with it; its log on the source's host says why",
+    )
+}
