@@ -91,6 +91,8 @@ pub enum DestinationEvent {
     MemoryIn,
     /// QEMU failed or is gone.
     MemoryFailed(Failure),
+    /// Frames are held at the source: the guest is about to stand. May be missing.
+    SourceArmed,
     /// The source gave the guest up.
     SourceGaveUp {
         /// At this generation.
@@ -144,8 +146,8 @@ pub enum DestinationEffect {
     TellPrepared,
     /// Let nobody write to the guest's disks from outside any more. Answer: `DisksClosed` or `MemoryFailed`.
     CloseDisks,
-    /// Have the commit as good as written: memory is still coming, and the guest will stand still while the rest is done. No
-    /// answer, and nothing is promised.
+    /// Have the commit as good as written: the guest still runs, and will stand still while the rest is done. No answer, and
+    /// nothing is promised.
     DraftCommit,
     /// Write down that this host owns the guest. Answer: `CommitRecorded`.
     RecordCommit {
@@ -322,14 +324,12 @@ impl Destination {
                 ),
             ));
         }
-        if std::mem::replace(&mut self.given_up, true) {
-            return vec![];
+        let again = std::mem::replace(&mut self.given_up, true);
+        match self.disks_open {
+            true if again => vec![],
+            true => vec![DestinationEffect::CloseDisks],
+            false => self.commit_if_complete(),
         }
-        let mut effects = if self.disks_open { vec![DestinationEffect::CloseDisks] } else { self.commit_if_complete() };
-        if self.phase == DestinationPhase::Receiving {
-            effects.push(DestinationEffect::DraftCommit);
-        }
-        effects
     }
 
     fn commit_if_complete(&mut self) -> Vec<DestinationEffect> {
@@ -501,6 +501,7 @@ impl Machine for Destination {
                 self.memory_in = true;
                 self.commit_if_complete()
             }
+            (At::Receiving, On::SourceArmed) => vec![DestinationEffect::DraftCommit],
             (At::Receiving, On::SourceGaveUp { generation }) => self.source_gave_up(generation),
             (At::Receiving, On::DisksClosed) if self.given_up => {
                 self.disks_open = false;

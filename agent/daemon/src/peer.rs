@@ -184,6 +184,7 @@ async fn listen(
         }
         let event = match from_source.next().await {
             Some(Ok(FromSource { message: Some(Message::Joined(joined)) })) => {
+                let _ = events.send(DestinationEvent::SourceArmed);
                 memberships::take_over(&host, &plan, &joined).await;
                 continue;
             }

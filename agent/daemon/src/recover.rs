@@ -151,9 +151,9 @@ async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Fa
     let resident = host.resident(&plan.guest.name).await;
     if let Some(resident) = resident.filter(|resident| resident.generation() == plan.generation) {
         if !plan.guest.disks.is_empty() {
-            // What is left of one is in the way of no write, and the next move ends it.
+            // What is left of one the next move ends.
             if let Err(error) = resident.vm.abandon_mirrors().await {
-                warn!(%error, "a disk's mirror stays for now");
+                warn!(%error, "a disk's copy stays for now");
             }
         }
         if let Err(error) = resident.vm.cancel_migration().await {

@@ -27,7 +27,7 @@ use crate::{
     gates::{lane_of, sharing},
     host::Host,
     invitation,
-    journal::Promise,
+    journal::{JournalError, PendingCommit, Promise},
     lock::lock,
     moves::{SourceCall, ToSource},
     moving::{Counted, MovingPort, until_or_late},
@@ -70,7 +70,7 @@ pub(super) struct DestinationHands {
     /// Writes out what has come of the disks.
     writing_out: Option<AbortHandle>,
     line_watch: Option<AbortHandle>,
-    /// Waits for the decision to commit; gone without one, it forgets its draft.
+    /// Waits for the decision to commit; gone without one, there is none.
     commit_drafted: Option<std::sync::mpsc::Sender<()>>,
     /// Somebody does not want this migration, or what came cannot be relied on.
     no_next_try: bool,
@@ -224,17 +224,22 @@ impl DestinationHands {
 
     /// A thread of its own waits for the decision, with all done that need not wait for it.
     fn draft_commit(&mut self) {
+        if self.commit_drafted.is_some() {
+            return;
+        }
         let (decide, decision) = std::sync::mpsc::channel();
         self.commit_drafted = Some(decide);
         let (host, plan) = (self.host.clone(), self.plan.clone());
         let write = self.commit_writer();
         self.waits.spawn_blocking(move || {
-            if let Err(error) = host.journal.draft_commit(&plan) {
+            let pending = host.journal.begin_commit(&plan);
+            if let Ok(pending) = &pending
+                && let Err(error) = pending.draft()
+            {
                 warn!(%error, "the commit could not be drafted; it may fail too, and the guest then stays with the source");
             }
-            match decision.recv() {
-                Ok(()) => write(),
-                Err(_) => host.journal.forget_draft(&plan),
+            if decision.recv().is_ok() {
+                write(pending);
             }
         });
     }
@@ -243,17 +248,17 @@ impl DestinationHands {
         lock(&self.report).decided_at_ns = real_ns();
         let asked = self.commit_drafted.take().is_some_and(|drafted| drafted.send(()).is_ok());
         if !asked {
-            self.waits.spawn_blocking(self.commit_writer());
+            let (host, plan, write) = (self.host.clone(), self.plan.clone(), self.commit_writer());
+            self.waits.spawn_blocking(move || write(host.journal.begin_commit(&plan)));
         }
     }
 
     /// Writes the commit, and answers.
-    fn commit_writer(&self) -> impl FnOnce() + Send + 'static {
-        let (host, plan, events, report) =
-            (self.host.clone(), self.plan.clone(), self.events.clone(), self.report.clone());
-        move || {
+    fn commit_writer(&self) -> impl FnOnce(Result<PendingCommit, JournalError>) + Send + 'static {
+        let (host, events, report) = (self.host.clone(), self.events.clone(), self.report.clone());
+        move |pending| {
             // A commit that cannot be written is no commit.
-            let event = match host.journal.commit(&plan) {
+            let event = match pending.and_then(PendingCommit::write) {
                 Ok(()) => {
                     lock(&report).committed_at_ns = real_ns();
                     DestinationEvent::CommitRecorded

@@ -5,13 +5,21 @@
 //! what is here counts. A page that was not written whole does not read, and nobody was told of it.
 //!
 //! The first write after a while takes a millisecond or more: page, inode and code have gone cold. So a commit is drafted while
-//! memory is still coming: the same page, on disk, but for the one byte that makes it count.
+//! the guest still runs: the same page, on disk, but for the one byte that makes it count.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path, sync::Mutex};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use throughline_confine::private_file;
 use throughline_cutover::Generation;
+use tracing::warn;
 
 use super::JournalError;
 use crate::lock::lock;
@@ -37,10 +45,13 @@ pub(super) struct Commit {
     pub(super) generation: Generation,
 }
 
+/// How soon a page of which nobody knows whether it counts is written over again.
+const TAKE_BACK_AGAIN: Duration = Duration::from_millis(100);
+
 /// The file, and what its pages are in use for.
 #[derive(Debug)]
 pub(super) struct Commits {
-    file: File,
+    path: PathBuf,
     pages: Mutex<Pages>,
 }
 
@@ -49,27 +60,90 @@ pub(super) struct Commits {
 struct Pages {
     /// The store has not followed them yet.
     outstanding: Vec<(u64, Commit)>,
-    /// Being written, or drafted.
-    taken: Vec<(u64, Commit)>,
+    /// Those of [`Pending`] commits.
+    taken: Vec<u64>,
 }
 
 impl Pages {
-    /// The page drafted for it, or a free one.
-    fn take(&mut self, commit: &Commit) -> io::Result<u64> {
-        if let Some((number, _)) = self.taken.iter().find(|(_, drafted)| drafted == commit) {
-            return Ok(*number);
-        }
-        let in_use = |number: &u64| self.outstanding.iter().chain(&self.taken).any(|(used, _)| used == number);
-        let free = (0..PAGES).find(|number| !in_use(number));
+    fn take(&mut self) -> io::Result<u64> {
+        let outstanding = self.outstanding.iter().map(|(number, _)| number);
+        let in_use: Vec<_> = outstanding.chain(&self.taken).copied().collect();
+        let free = (0..PAGES).find(|number| !in_use.contains(number));
         let number =
             free.ok_or_else(|| io::Error::other("every page for commits is taken; the store does not follow"))?;
-        self.taken.push((number, commit.clone()));
+        self.taken.push(number);
         Ok(number)
     }
+}
 
-    fn give_back(&mut self, commit: &Commit) -> Option<(u64, Commit)> {
-        let at = self.taken.iter().position(|(_, taken)| taken == commit)?;
-        Some(self.taken.swap_remove(at))
+/// A commit that may come to be. Dropped, it does not.
+#[derive(Debug)]
+pub(super) struct Pending {
+    commits: Arc<Commits>,
+    /// Opened for it alone: the kernel reports what could not be written once to each opening, and not to whoever wrote it.
+    file: File,
+    number: u64,
+    commit: Commit,
+}
+
+/// What became of a page.
+#[derive(Debug)]
+enum Put {
+    /// It is on disk.
+    Done,
+    /// It is what it was.
+    Untouched(io::Error),
+    /// It may be either.
+    Unknown(io::Error),
+}
+
+impl Pending {
+    /// Writes all of the commit but what makes it one.
+    pub(super) fn draft(&self) -> io::Result<()> {
+        match self.put(DRAFT) {
+            Put::Done => Ok(()),
+            Put::Untouched(error) | Put::Unknown(error) => Err(error),
+        }
+    }
+
+    /// Makes it durable. After an error it does not count, now or after a crash; until that is so it does not return.
+    pub(super) fn write(self) -> io::Result<()> {
+        write_or_take_back(|magic| self.put(magic), || std::thread::sleep(TAKE_BACK_AGAIN))?;
+        lock(&self.commits.pages).outstanding.push((self.number, self.commit.clone()));
+        Ok(())
+    }
+
+    fn put(&self, magic: [u8; 4]) -> Put {
+        let page = match encode(magic, &self.commit) {
+            Ok(page) => page,
+            Err(error) => return Put::Untouched(error),
+        };
+        match self.file.write_at(&page, self.number * PAGE as u64) {
+            Err(error) => Put::Untouched(error),
+            Ok(PAGE) => self.file.sync_data().map_or_else(Put::Unknown, |()| Put::Done),
+            Ok(_) => Put::Unknown(io::ErrorKind::WriteZero.into()),
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        lock(&self.commits.pages).taken.retain(|taken| *taken != self.number);
+    }
+}
+
+/// Who is told that a commit failed lets the guest run elsewhere: it must not be found on disk later.
+fn write_or_take_back(mut put: impl FnMut([u8; 4]) -> Put, mut wait: impl FnMut()) -> io::Result<()> {
+    match put(MAGIC) {
+        Put::Done => Ok(()),
+        Put::Untouched(error) => Err(error),
+        Put::Unknown(error) => {
+            while let Put::Untouched(again) | Put::Unknown(again) = put(DRAFT) {
+                warn!(%error, %again, "a commit may or may not be on disk; its migration waits until this is known");
+                wait();
+            }
+            Err(error)
+        }
     }
 }
 
@@ -95,35 +169,14 @@ impl Commits {
             }
             outstanding.extend(decode(&page).map(|commit| (number, commit)));
         }
-        Ok(Self { file, pages: Mutex::new(Pages { outstanding, taken: Vec::new() }) })
+        Ok(Self { path: path.to_owned(), pages: Mutex::new(Pages { outstanding, taken: Vec::new() }) })
     }
 
-    /// Makes a commit durable.
-    pub(super) fn write(&self, commit: Commit) -> io::Result<()> {
-        let number = lock(&self.pages).take(&commit)?;
-        let written = self.put(number, &MAGIC, &commit);
-        let mut pages = lock(&self.pages);
-        let taken = pages.give_back(&commit);
-        if written.is_ok() {
-            pages.outstanding.extend(taken);
-        }
-        written
-    }
-
-    /// Writes all of a commit but what makes it one. [`Commits::write`] or [`Commits::forget_draft`] is owed.
-    pub(super) fn draft(&self, commit: &Commit) -> io::Result<()> {
-        let number = lock(&self.pages).take(commit)?;
-        self.put(number, &DRAFT, commit)
-    }
-
-    /// It will not be written.
-    pub(super) fn forget_draft(&self, commit: &Commit) {
-        lock(&self.pages).give_back(commit);
-    }
-
-    fn put(&self, number: u64, magic: &[u8; 4], commit: &Commit) -> io::Result<()> {
-        self.file.write_all_at(&encode(magic, commit)?, number * PAGE as u64)?;
-        self.file.sync_data()
+    /// Sets a page aside for a commit.
+    pub(super) fn begin(self: &Arc<Self>, commit: Commit) -> io::Result<Pending> {
+        let file = File::options().write(true).open(&self.path)?;
+        let number = lock(&self.pages).take()?;
+        Ok(Pending { commits: self.clone(), file, number, commit })
     }
 
     /// Commits the store has not followed yet.
@@ -142,14 +195,14 @@ impl Commits {
     }
 }
 
-fn encode(magic: &[u8; 4], commit: &Commit) -> io::Result<[u8; PAGE]> {
+fn encode(magic: [u8; 4], commit: &Commit) -> io::Result<[u8; PAGE]> {
     let body = serde_json::to_vec(commit)?;
     let mut page = [0; PAGE];
     let Some(place) = page.get_mut(HEADER..HEADER + body.len()) else {
         return Err(io::Error::other("a commit's migration id is longer than a page"));
     };
     place.copy_from_slice(&body);
-    page[..4].copy_from_slice(magic);
+    page[..4].copy_from_slice(&magic);
     page[4..8].copy_from_slice(&(body.len() as u32).to_le_bytes());
     page[8..HEADER].copy_from_slice(&crc32fast::hash(&body).to_le_bytes());
     Ok(page)
@@ -190,22 +243,30 @@ mod tests {
         }
     }
 
+    fn open(file: &Scratch) -> Arc<Commits> {
+        Arc::new(Commits::open(&file.0).unwrap())
+    }
+
+    fn write(commits: &Arc<Commits>, id: &str) {
+        commits.begin(commit(id)).unwrap().write().unwrap();
+    }
+
     #[test]
     fn what_was_written_is_there_after_a_crash() {
         let file = Scratch::new("crash");
-        let commits = Commits::open(&file.0).unwrap();
+        let commits = open(&file);
         assert_eq!(commits.outstanding(), []);
-        commits.write(commit("a")).unwrap();
-        commits.write(commit("b")).unwrap();
+        write(&commits, "a");
+        write(&commits, "b");
         drop(commits);
-        let commits = Commits::open(&file.0).unwrap();
+        let commits = open(&file);
         assert_eq!(commits.outstanding(), [commit("a"), commit("b")]);
         assert!(commits.has("a") && !commits.has("c"));
     }
 
     #[test]
     fn a_torn_page_is_no_commit() {
-        let whole = encode(&MAGIC, &commit("a")).unwrap();
+        let whole = encode(MAGIC, &commit("a")).unwrap();
         assert_eq!(decode(&whole), Some(commit("a")));
         for torn_at in 0..HEADER + 20 {
             let mut page = [0; PAGE];
@@ -220,32 +281,56 @@ mod tests {
     #[test]
     fn a_draft_is_no_commit_and_becomes_one_by_a_byte() {
         let file = Scratch::new("draft");
-        let commits = Commits::open(&file.0).unwrap();
-        for id in ["a", "b", "forgotten"] {
-            commits.draft(&commit(id)).unwrap();
-        }
-        commits.forget_draft(&commit("forgotten"));
+        let commits = open(&file);
+        let [a, b, forgotten] = ["a", "b", "forgotten"].map(|id| commits.begin(commit(id)).unwrap());
+        [&a, &b, &forgotten].into_iter().for_each(|pending| pending.draft().unwrap());
+        drop(forgotten);
         let drafted = std::fs::read(&file.0).unwrap();
-        assert_eq!(Commits::open(&file.0).unwrap().outstanding(), [], "nothing counts yet");
-        commits.write(commit("b")).unwrap();
+        assert_eq!(open(&file).outstanding(), [], "nothing counts yet");
+        b.write().unwrap();
         let written = std::fs::read(&file.0).unwrap();
         let changed: Vec<_> = (0..written.len()).filter(|at| written[*at] != drafted[*at]).collect();
         assert_eq!(changed, [PAGE + 3], "on the page drafted for it");
-        commits.write(commit("c")).unwrap();
-        drop(commits);
-        assert_eq!(Commits::open(&file.0).unwrap().outstanding(), [commit("b"), commit("c")], "a is only drafted");
+        write(&commits, "c");
+        drop(a);
+        assert_eq!(open(&file).outstanding(), [commit("b"), commit("c")], "a was only drafted");
+    }
+
+    #[test]
+    fn a_commit_that_failed_is_not_found_later() {
+        let error = || io::Error::other("the disk is ill");
+        let play = |answers: Vec<Put>| {
+            let (mut said, mut waits, mut answers) = (Vec::new(), 0, answers.into_iter());
+            let put = |magic| {
+                said.push(magic);
+                answers.next().unwrap()
+            };
+            let outcome = write_or_take_back(put, || waits += 1);
+            assert!(answers.next().is_none(), "it ends too soon: {said:?}");
+            (outcome.is_ok(), said, waits)
+        };
+        assert_eq!(play(vec![Put::Done]), (true, vec![MAGIC], 0));
+        assert_eq!(
+            play(vec![Put::Untouched(error())]),
+            (false, vec![MAGIC], 0),
+            "the guest does not wait for a full disk"
+        );
+        assert_eq!(
+            play(vec![Put::Unknown(error()), Put::Untouched(error()), Put::Unknown(error()), Put::Done]),
+            (false, vec![MAGIC, DRAFT, DRAFT, DRAFT], 2)
+        );
     }
 
     #[test]
     fn pages_are_used_again_once_the_store_has_followed() {
         let file = Scratch::new("again");
-        let commits = Commits::open(&file.0).unwrap();
+        let commits = open(&file);
         for number in 0..PAGES {
-            commits.write(commit(&number.to_string())).unwrap();
+            write(&commits, &number.to_string());
         }
-        assert!(commits.write(commit("one too many")).is_err());
+        assert!(commits.begin(commit("one too many")).is_err());
         commits.followed(&[commit("3")]);
-        commits.write(commit("in its place")).unwrap();
+        write(&commits, "in its place");
         assert!(!commits.has("3") && commits.has("in its place"));
     }
 }

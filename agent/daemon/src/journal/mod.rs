@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use throughline_confine::{NotPrivate, private_file};
 use throughline_cutover::{Failure, GuestName, MigrationPlan, OwnedGuest};
 
-use commits::{Commit, Commits};
+use commits::{Commit, Commits, Pending};
 pub use commits::{PAGE, read_page};
 
 const GUESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("guests");
@@ -147,8 +147,26 @@ pub struct Journal {
     written: Arc<AtomicU64>,
 }
 
-fn commit_of(plan: &MigrationPlan) -> Commit {
-    Commit { id: plan.id.clone(), generation: plan.generation.next() }
+/// A commit that has not been decided on.
+#[derive(Debug)]
+pub struct PendingCommit(Pending);
+
+impl PendingCommit {
+    /// Has [`PendingCommit::write`] take less of the guest's time.
+    ///
+    /// # Errors
+    /// When it cannot be written. The commit may still succeed.
+    pub fn draft(&self) -> Result<(), JournalError> {
+        Ok(self.0.draft()?)
+    }
+
+    /// As [`Journal::commit`].
+    ///
+    /// # Errors
+    /// When it could not be made durable: then nothing was promised. While it is not known whether it was, it does not return.
+    pub fn write(self) -> Result<(), JournalError> {
+        Ok(self.0.write()?)
+    }
 }
 
 impl Journal {
@@ -335,20 +353,16 @@ impl Journal {
     /// # Errors
     /// When it could not be made durable: then nothing was promised.
     pub fn commit(&self, plan: &MigrationPlan) -> Result<(), JournalError> {
-        Ok(self.commits.write(commit_of(plan))?)
+        self.begin_commit(plan)?.write()
     }
 
-    /// Has [`Journal::commit`] take less of the guest's time. It, or [`Journal::forget_draft`], is owed.
+    /// What of [`Journal::commit`] need not wait for the decision. Dropped, it was nothing.
     ///
     /// # Errors
-    /// When it cannot be written. A commit may still succeed.
-    pub fn draft_commit(&self, plan: &MigrationPlan) -> Result<(), JournalError> {
-        Ok(self.commits.draft(&commit_of(plan))?)
-    }
-
-    /// This migration will not commit.
-    pub fn forget_draft(&self, plan: &MigrationPlan) {
-        self.commits.forget_draft(&commit_of(plan));
+    /// When there is no place for it.
+    pub fn begin_commit(&self, plan: &MigrationPlan) -> Result<PendingCommit, JournalError> {
+        let commit = Commit { id: plan.id.clone(), generation: plan.generation.next() };
+        Ok(PendingCommit(self.commits.begin(commit)?))
     }
 
     /// Takes commits into the store. Nobody waits for it: what it has not done a later transaction does.

@@ -28,9 +28,11 @@ async fn observed(resident: &Resident) -> v1::ObservedGuest {
     let (state, detail) = match resident.vm.run_state().await {
         Ok(RunState::Running) => (Running, String::new()),
         Ok(RunState::Shutdown) => (Failed, "the guest has shut itself down".to_owned()),
-        Ok(RunState::DiskError) => {
-            (Failed, "QEMU stopped the guest because a request to a disk of its failed".to_owned())
-        }
+        Ok(RunState::DiskError) => (
+            Failed,
+            "QEMU stopped the guest because a request to one of its disks failed; see that this host has room"
+                .to_owned(),
+        ),
         Ok(state @ (RunState::Panicked | RunState::Broken)) => (Failed, format!("QEMU reports {state:?}")),
         Ok(_) => (Paused, String::new()),
         Err(error) => (Failed, error.to_string()),

@@ -1,6 +1,6 @@
 //! A guest's disks, as its source sends them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use throughline_cutover::{Disk, DiskFormat, Failure, MigrationPlan, SourceEvent};
 use throughline_hypervisor::{DiskProgress, DiskState, Guest, HypervisorError, Rest};
@@ -10,6 +10,9 @@ use tracing::{info, warn};
 
 use crate::{host::Host, invitation::disks::Wanted, resident::hypervisor_failure};
 
+/// How long after their rests are over the disks' streams of them are closed: twice as long as a destination may take until it writes out
+/// what has come. A close waits for that disk, and QEMU's main loop, which the guest's network needs, for the close.
+const WRITTEN_OUT: Duration = Duration::from_millis(1100);
 /// How often QEMU is asked how the disks are getting on.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -84,7 +87,7 @@ async fn begin(
 async fn watch(vm: &Guest, events: &mpsc::UnboundedSender<SourceEvent>) {
     let mut every = tokio::time::interval(LOOK_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut mirrored = false;
+    let (mut over_at, mut mirrored) = (None, false);
     loop {
         every.tick().await;
         let disks = match vm.disk_progress().await {
@@ -97,10 +100,12 @@ async fn watch(vm: &Guest, events: &mpsc::UnboundedSender<SourceEvent>) {
             }
         };
         let (mut news, over) = meaning(&disks, mirrored);
-        if news.contains(&SourceEvent::DisksMirrored)
-            && let Err(error) = close_rests(vm, &disks).await
-        {
-            news = vec![SourceEvent::MirrorFailed(disk_failure(error))];
+        if news.contains(&SourceEvent::DisksMirrored) {
+            if over_at.get_or_insert_with(Instant::now).elapsed() < WRITTEN_OUT {
+                news.retain(|event| *event != SourceEvent::DisksMirrored);
+            } else if let Err(error) = close_rests(vm, &disks).await {
+                news = vec![SourceEvent::MirrorFailed(disk_failure(error))];
+            }
         }
         mirrored |= news.contains(&SourceEvent::DisksMirrored);
         for event in news {

@@ -242,10 +242,8 @@ impl SourceHands {
         let Some(call) = self.call.clone() else { return };
         let (host, resident) = (self.host.clone(), self.resident.clone());
         self.waits.spawn(async move {
-            let joined = memberships::hand_over(&host, &resident.ports).await;
-            if !joined.memberships.is_empty() {
-                call.say(from_source::Message::Joined(joined));
-            }
+            // Said also if there are none: the destination makes ready to commit.
+            call.say(from_source::Message::Joined(memberships::hand_over(&host, &resident.ports).await));
         });
     }
 
@@ -317,7 +315,7 @@ impl SourceHands {
         if !self.plan.guest.disks.is_empty()
             && let Err(error) = self.resident.vm.abandon_mirrors().await
         {
-            warn!(%error, "a disk's mirror stays until the next move; the guest's writes do not wait for it");
+            warn!(%error, "a disk's copy stays until the next move");
         }
     }
 
@@ -349,19 +347,26 @@ impl SourceHands {
                     warn!("a request to a disk of the guest's own goes on failing; see that this host has room for it");
                     return;
                 }
+                Ok(RunState::DiskError) => {
+                    // Of a copy that could not be ended, too.
+                    self.abandon_mirrors().await;
+                    self.go_on().await;
+                }
                 Ok(RunState::Running | RunState::Shutdown | RunState::Panicked | RunState::Broken) => return,
                 Ok(RunState::FinishMigrate) => drop(self.resident.vm.cancel_migration().await),
-                Ok(_) => {
-                    if let Err(error) = self.resident.vm.cont().await {
-                        warn!(%error, "the guest could not be resumed yet");
-                    }
-                }
+                Ok(_) => self.go_on().await,
                 Err(error) => {
                     warn!(%error, "the guest's QEMU does not answer");
                     return;
                 }
             }
             tokio::time::sleep(RESUME_AGAIN).await;
+        }
+    }
+
+    async fn go_on(&self) {
+        if let Err(error) = self.resident.vm.cont().await {
+            warn!(%error, "the guest could not be resumed yet");
         }
     }
 

@@ -165,7 +165,8 @@ fn stretches(rows: &[budget::Row]) -> String {
 
 fn pauses(disks: &Disks) -> String {
     let mut text = head(&["without p50 ms", "without p99 ms", "with p50 ms", "with p99 ms"]);
-    for (without, with) in disks.without.iter().zip(&disks.with) {
+    let with = |stretch: &str| disks.with.iter().find(|row| row.stretch == stretch);
+    for (without, with) in disks.without.iter().filter_map(|row| Some((row, with(&row.stretch)?))) {
         let figures =
             [without.p50_ms, without.p99_ms, with.p50_ms, with.p99_ms].map(|ms| format!("{ms:.2}")).join(" | ");
         text += &format!("| {} | {figures} |\n", without.stretch);

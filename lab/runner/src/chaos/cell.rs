@@ -188,14 +188,19 @@ impl Cell {
         self.phase.is_of_disks()
     }
 
-    /// Whether a next try finds what this one copied: nothing happened that may have cost some of it.
-    pub(super) fn leaves_a_part(&self) -> bool {
+    /// What a next try has to copy at most, percent: what this one did not, and what was written since. None: all of it, for
+    /// something happened that may have cost some of what was copied.
+    pub(super) fn left_percent(&self) -> Option<u64> {
         let kept = match self.fault {
             Fault::Kill => self.victim != Victim::SourceQemu,
             Fault::Cut => true,
             _ => false,
         };
-        kept && matches!(self.phase, Phase::MirrorMiddle | Phase::MirrorEnd)
+        match self.phase {
+            Phase::MirrorMiddle if kept => Some(80),
+            Phase::MirrorEnd if kept => Some(50),
+            _ => None,
+        }
     }
 
     /// Whether a pattern picks it: a part of its name, `*` standing for anything.

@@ -13,9 +13,9 @@ const HEAD: &str = "
 Here the guest has three disks: two of 1 MiB (raw on virtio-blk, qcow2 on virtio-scsi) that it writes and reads back all the time, 128 KiB \
 a second each, and a raw one of which 8 MiB are filled. The disks of each host are on a small file system of their own; *storage full* takes \
 every block of it, for 2 s. Besides what is said above a cell is green only if the host that has the guest has its disks, whole, the other \
-nothing, or after a move that was undone what a next try can go on with; the guest reads every block back as it was acknowledged; and the \
-file that it does not write is what it was. A guest that died is made anew on the disks it left. *Second try*: the move after that, \
-at full speed, and what it had to copy of what an undisturbed move copies. *Less* is promised where half was over and nothing \
+nothing, or after a move that was undone what a next try can go on with; the guest reads every block back as it was acknowledged; the file \
+of the raw one has what was acknowledged, also if the guest died; and the one that it does not write is what it was. A guest that died is made anew on the disks it left. *Second try*: the move after that, \
+at full speed, and what it had to copy of what an undisturbed move copies. That it is less is promised where half was over and nothing \
 happened that may have cost some of it: what a dead source knew is gone with it; a qcow2 file whose QEMU was killed, or a part that could not be \
 written out, is not believed.
 
@@ -61,9 +61,10 @@ fn row(cell: &Cell, played: &Played) -> String {
         lost = (counts.lost_to_guest + counts.lost_from_guest).to_string();
         silence = counts.silence_ms.to_string();
     }
-    let less = if cell.leaves_a_part() && seen.verdict == Verdict::Undone { "less" } else { "" };
+    let promised = cell.left_percent().filter(|_| seen.verdict == Verdict::Undone);
+    let promised = promised.map_or(String::new(), |percent| format!("at most {percent} %"));
     format!(
-        "| {} | {} | {} | {second} | {left} | {less} | {lost} | {} | {silence} | {:.1} |\n",
+        "| {} | {} | {} | {second} | {left} | {promised} | {lost} | {} | {silence} | {:.1} |\n",
         done_to(cell),
         moment(cell, played),
         sees(cell, played),
