@@ -329,6 +329,7 @@ fn until_received() -> Vec<(u64, D)> {
         (0, D::Announced),
         (5, D::SourceCalled),
         (60, D::Ready),
+        (890, D::SourceArmed),
         (904, D::SourceGaveUp { generation: GENERATION }),
         (905, D::MemoryIn),
     ]

@@ -86,6 +86,7 @@ fn destination_event() -> impl Strategy<Value = D> {
         Just(D::NotReady(failure())),
         Just(D::MemoryIn),
         Just(D::MemoryFailed(failure())),
+        Just(D::SourceArmed),
         Just(D::SourceGaveUp { generation: GENERATION }),
         Just(D::SourceGaveUp { generation: Generation(1) }),
         Just(D::DisksClosed),
