@@ -319,6 +319,11 @@ fn a_destination_that_does_not_answer_is_left() {
         assert!(matches!(error, HypervisorError::Deadline { .. }), "{error}");
         source.abandon_mirrors().await.unwrap();
         kill(frozen, Signal::SIGCONT).unwrap();
+        // QEMU waits for who was about to be greeted and is gone, once it hears of it.
+        let closed = destination.close_disks().await;
+        if !matches!(closed, Err(HypervisorError::Deadline { .. })) {
+            closed.unwrap();
+        }
         destination.close_disks().await.unwrap();
 
         // And when its mirror is to end.
