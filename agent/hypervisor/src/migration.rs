@@ -41,6 +41,8 @@ const CONNECT_POLL: Duration = Duration::from_millis(10);
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
 /// How often it is asked meanwhile; the guest may stand still.
 const CANCEL_POLL: Duration = Duration::from_millis(1);
+/// When it is taken to wait for a word that nobody will say, and how soon that is said again.
+const CANCEL_STUCK: Duration = Duration::from_millis(200);
 
 /// Which end of a migration a QEMU is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -216,7 +218,7 @@ impl Guest {
     /// [`HypervisorError::Deadline`] if it is not wound up in 5 s.
     pub async fn cancel_migration(&self) -> Result<MigrationStatus, HypervisorError> {
         self.execute(qmp::migrate_cancel {}).await?;
-        let started = Instant::now();
+        let (started, mut woken) = (Instant::now(), Instant::now());
         loop {
             let status = self.progress().await?.status;
             let over = status.is_terminal() || status == MigrationStatus::None;
@@ -232,7 +234,22 @@ impl Guest {
                     after: CANCEL_DEADLINE,
                 });
             }
+            if status == MigrationStatus::Cancelling && woken.elapsed() > CANCEL_STUCK {
+                woken = Instant::now();
+                self.wake_cancelled().await?;
+            }
             sleep(CANCEL_POLL).await;
+        }
+    }
+
+    /// A cancel that comes just as QEMU (7.2, `migration_maybe_pause`) has seen that there is none and goes to wait for the word to
+    /// switch over makes it wait for good, the guest stopped: a cancel wakes who waits, and nobody does yet. The word does, and
+    /// QEMU then sees that it is cancelled. Where nobody waits it is of no account.
+    async fn wake_cancelled(&self) -> Result<(), HypervisorError> {
+        match self.execute(qmp::migrate_continue { state: qmp::MigrationStatus::cancelling }).await {
+            // It has just been wound up.
+            Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
