@@ -230,6 +230,14 @@ impl Guest {
         self.0.qmp.execute(command).await
     }
 
+    /// Carries out what QEMU may refuse, for there may be nothing to be done.
+    pub(crate) async fn allow_refusal<C: Command>(&self, command: C) -> Result<(), HypervisorError> {
+        match self.execute(command).await {
+            Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) async fn execute_within<C: Command>(
         &self,
         command: C,

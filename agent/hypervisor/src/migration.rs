@@ -246,11 +246,8 @@ impl Guest {
     /// switch over makes it wait for good, the guest stopped: a cancel wakes who waits, and nobody does yet. The word does, and
     /// QEMU then sees that it is cancelled. Where nobody waits it is of no account.
     async fn wake_cancelled(&self) -> Result<(), HypervisorError> {
-        match self.execute(qmp::migrate_continue { state: qmp::MigrationStatus::cancelling }).await {
-            // It has just been wound up.
-            Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+        // Refused where it has just been wound up.
+        self.allow_refusal(qmp::migrate_continue { state: qmp::MigrationStatus::cancelling }).await
     }
 
     /// Sets what this crate relies on, whatever an earlier migration of this QEMU left.

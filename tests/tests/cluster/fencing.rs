@@ -278,7 +278,7 @@ fn an_operators_word_stands_in_for_a_dead_destination() {
     let journal = |host: &str| Journal::open(&lab.state().join(host).join("state/journal.redb")).unwrap();
     let plan = journal("h1").find_move(&id).unwrap().and_then(|record| record.plan).expect("the source keeps the plan");
     journal("h1").promise(&id, Some(&plan), Promise::GivenUp).unwrap();
-    journal("h2").commit(&plan).unwrap();
+    journal("h2").begin_commit(&plan).unwrap().write().unwrap();
 
     start_daemon(&mut lab, "h1", &source);
     wait_for_agents(&lab, &["h1"]);

@@ -60,7 +60,7 @@ pub(super) struct Commits {
 struct Pages {
     /// The store has not followed them yet.
     outstanding: Vec<(u64, Commit)>,
-    /// Those of [`Pending`] commits.
+    /// Those of [`PendingCommit`] commits.
     taken: Vec<u64>,
 }
 
@@ -78,7 +78,7 @@ impl Pages {
 
 /// A commit that may come to be. Dropped, it does not.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub struct PendingCommit {
     commits: Arc<Commits>,
     /// Opened for it alone: the kernel reports what could not be written once to each opening, and not to whoever wrote it.
     file: File,
@@ -97,17 +97,23 @@ enum Put {
     Unknown(io::Error),
 }
 
-impl Pending {
-    /// Writes all of the commit but what makes it one.
-    pub(super) fn draft(&self) -> io::Result<()> {
+impl PendingCommit {
+    /// Writes all of the commit but what makes it one: [`PendingCommit::write`] then takes less of the guest's time.
+    ///
+    /// # Errors
+    /// When it cannot be written. The commit may still succeed.
+    pub fn draft(&self) -> Result<(), JournalError> {
         match self.put(DRAFT) {
             Put::Done => Ok(()),
-            Put::Untouched(error) | Put::Unknown(error) => Err(error),
+            Put::Untouched(error) | Put::Unknown(error) => Err(error.into()),
         }
     }
 
-    /// Makes it durable. After an error it does not count, now or after a crash; until that is so it does not return.
-    pub(super) fn write(self) -> io::Result<()> {
+    /// Makes it durable: from now on this host owns the guest. [`super::Journal::follow_commits`] is owed soon after.
+    ///
+    /// # Errors
+    /// When it could not be made durable. It then does not count, now or after a crash; until that is so this does not return.
+    pub fn write(self) -> Result<(), JournalError> {
         write_or_take_back(|magic| self.put(magic), || std::thread::sleep(TAKE_BACK_AGAIN))?;
         lock(&self.commits.pages).outstanding.push((self.number, self.commit.clone()));
         Ok(())
@@ -126,7 +132,7 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for PendingCommit {
     fn drop(&mut self) {
         lock(&self.commits.pages).taken.retain(|taken| *taken != self.number);
     }
@@ -173,10 +179,10 @@ impl Commits {
     }
 
     /// Sets a page aside for a commit.
-    pub(super) fn begin(self: &Arc<Self>, commit: Commit) -> io::Result<Pending> {
+    pub(super) fn begin(self: &Arc<Self>, commit: Commit) -> io::Result<PendingCommit> {
         let file = File::options().write(true).open(&self.path)?;
         let number = lock(&self.pages).take()?;
-        Ok(Pending { commits: self.clone(), file, number, commit })
+        Ok(PendingCommit { commits: self.clone(), file, number, commit })
     }
 
     /// Commits the store has not followed yet.

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use throughline_confine::{NotPrivate, private_file};
 use throughline_cutover::{Failure, GuestName, MigrationPlan, OwnedGuest};
 
-use commits::{Commit, Commits, Pending};
-pub use commits::{PAGE, read_page};
+use commits::{Commit, Commits};
+pub use commits::{PAGE, PendingCommit, read_page};
 
 const GUESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("guests");
 const MOVES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("moves");
@@ -145,28 +145,6 @@ pub struct Journal {
     latest_ms: Arc<AtomicU64>,
     /// Moves written since the last clearing out.
     written: Arc<AtomicU64>,
-}
-
-/// A commit that has not been decided on.
-#[derive(Debug)]
-pub struct PendingCommit(Pending);
-
-impl PendingCommit {
-    /// Has [`PendingCommit::write`] take less of the guest's time.
-    ///
-    /// # Errors
-    /// When it cannot be written. The commit may still succeed.
-    pub fn draft(&self) -> Result<(), JournalError> {
-        Ok(self.0.draft()?)
-    }
-
-    /// As [`Journal::commit`].
-    ///
-    /// # Errors
-    /// When it could not be made durable: then nothing was promised. While it is not known whether it was, it does not return.
-    pub fn write(self) -> Result<(), JournalError> {
-        Ok(self.0.write()?)
-    }
 }
 
 impl Journal {
@@ -347,22 +325,13 @@ impl Journal {
         })
     }
 
-    /// The destination's commit: from now on, durably, this host owns the guest of a move it is [`Promise::Receiving`] in.
-    /// [`Journal::follow_commits`] is owed soon after.
-    ///
-    /// # Errors
-    /// When it could not be made durable: then nothing was promised.
-    pub fn commit(&self, plan: &MigrationPlan) -> Result<(), JournalError> {
-        self.begin_commit(plan)?.write()
-    }
-
-    /// What of [`Journal::commit`] need not wait for the decision. Dropped, it was nothing.
+    /// The destination's commit of a move it is [`Promise::Receiving`] in, with all done that need not wait for the decision.
+    /// Dropped, it was nothing.
     ///
     /// # Errors
     /// When there is no place for it.
     pub fn begin_commit(&self, plan: &MigrationPlan) -> Result<PendingCommit, JournalError> {
-        let commit = Commit { id: plan.id.clone(), generation: plan.generation.next() };
-        Ok(PendingCommit(self.commits.begin(commit)?))
+        Ok(self.commits.begin(Commit { id: plan.id.clone(), generation: plan.generation.next() })?)
     }
 
     /// Takes commits into the store. Nobody waits for it: what it has not done a later transaction does.

@@ -26,9 +26,14 @@ use std::{
 };
 
 use figures::{arguments, row, shares, tell};
-use harness::{HOST, Lab, image::Image, in_lab, ip, ticks_past};
+use harness::{
+    HOST, Lab,
+    copying::{awaiting, mirror, with_disks},
+    image::Image,
+    in_lab, ip,
+};
 use throughline_cutover::{DiskBus, DiskFormat};
-use throughline_hypervisor::{DiskState, Guest, Launch, Rest};
+use throughline_hypervisor::{DiskState, Guest, Rest};
 
 /// Size of the disk, MiB.
 const MIB: u64 = 1024;
@@ -40,21 +45,19 @@ fn main() {
         ip("link set lo mtu 1500");
         let image = Image::blank(&lab.dir, "a", "root", DiskFormat::Raw, DiskBus::VirtioBlk, MIB);
         fill(&image.path);
-        let disks = vec![image.open()];
-        let guest = lab.launch(Launch { disks, ..lab.plan("a", "", false) }).await.unwrap();
-        ticks_past(&guest, 3).await;
-        let (mut mirrored, mut converted, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+        let guest = with_disks(&lab, "a", std::slice::from_ref(&image)).await;
+        let (mut mirror_rates, mut converted, mut plain) = (Vec::new(), Vec::new(), Vec::new());
         for round in 1..=rounds {
-            mirrored.push(mirror(&lab, &guest, &image).await);
+            mirror_rates.push(mirrored(&lab, &guest, &image).await);
             converted.push(convert_to_export(&lab, &image).await);
             plain.push(convert_to_file(&lab, &image));
-            let last = [&mirrored, &converted, &plain].map(|rates| rates.last().copied().unwrap_or_default());
+            let last = [&mirror_rates, &converted, &plain].map(|rates| rates.last().copied().unwrap_or_default());
             eprintln!("disks: round {round} of {rounds}: {last:.0?} MB/s");
         }
         guest.quit().await.unwrap();
-        let beside = shares(&mirrored, &converted);
+        let beside = shares(&mirror_rates, &converted);
         let rows = [
-            row(COMMAND, "a running guest's disk, mirrored, sealed", "MB/s", mirrored, None),
+            row(COMMAND, "a running guest's disk, mirrored, sealed", "MB/s", mirror_rates, None),
             row(COMMAND, "`qemu-img convert` to the same export, in the clear", "MB/s", converted, None),
             row(COMMAND, "`qemu-img convert` to such a file", "MB/s", plain, None),
             row(COMMAND, "mirrored, of the rate to the same export, round by round", "%", beside, None),
@@ -76,21 +79,16 @@ fn rate(began: Instant) -> f64 {
 }
 
 /// A destination's QEMU with an empty disk.
-async fn awaiting(lab: &Lab, image: &Image) -> Guest {
-    let disks = vec![image.elsewhere("b", MIB).open()];
-    lab.launch(Launch { disks, ..lab.plan("b", "", true) }).await.unwrap()
+async fn empty(lab: &Lab, image: &Image) -> Guest {
+    awaiting(lab, "b", &[image.elsewhere("b", MIB)]).await
 }
 
-async fn mirror(lab: &Lab, guest: &Guest, image: &Image) -> f64 {
+async fn mirrored(lab: &Lab, guest: &Guest, image: &Image) -> f64 {
     let disk = image.name.parse().unwrap();
-    let destination = awaiting(lab, image).await;
-    let (awaited, invitation) = destination.offer_disk(&disk, HOST, HOST, &lab.sealer).await.unwrap();
-    let calling = guest.call_disk(&invitation, HOST, &lab.sealer);
-    let (admitted, called) = tokio::join!(destination.admit_disk(awaited), calling);
-    admitted.unwrap();
+    let destination = empty(lab, image).await;
     guest.begin_bitmap(&disk).await.unwrap();
     let began = Instant::now();
-    guest.mirror_disk(&disk, called.unwrap(), Rest::Everything, 0).await.unwrap();
+    mirror(lab, guest, &destination, image, Rest::Everything, 0).await;
     loop {
         let progress = guest.disk_progress().await.unwrap();
         match &progress[0].state {
@@ -110,7 +108,7 @@ async fn mirror(lab: &Lab, guest: &Guest, image: &Image) -> f64 {
 
 async fn convert_to_export(lab: &Lab, image: &Image) -> f64 {
     let disk = image.name.parse().unwrap();
-    let destination = awaiting(lab, image).await;
+    let destination = empty(lab, image).await;
     // The doors are not used: the tool comes to the server's own socket, on the same host.
     let _doors = destination.offer_disk(&disk, HOST, HOST, &lab.sealer).await.unwrap();
     let socket = destination.run_dir().disks_socket();

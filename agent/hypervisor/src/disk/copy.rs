@@ -199,13 +199,6 @@ impl Guest {
         }
         Ok(())
     }
-
-    pub(super) async fn allow_refusal<C: Command>(&self, command: C) -> Result<(), HypervisorError> {
-        match self.execute(command).await {
-            Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
 }
 
 /// Ids of those that do something.

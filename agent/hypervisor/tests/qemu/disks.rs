@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::{
     HOST, Lab, PATIENCE, await_status,
+    copying::{awaiting, mirror, with_disks},
     hand::{Hand, by_hand},
     image::Image,
     in_lab, ip, seals, ticks, ticks_past,
@@ -26,14 +27,6 @@ use crate::harness::{
 
 const BANDWIDTH: u64 = 1_250_000_000;
 const SIZE_MIB: u64 = 64;
-
-/// A running guest with disks.
-async fn with_disks(lab: &Lab, side: &str, images: &[Image]) -> Guest {
-    let disks = images.iter().map(Image::open).collect();
-    let guest = lab.launch(Launch { disks, ..lab.plan(side, "", false) }).await.expect("launch");
-    ticks_past(&guest, 3).await;
-    guest
-}
 
 /// A running guest with one raw disk, of which all writes are being marked, and where it may go.
 struct Pair {
@@ -56,22 +49,6 @@ async fn a_pair(lab: &Lab, full: u64) -> Pair {
     let destination = awaiting(lab, "b", std::slice::from_ref(&there)).await;
     source.begin_bitmap(&disk).await.unwrap();
     Pair { image, disk, there, source, destination }
-}
-
-/// A destination's QEMU that has nothing open yet.
-async fn awaiting(lab: &Lab, side: &str, images: &[Image]) -> Guest {
-    let disks = images.iter().map(Image::open).collect();
-    lab.launch(Launch { disks, ..lab.plan(side, "", true) }).await.expect("launch")
-}
-
-/// Begins to copy one disk.
-async fn mirror(lab: &Lab, source: &Guest, destination: &Guest, image: &Image, rest: Rest, speed: u64) {
-    let disk = image.name.parse().unwrap();
-    let (awaited, invitation) = destination.offer_disk(&disk, HOST, HOST, &lab.sealer).await.expect("offer");
-    let calling = source.call_disk(&invitation, HOST, &lab.sealer);
-    let (admitted, called) = tokio::join!(destination.admit_disk(awaited), calling);
-    admitted.expect("admitted");
-    source.mirror_disk(&disk, called.expect("called"), rest, speed).await.expect("mirror");
 }
 
 async fn progress(source: &Guest, disk: &str) -> DiskProgress {

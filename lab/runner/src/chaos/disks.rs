@@ -26,8 +26,6 @@ pub(super) const FLAGS: [&str; 6] = [
     "--disk",
     "name=big,size=64MiB",
 ];
-/// What its kernel's command line says of them: an emulated guest that writes more has no time for its network.
-pub(super) const PARAMETERS: &str = "tl.disk=root tl.disk=data tl.disk-rate=128";
 /// Their files.
 const FILES: [&str; 3] = ["big.raw", "data.qcow2", "root.raw"];
 /// Bytes at the beginning of the one that is only had.

@@ -3,7 +3,7 @@
 use super::cell::Cell;
 use super::expect::Promise;
 use super::phase::Phase;
-use super::report::{done_to, moment, sees};
+use super::report::{done_to, moment, moments, sees, summary};
 use super::results::{Played, Results};
 use super::run::{Fate, Verdict};
 
@@ -24,19 +24,11 @@ written out, is not believed.
 /// It.
 pub(super) fn of(results: &Results) -> String {
     let cells: Vec<Cell> = Cell::with_disks().collect();
-    let played = |cell: &Cell| results.cells.get(&cell.to_string());
-    let green = cells.iter().filter_map(played).filter(|played| played.broken.is_empty()).count();
-    let minutes: f64 = cells.iter().filter_map(played).map(|played| played.seconds).sum::<f64>() / 60.0;
-    let mut text = HEAD.to_owned();
-    text += &format!("{green} of {} cells are green; they took {minutes:.1} minutes.\n\n", cells.len());
-    text += "| moment | what happens then |\n|---|---|\n";
-    for phase in Phase::OF_DISKS {
-        text += &format!("| {} | {} |\n", phase.name(), phase.words());
-    }
+    let mut text = HEAD.to_owned() + &summary(results, &cells) + &moments(&Phase::OF_DISKS);
     text += "\n| what is done | moment | an operator sees | second try | left to copy | promised | lost | promised | silence ms | over after s |\n\
              |---|---|---|---|--:|---|--:|---|--:|--:|\n";
     for cell in &cells {
-        text += &match played(cell) {
+        text += &match results.of(cell) {
             Some(played) => row(cell, played),
             None => format!("| {} | {} | not played | | | | | | | |\n", done_to(cell), cell.phase.name()),
         };

@@ -117,7 +117,7 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
 
 fn chosen(options: &Options, results: &Results) -> VecDeque<Cell> {
     let wanted = |cell: &Cell| {
-        let green = results.cells.get(&cell.to_string()).is_some_and(|played| played.broken.is_empty());
+        let green = results.of(cell).is_some_and(|played| played.broken.is_empty());
         let named = options.only.is_empty() || options.only.iter().any(|pattern| cell.is_picked_by(pattern));
         named && !(options.missing && green)
     };

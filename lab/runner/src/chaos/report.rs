@@ -27,22 +27,14 @@ A moment *hit* otherwise than asked was over when the signal went out, in three 
 /// The whole text.
 pub(super) fn of(results: &Results) -> String {
     let cells: Vec<Cell> = Cell::all().into_iter().filter(|cell| !cell.has_disks()).collect();
-    let played = |cell: &Cell| results.cells.get(&cell.to_string());
-    let green = cells.iter().filter_map(played).filter(|played| played.broken.is_empty()).count();
-    let minutes: f64 = cells.iter().filter_map(played).map(|played| played.seconds).sum::<f64>() / 60.0;
-    let mut text = HEAD.to_owned();
-    text += &format!("{green} of {} cells are green; they took {minutes:.0} minutes.\n\n", cells.len());
-    text += "| moment | what happens then |\n|---|---|\n";
-    for phase in Phase::ALL {
-        text += &format!("| {} | {} |\n", phase.name(), phase.words());
-    }
+    let mut text = HEAD.to_owned() + &summary(results, &cells) + &moments(&Phase::ALL);
     let mut section = None;
     for cell in &cells {
         if section != Some((cell.victim, cell.fault)) {
             section = Some((cell.victim, cell.fault));
             text += &heading(cell);
         }
-        text += &match played(cell) {
+        text += &match results.of(cell) {
             Some(played) => row(cell, played),
             None => format!("| {} | not played | | | | | |\n", cell.phase.name()),
         };
@@ -68,6 +60,23 @@ pub(super) fn done_to(cell: &Cell) -> String {
         Fault::Behind => "has its clock set an hour back, is killed and started again",
     };
     format!("{what} {done}")
+}
+
+/// How many of the cells are green, and how long they took.
+pub(super) fn summary(results: &Results, cells: &[Cell]) -> String {
+    let played = || cells.iter().filter_map(|cell| results.of(cell));
+    let green = played().filter(|played| played.broken.is_empty()).count();
+    let minutes: f64 = played().map(|played| played.seconds).sum::<f64>() / 60.0;
+    format!("{green} of {} cells are green; they took {minutes:.0} minutes.\n\n", cells.len())
+}
+
+/// What happens at each moment.
+pub(super) fn moments(phases: &[Phase]) -> String {
+    let mut text = "| moment | what happens then |\n|---|---|\n".to_owned();
+    for phase in phases {
+        text += &format!("| {} | {} |\n", phase.name(), phase.words());
+    }
+    text
 }
 
 fn heading(cell: &Cell) -> String {

@@ -48,6 +48,11 @@ impl Results {
         kept::read(&json_beside(table), "play anew")
     }
 
+    /// How a cell went, if it was played.
+    pub(super) fn of(&self, cell: &Cell) -> Option<&Played> {
+        self.cells.get(&cell.to_string())
+    }
+
     /// Writes the table, and the figures behind it beside it. Cells that are no more are forgotten.
     pub(super) fn write(&mut self, table: &Path) -> Result<()> {
         let names: Vec<String> = Cell::all().iter().map(Cell::to_string).collect();

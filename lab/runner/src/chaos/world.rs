@@ -16,6 +16,7 @@ use super::phase::Phase;
 use super::storage;
 use super::window::Window;
 use crate::demo::cast;
+use crate::demo::disks::PARAMETERS;
 use crate::demo::image::Image;
 use crate::demo::probes::Probes;
 use crate::demo::resources::Usage;
@@ -91,7 +92,7 @@ impl<'a> World<'a> {
         let (window, usual) = (Window::default(), BTreeMap::new());
         let mut world = Self { stage, topology, daemons, probes: None, home, window, usual, disks: None };
         if with_disks {
-            world.stage.create_guest(disks::PARAMETERS, &disks::FLAGS)?;
+            world.stage.create_guest(PARAMETERS, &disks::FLAGS)?;
             world.disks = Some(Disks::fill(&world)?);
         } else {
             world.stage.create_guest("", &[])?;
@@ -194,7 +195,7 @@ impl<'a> World<'a> {
             signals::sleep(Duration::from_millis(50))?;
         }
         if self.disks.is_some() {
-            self.stage.boot_guest(&self.home, disks::PARAMETERS, &disks::FLAGS)?;
+            self.stage.boot_guest(&self.home, PARAMETERS, &disks::FLAGS)?;
         } else {
             self.home = self.stage.hypervisors[0].to_owned();
             self.stage.boot_guest(&self.home, "", &[])?;

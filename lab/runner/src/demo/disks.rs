@@ -10,7 +10,7 @@ use super::probes::Probes;
 use crate::signals;
 
 /// What the guest is created with: a disk of either format, on either bus. Small, so that all of it is read back in a run or two.
-pub(crate) const FLAGS: [&str; 4] =
+pub(super) const FLAGS: [&str; 4] =
     ["--disk", "name=root,size=4MiB", "--disk", "name=data,size=4MiB,format=qcow2,bus=virtio-scsi"];
 /// What its kernel's command line says of them: an emulated guest that writes more has no time for its network.
 pub(crate) const PARAMETERS: &str = "tl.disk=root tl.disk=data tl.disk-rate=128";

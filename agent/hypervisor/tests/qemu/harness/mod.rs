@@ -1,5 +1,6 @@
 //! Real QEMUs in a network namespace of their own, taken down whatever happens.
 
+pub(crate) mod copying;
 pub(crate) mod hand;
 pub(crate) mod image;
 mod initrd;
