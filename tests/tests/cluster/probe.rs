@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ const READ_BACK: Duration = Duration::from_secs(180);
 const ANSWER: Duration = Duration::from_secs(20);
 /// What has not arrived this long after the window's last packet is lost.
 const DRAIN: Duration = Duration::from_millis(1500);
+const NO_ANSWER: &str = "a probe does not answer (its last words are above)";
 /// Where the guest may be, and its taps are watched.
 const HYPERVISORS: [&str; 2] = ["h1", "h2"];
 
@@ -63,27 +64,46 @@ impl Probe {
         parse::<Report>(&self.peer.ask(&format!("report {from} {to}"))).disks
     }
 
+    /// A mark; a guest that does not answer shows itself before the test fails: whether frames came to it, and its console.
+    fn mark_or_show(&mut self, lab: &Lab) -> String {
+        self.peer.try_ask("mark").unwrap_or_else(|error| {
+            for (host, observer) in HYPERVISORS.iter().zip(&mut self.observers) {
+                let frames = parse::<Sightings>(&observer.ask("take")).frames;
+                let (count, last) = (frames.len(), frames.last().map(|frame| frame.at_ns));
+                eprintln!(
+                    "--- {host}: {count} packets were put on the guest's tap, the last at {last:?}; its console:"
+                );
+                eprintln!("{}", lab.console(host));
+            }
+            panic!("the guest does not answer: {error}; the newest migration: {:#}", newest_migration(lab))
+        })
+    }
+
     /// Ends a window and begins the next. Every packet sent in it must have arrived once and in order, no connection may have
     /// broken, and the guest's memory must be what it wrote.
     #[track_caller]
     pub(crate) fn assert_unnoticed(&mut self, lab: &Lab, what: &str) {
-        let end = self.peer.ask("mark");
+        let end = self.mark_or_show(lab);
         thread::sleep(DRAIN);
         let report: Report = parse(&self.peer.ask(&format!("report {} {end}", self.mark)));
         self.mark = end;
         let taps = [0, 1].map(|host| parse::<Sightings>(&self.observers[host].ask("take")).frames);
         let broken = broken(&report);
         if !broken.is_empty() {
-            let mut list = lab.throughline(&["migration", "list", "--guest", GUEST]).done();
-            let newest = list["migrations"].get_mut(0).map(serde_json::Value::take).unwrap_or_default();
             let traces: Vec<_> = report.to_guest.lost_numbers.iter().map(|lost| trace(*lost, &taps)).collect();
             panic!(
-                "the network noticed that {what}: {}\n{}\nthe newest migration: {newest:#}",
+                "the network noticed that {what}: {}\n{}\nthe newest migration: {:#}",
                 broken.join(", "),
-                traces.join("\n")
+                traces.join("\n"),
+                newest_migration(lab)
             );
         }
     }
+}
+
+fn newest_migration(lab: &Lab) -> serde_json::Value {
+    let mut list = lab.throughline(&["migration", "list", "--guest", GUEST]).done();
+    list["migrations"].get_mut(0).map(serde_json::Value::take).unwrap_or_default()
 }
 
 /// A probe as a program: a question is a line to its standard input, an answer a line of JSON.
@@ -101,18 +121,18 @@ impl Program {
         let (answer, answers) = channel();
         thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).try_for_each(|it| answer.send(it)));
         let program = Self { child, questions, answers };
-        assert_eq!(program.answer(BOOT), r#""ready""#, "a probe began with something else");
+        let first = program.answers.recv_timeout(BOOT).unwrap_or_else(|error| panic!("{NO_ANSWER}: {error}"));
+        assert_eq!(first, r#""ready""#, "a probe began with something else");
         program
     }
 
     fn ask(&mut self, question: &str) -> String {
-        writeln!(self.questions, "{question}").expect("the probe has ended; its last words are above");
-        self.answer(ANSWER)
+        self.try_ask(question).unwrap_or_else(|error| panic!("{NO_ANSWER}: {error}"))
     }
 
-    fn answer(&self, patience: Duration) -> String {
-        let answer = self.answers.recv_timeout(patience);
-        answer.unwrap_or_else(|error| panic!("a probe does not answer (its last words are above): {error}"))
+    fn try_ask(&mut self, question: &str) -> Result<String, RecvTimeoutError> {
+        writeln!(self.questions, "{question}").expect("the probe has ended; its last words are above");
+        self.answers.recv_timeout(ANSWER)
     }
 }
 

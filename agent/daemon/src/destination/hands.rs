@@ -1,7 +1,10 @@
 //! What the destination's decisions make happen.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     time::Duration,
 };
 
@@ -46,6 +49,11 @@ const LINE_LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How soon a gate that could not be opened is opened again.
 const OPEN_AGAIN: Duration = Duration::from_millis(50);
 
+/// How often a drafted commit is written again: after half a second the way to the file is cold, after this it is not.
+const WARM_EVERY: Duration = Duration::from_millis(5);
+/// How long. A pause is over by then, or takes so long that a millisecond more does not matter.
+const KEPT_WARM: Duration = Duration::from_secs(2);
+
 /// What the controller calls it when an operator does not want a migration any more.
 const CANCELLED: &str = "CANCELLED";
 
@@ -71,7 +79,7 @@ pub(super) struct DestinationHands {
     writing_out: Option<AbortHandle>,
     line_watch: Option<AbortHandle>,
     /// Waits for the decision to commit; gone without one, there is none.
-    commit_drafted: Option<std::sync::mpsc::Sender<()>>,
+    commit_drafted: Option<Sender<()>>,
     /// Somebody does not want this migration, or what came cannot be relied on.
     no_next_try: bool,
     waits: JoinSet<()>,
@@ -227,7 +235,7 @@ impl DestinationHands {
         if self.commit_drafted.is_some() {
             return;
         }
-        let (decide, decision) = std::sync::mpsc::channel();
+        let (decide, decision) = channel();
         self.commit_drafted = Some(decide);
         let (host, plan) = (self.host.clone(), self.plan.clone());
         let write = self.commit_writer();
@@ -238,7 +246,7 @@ impl DestinationHands {
             {
                 warn!(%error, "the commit could not be drafted; it may fail too, and the guest then stays with the source");
             }
-            if decision.recv().is_ok() {
+            if is_decided(&decision, &pending) {
                 write(pending);
             }
         });
@@ -581,6 +589,18 @@ impl Hands for DestinationHands {
         }
         None
     }
+}
+
+/// Waits for the decision, with the commit kept warm for as long as a pause takes. False if there will be none.
+fn is_decided(decision: &Receiver<()>, pending: &Result<PendingCommit, JournalError>) -> bool {
+    for _ in 0..KEPT_WARM.as_millis() / WARM_EVERY.as_millis() {
+        match decision.recv_timeout(WARM_EVERY) {
+            Ok(()) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Timeout) => drop(pending.as_ref().map(PendingCommit::keep_warm)),
+        }
+    }
+    decision.recv().is_ok()
 }
 
 /// True if all are open; one that is already stays so.

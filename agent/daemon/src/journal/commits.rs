@@ -5,7 +5,8 @@
 //! what is here counts. A page that was not written whole does not read, and nobody was told of it.
 //!
 //! The first write after a while takes a millisecond or more: page, inode and code have gone cold. So a commit is drafted while
-//! the guest still runs: the same page, on disk, but for the one byte that makes it count.
+//! the guest still runs: the same page, on disk, but for the one byte that makes it count. Until it is decided the draft is
+//! written again and again, which keeps the way warm.
 
 use std::{
     fs::File,
@@ -109,6 +110,13 @@ impl PendingCommit {
         }
     }
 
+    /// Writes the draft over itself, to no disk: the write that counts is then none after a long while. A failure costs time only.
+    pub fn keep_warm(&self) {
+        if let Ok(page) = encode(DRAFT, &self.commit) {
+            let _ = self.file.write_at(&page, self.at());
+        }
+    }
+
     /// Makes it durable: from now on this host owns the guest. [`super::Journal::follow_commits`] is owed soon after.
     ///
     /// # Errors
@@ -119,12 +127,16 @@ impl PendingCommit {
         Ok(())
     }
 
+    fn at(&self) -> u64 {
+        self.number * PAGE as u64
+    }
+
     fn put(&self, magic: [u8; 4]) -> Put {
         let page = match encode(magic, &self.commit) {
             Ok(page) => page,
             Err(error) => return Put::Untouched(error),
         };
-        match self.file.write_at(&page, self.number * PAGE as u64) {
+        match self.file.write_at(&page, self.at()) {
             Err(error) => Put::Untouched(error),
             Ok(PAGE) => self.file.sync_data().map_or_else(Put::Unknown, |()| Put::Done),
             Ok(_) => Put::Unknown(io::ErrorKind::WriteZero.into()),
@@ -292,6 +304,8 @@ mod tests {
         [&a, &b, &forgotten].into_iter().for_each(|pending| pending.draft().unwrap());
         drop(forgotten);
         let drafted = std::fs::read(&file.0).unwrap();
+        [&a, &b].into_iter().for_each(PendingCommit::keep_warm);
+        assert_eq!(std::fs::read(&file.0).unwrap(), drafted, "written over with what it says");
         assert_eq!(open(&file).outstanding(), [], "nothing counts yet");
         b.write().unwrap();
         let written = std::fs::read(&file.0).unwrap();
