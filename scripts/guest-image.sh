@@ -7,9 +7,11 @@ cd "$(dirname "$0")/.."
 
 GUEST=${THROUGHLINE_CACHE:-$HOME/.cache/throughline}/guest
 TARGET=x86_64-unknown-linux-gnu
-# What the guest's network card needs, and what disks do if it has any; what they need in turn is found in the modules themselves.
+# What the guest's network card needs, what disks do if it has any, and what hears the power button; what they need in turn is
+# found in the modules themselves.
 MODULES="virtio_pci virtio_net"
 BLK_MODULES="virtio_blk"
+BUTTON_MODULES="button evdev"
 SCSI_MODULES="virtio_scsi sd_mod"
 
 say() { printf 'guest-image: %s\n' "$*"; }
@@ -64,13 +66,14 @@ keep_module() {
 }
 
 # The mark says of what: with other modules it is another set.
-wanted="$MODULES; $BLK_MODULES; $SCSI_MODULES"
+wanted="$MODULES; $BLK_MODULES; $SCSI_MODULES; $BUTTON_MODULES"
 if [ ! -f "$GUEST/vmlinuz" ] || [ "$wanted" != "$(cat "$GUEST/modules/complete" 2>/dev/null)" ]; then
     fetch_kernel
     rm -rf "$GUEST/modules" && mkdir "$GUEST/modules"
     for module in $MODULES; do keep_module "$module" order; done
     for module in $BLK_MODULES; do keep_module "$module" order.blk; done
     for module in $SCSI_MODULES; do keep_module "$module" order.scsi; done
+    for module in $BUTTON_MODULES; do keep_module "$module" order.button; done
     mv "$work"/kernel/boot/vmlinuz-* "$GUEST/vmlinuz"
     echo "$wanted" >"$GUEST/modules/complete"
 fi

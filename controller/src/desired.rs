@@ -4,7 +4,7 @@
 
 use std::net::Ipv4Addr;
 
-use throughline_cutover::{Binding, Endpoint, Generation, GuestSpec, HostName, Network};
+use throughline_cutover::{Binding, Endpoint, Generation, GuestSpec, HostName, Network, Power};
 
 use crate::record::{HostRecord, Record, What};
 
@@ -35,12 +35,14 @@ pub(crate) struct Desired {
 /// A guest as its host should have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DesiredGuest {
-    /// What to run.
+    /// What it is.
     pub(crate) spec: GuestSpec,
     /// Generation of the ownership.
     pub(crate) generation: Generation,
     /// To be started if it is not there.
     pub(crate) boot: bool,
+    /// Whether it should run.
+    pub(crate) power: Power,
 }
 
 /// What should be on `host`. `unknown`: ports of guests that hosts have and the record does not know.
@@ -59,7 +61,12 @@ pub(crate) fn desired(record: &Record, unknown: &[Binding], host: &HostName) -> 
     Desired {
         networks: networks.collect(),
         guests: guests
-            .map(|guest| DesiredGuest { spec: guest.spec.clone(), generation: guest.generation, boot: !guest.started })
+            .map(|guest| DesiredGuest {
+                spec: guest.spec.clone(),
+                generation: guest.generation,
+                boot: !guest.started,
+                power: guest.power,
+            })
             .collect(),
         endpoints: record.endpoints().values().filter(|endpoint| endpoint.host == *host).cloned().collect(),
         removals: record.removals(host).cloned().collect(),

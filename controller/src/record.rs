@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use throughline_cutover::{
     Binding, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Mandate, Network,
-    NetworkName, Port, PortId,
+    NetworkName, Port, PortId, Power,
     admission::{Denial, Enrolment, Kind, NewPort, UsedPort},
 };
 
@@ -60,6 +60,9 @@ pub(crate) struct GuestRecord {
     /// was noted.
     #[serde(default = "seen")]
     pub(crate) started: bool,
+    /// What is wanted of it.
+    #[serde(default)]
+    pub(crate) power: Power,
 }
 
 fn seen() -> bool {

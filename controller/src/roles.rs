@@ -103,6 +103,8 @@ pub(crate) const TABLE: &[Method] = table! {
         "ListMigrations": VIEWER, Look;
         "WatchMigration": VIEWER, Watch;
         "MigrateGuest": OPERATOR, Deed;
+        "StopGuest": OPERATOR, Deed;
+        "StartGuest": OPERATOR, Deed;
         "CancelMigration": OPERATOR, Deed;
         "CreateNetwork": ADMIN, Deed;
         "DeleteNetwork": ADMIN, Deed;

@@ -5,6 +5,7 @@ mod create;
 mod delete;
 mod denial;
 mod migrate;
+mod power;
 #[cfg(test)]
 mod tests;
 
@@ -14,12 +15,13 @@ pub use create::{create_endpoint, create_guest, create_host, create_network, enr
 pub use delete::{delete_endpoint, delete_guest, delete_host, delete_network, disk_fate};
 pub use denial::{Denial, Kind};
 pub use migrate::{MigrationRequest, Verdict, cancel, migrate, resolve};
+pub use power::{start_guest, stop_guest};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Boot, Disk, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Mandate, Network,
-    NetworkName, OwnedGuest, Port, PortId, Queues,
+    NetworkName, OwnedGuest, Port, PortId, Power, Queues,
 };
 
 /// A network card as asked for: number and, if the caller left it open, MAC address are still to be allotted.
@@ -153,8 +155,12 @@ pub struct GuestFacts {
     pub memory_kib: u64,
     /// How many disks it has.
     pub disks: usize,
+    /// What is wanted of it.
+    pub power: Power,
     /// Last seen running.
     pub running: bool,
+    /// Last seen ended, or could not be started.
+    pub failed: bool,
     /// Migration that moves it now.
     pub migration: Option<String>,
 }

@@ -11,6 +11,7 @@ mod machine;
 mod model;
 mod names;
 mod network;
+mod power;
 mod source;
 mod stall;
 
@@ -30,4 +31,5 @@ pub use model::{
 };
 pub use names::{DiskName, FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName};
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, MarkerSecret, Mtu, PortId, Queues, Vni};
+pub use power::{Power, Stop};
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

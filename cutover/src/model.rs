@@ -77,6 +77,9 @@ pub struct OwnedGuest {
     pub generation: Generation,
     /// VNI of each port's network, in the ports' order.
     pub vnis: Vec<Vni>,
+    /// It was stopped: that nothing runs is in order.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
 }
 
 /// A port that is not a guest's and stays on its host.

@@ -129,6 +129,7 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::DiskFateNeeded { .. }
         | Denial::DisksBeingDeleted { .. }
         | Denial::GuestNotRunning { .. }
+        | Denial::GuestFailed { .. }
         | Denial::NetworkInUse { .. }
         | Denial::HostInUse { .. }
         | Denial::HostConnected { .. }

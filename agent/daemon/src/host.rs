@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, Notify, Semaphore};
 
 use crate::{
     bindings::Bindings, clock::Monotonic, config::Config, disks::Store, flows, gates::Gates, journal::Journal,
-    moves::Moves, resident::Resident, uplink::Uplink, watch::next,
+    moves::Moves, resident::Resident, stops::Stops, uplink::Uplink, watch::next,
 };
 
 /// One host's agent.
@@ -44,6 +44,8 @@ pub struct Host {
     pub bindings: Bindings,
     /// Migrations this host has a part in.
     pub moves: Moves,
+    /// Guests that are to stop.
+    pub stops: Stops,
     /// MiB that may still be promised to frames that wait.
     pub hold_memory: Arc<Semaphore>,
     /// Gates that are up here.
@@ -92,6 +94,7 @@ impl Host {
             clock: Monotonic::start(),
             bindings: Bindings::default(),
             moves: Moves::default(),
+            stops: Stops::default(),
             hold_memory,
             gates: Gates::default(),
             look_again: Notify::new(),

@@ -35,6 +35,7 @@ pub mod resident;
 pub mod server;
 pub mod slot;
 pub mod source;
+pub mod stops;
 pub mod strays;
 pub mod underlay;
 pub mod uplink;

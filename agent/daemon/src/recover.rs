@@ -35,6 +35,7 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
         }
         match host.adopt(&owned).await {
             Ok(Some(resident)) => host.settle_in(Arc::new(resident)).await,
+            Ok(None) if owned.stopped => {}
             Ok(None) => warn!(guest = %owned.spec.name, "was here, its QEMU is gone"),
             Err(failure) => warn!(guest = %owned.spec.name, %failure, "cannot be taken back"),
         }
@@ -90,7 +91,7 @@ async fn decline(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(),
 /// A source whose guest has left: what it could not remove of its disks then. One that came into being here since is another guest.
 async fn forget(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
     let newest = host.journal.newest(&plan.guest.name)?;
-    let owned = host.journal.guests()?.iter().any(|owned| owned.spec.name == plan.guest.name);
+    let owned = host.journal.find_guest(&plan.guest.name)?.is_some();
     if plan.guest.disks.is_empty() || owned || newest.is_some_and(|newest| newest > plan.generation.next()) {
         return Ok(());
     }
@@ -100,7 +101,7 @@ async fn forget(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
 /// What was to receive a guest that this host declined, if the last agent did not get to undoing it. A guest on record here,
 /// taken back or not, is none of that.
 async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
-    let owned = host.journal.guests()?.iter().any(|owned| owned.spec.name == plan.guest.name);
+    let owned = host.journal.find_guest(&plan.guest.name)?.is_some();
     if owned || plan.destination.host != *host.name() {
         return Ok(());
     }
@@ -137,9 +138,8 @@ async fn stay(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
 
 /// A destination that had committed, whose QEMU is gone: the guest was this host's, and the controller may not have heard of it.
 fn mourn(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
-    let owned = host.journal.guests()?;
     let generation = plan.generation.next();
-    if owned.iter().any(|guest| guest.spec.name == plan.guest.name && guest.generation == generation) {
+    if host.journal.find_guest(&plan.guest.name)?.is_some_and(|guest| guest.generation == generation) {
         let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Destination);
         news.committed(generation, v1::CutoverReport::default());
     }

@@ -94,10 +94,10 @@ impl Resident {
         Generation(self.held_at.load(Ordering::Acquire))
     }
 
-    /// As the journal has it, at another generation.
+    /// As the journal has it while it runs, at another generation.
     pub fn owned_at(&self, generation: Generation) -> OwnedGuest {
         let vnis = self.ports.iter().map(|port| port.vni).collect();
-        OwnedGuest { spec: self.spec.clone(), generation, vnis }
+        OwnedGuest { spec: self.spec.clone(), generation, vnis, stopped: false }
     }
 
     /// It is held at a higher generation, which is in the journal.
@@ -246,7 +246,7 @@ impl Host {
     /// # Errors
     /// What failed, in words. `Ok(None)`: that guest's QEMU is not there any more.
     pub async fn adopt(&self, owned: &OwnedGuest) -> Result<Option<Resident>, Failure> {
-        let OwnedGuest { spec, generation, vnis } = owned;
+        let OwnedGuest { spec, generation, vnis, .. } = owned;
         let Some(vm) = self.find_qemu(&spec.name).await? else { return Ok(None) };
         let mut ports = Vec::with_capacity(spec.ports.len());
         for (port, vni) in spec.ports.iter().zip(vnis) {

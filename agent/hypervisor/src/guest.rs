@@ -171,6 +171,14 @@ impl Guest {
         self.execute(qmp::cont {}).await.map(drop)
     }
 
+    /// Asks the guest to shut down, by ACPI's power button. QEMU ends when it has ([`Guest::wait_exit`]); whether it heard is not known.
+    ///
+    /// # Errors
+    /// Those of any command.
+    pub async fn power_down(&self) -> Result<(), HypervisorError> {
+        self.execute(qmp::system_powerdown {}).await.map(drop)
+    }
+
     /// Lets every network card announce itself once: RARP by QEMU, and GARP and NA by a guest whose driver does so.
     ///
     /// # Errors

@@ -116,7 +116,7 @@ impl Core {
             let ObservedGuest { name, generation, state, detail } = guest;
             let recorded = self.record.guests().get(&name);
             if recorded.is_some_and(|it| it.host == *host && it.generation == generation) {
-                if matches!(state, GuestState::Running | GuestState::Paused) {
+                if matches!(state, GuestState::Running | GuestState::Paused | GuestState::Stopped) {
                     self.started(host, &name);
                 }
                 self.observed.insert(name, Observation { state, detail });

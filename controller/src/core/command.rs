@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use throughline_cutover::{
-    Binding, DiskFate, Failure, GuestName, HostName, Mandate, OwnedGuest, Port, Term, Vni,
+    Binding, DiskFate, Failure, GuestName, HostName, Mandate, OwnedGuest, Port, Power, Stop, Term, Vni,
     admission::{Denial, Enrolment},
     fence::{self, Claim, Ownership, Recorded},
 };
@@ -173,13 +173,14 @@ impl Core {
     }
 
     fn take_over(&mut self, host: &HostName, owned: OwnedGuest) {
-        let OwnedGuest { spec, generation, .. } = owned;
+        let OwnedGuest { spec, generation, stopped, .. } = owned;
         let name = spec.name.clone();
+        let power = if stopped { Power::Off(Stop::default()) } else { Power::On };
         let before = self.record.guests().get(&name);
         let migration = before.and_then(|guest| guest.migration.clone());
         let known = before.map(|guest| guest.generation);
         tracing::warn!(guest = %name, %host, %generation, ?known, "the record is older than the host's; it follows");
-        self.record.put_guest(GuestRecord { spec, host: host.clone(), generation, migration, started: true });
+        self.record.put_guest(GuestRecord { spec, host: host.clone(), generation, migration, started: true, power });
         self.observed.remove(&name);
     }
 

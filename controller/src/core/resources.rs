@@ -6,11 +6,11 @@ use std::{
 };
 
 use throughline_cutover::{
-    DiskFate, Endpoint, GuestName, HostName, InterfaceName, Network, NetworkName,
+    DiskFate, Endpoint, GuestName, HostName, InterfaceName, Network, NetworkName, Power, Stop,
     admission::{self, Denial, Kind, NewEndpoint, NewGuest},
 };
 
-use super::{Core, GuestView, HostView, Observation};
+use super::{Core, GuestState, GuestView, HostView, Observation};
 use crate::record::{GuestRecord, HostRecord};
 
 /// What comes after a key, at most `size`; and whether there is more.
@@ -125,7 +125,8 @@ impl Core {
         let spec = guest.allot(ports);
         let name = spec.name.clone();
         let generation = self.record.new_generation();
-        self.record.put_guest(GuestRecord { spec, host, generation, migration: None, started: false });
+        let power = Power::On;
+        self.record.put_guest(GuestRecord { spec, host, generation, migration: None, started: false, power });
         self.observed.insert(name.clone(), Observation::default());
         self.guest(&name)
     }
@@ -149,6 +150,44 @@ impl Core {
             keys_after(self.record.guests(), after).chain(keys_after(&self.unknown, after)).collect();
         let all = names.into_iter().filter_map(|name| self.guest_view(name));
         page_of(all.filter(|it| host.is_none_or(|host| it.host == *host)), size)
+    }
+
+    /// Stops a guest, as `stop` says; its host keeps it.
+    ///
+    /// # Errors
+    /// See [`admission::stop_guest`].
+    pub(crate) fn stop_guest(&mut self, name: &GuestName, stop: Stop) -> Result<GuestView, Denial> {
+        admission::stop_guest(self, name)?;
+        self.set_power(name, Power::Off(stop), GuestState::Stopping);
+        self.guest(name)
+    }
+
+    /// Starts a guest that was stopped; its host's agent boots it.
+    ///
+    /// # Errors
+    /// See [`admission::start_guest`].
+    pub(crate) fn start_guest(&mut self, name: &GuestName) -> Result<GuestView, Denial> {
+        admission::start_guest(self, name)?;
+        self.set_power(name, Power::On, GuestState::Starting);
+        self.guest(name)
+    }
+
+    /// Each turn of the switch has a generation of its own: an order from before it, by an old copy of the record above all, neither
+    /// starts nor stops the guest.
+    fn set_power(&mut self, name: &GuestName, power: Power, until_reported: GuestState) {
+        let Some(before) = self.record.guests().get(name).map(|guest| guest.power) else { return };
+        if before == power {
+            return;
+        }
+        let turned = (before == Power::On) != (power == Power::On);
+        let generation = turned.then(|| self.record.new_generation());
+        self.record.change_guest(name, |guest| {
+            guest.power = power;
+            guest.generation = generation.unwrap_or(guest.generation);
+        });
+        if turned {
+            self.observed.insert(name.clone(), Observation { state: until_reported, ..Observation::default() });
+        }
     }
 
     /// Forgets a guest, one the record does not know included; its host's agent stops it, and does with its disks as `fate` says.

@@ -22,6 +22,10 @@ pub(crate) enum GuestState {
     Paused,
     /// Ended, or could not be started.
     Failed,
+    /// To stop, and not stopped yet.
+    Stopping,
+    /// Stopped.
+    Stopped,
 }
 
 /// What an agent last said of a guest.
@@ -160,7 +164,9 @@ impl View for Core {
             host: guest.host.clone(),
             memory_kib: guest.spec.memory_kib,
             disks: guest.spec.disks.len(),
+            power: guest.power,
             running: self.observed.get(name).is_some_and(|it| it.state == GuestState::Running),
+            failed: self.observed.get(name).is_some_and(|it| it.state == GuestState::Failed),
             migration: guest.migration.clone(),
         })
     }

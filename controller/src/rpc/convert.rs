@@ -43,6 +43,8 @@ impl From<GuestState> for v1::GuestState {
             GuestState::Running => Self::Running,
             GuestState::Paused => Self::Paused,
             GuestState::Failed => Self::Failed,
+            GuestState::Stopping => Self::Stopping,
+            GuestState::Stopped => Self::Stopped,
         }
     }
 }
@@ -55,6 +57,8 @@ impl From<v1::GuestState> for GuestState {
             v1::GuestState::Running => Self::Running,
             v1::GuestState::Paused => Self::Paused,
             v1::GuestState::Failed => Self::Failed,
+            v1::GuestState::Stopping => Self::Stopping,
+            v1::GuestState::Stopped => Self::Stopped,
         }
     }
 }
@@ -180,10 +184,11 @@ impl From<Rebind> for v1::Rebind {
 }
 
 fn desired_state(revision: u64, desired: Desired) -> v1::DesiredState {
-    let guest = |DesiredGuest { spec, generation, boot }| v1::DesiredGuest {
+    let guest = |DesiredGuest { spec, generation, boot, power }| v1::DesiredGuest {
         spec: Some(v1::GuestSpec::from(spec)),
         generation: generation.0,
         boot,
+        stop: power.into(),
     };
     let (mut end_guests, mut remove_endpoints, mut remove_networks) = (Vec::new(), Vec::new(), Vec::new());
     for removal in desired.removals {

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use futures::{Stream, TryStreamExt as _, stream};
 use throughline_cutover::{
-    GuestName, HostName, InterfaceName, Limits, Network, NetworkName, OperatorName,
+    GuestName, HostName, InterfaceName, Limits, Network, NetworkName, OperatorName, Stop,
     admission::{MigrationRequest, NewEndpoint, NewGuest},
     fence::Word,
 };
@@ -163,6 +163,25 @@ impl v1::fabric_server::Fabric for FabricService {
         let next_page_token = page.next(guests.last().map(|it| &it.spec.name), more);
         let guests = guests.into_iter().map(Into::into).collect();
         Ok(Response::new(v1::ListGuestsResponse { guests, next_page_token }))
+    }
+
+    async fn stop_guest(&self, request: Request<v1::StopGuestRequest>) -> Answer<v1::Guest> {
+        let deed = Deed::of(&request);
+        let request = request.into_inner();
+        let name: GuestName = name("name", &request.name)?;
+        let stop = Stop::try_from(request.stop.unwrap_or_default());
+        let stop = stop.map_err(|e: InvalidField| Refusal::from(e.within("stop")))?;
+        deed.concerns(Object::guest(&name));
+        let guest = self.driver.command(move |core| core.stop_guest(&name, stop)).await?;
+        Ok(Response::new(guest.into()))
+    }
+
+    async fn start_guest(&self, request: Request<v1::StartGuestRequest>) -> Answer<v1::Guest> {
+        let deed = Deed::of(&request);
+        let name: GuestName = name("name", &request.into_inner().name)?;
+        deed.concerns(Object::guest(&name));
+        let guest = self.driver.command(move |core| core.start_guest(&name)).await?;
+        Ok(Response::new(guest.into()))
     }
 
     async fn delete_guest(&self, request: Request<v1::DeleteGuestRequest>) -> Answer<v1::DeleteGuestResponse> {

@@ -7,6 +7,7 @@ mod disks;
 mod fencing;
 mod limits;
 mod migration;
+mod power;
 mod privilege;
 mod resources;
 mod retention;

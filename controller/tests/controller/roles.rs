@@ -26,7 +26,7 @@ const LOOKS: [&str; 11] = [
     "ListMigrations",
     "WatchMigration",
 ];
-const MOVES: [&str; 2] = ["MigrateGuest", "CancelMigration"];
+const MOVES: [&str; 4] = ["MigrateGuest", "CancelMigration", "StopGuest", "StartGuest"];
 const CHANGES: [&str; 9] = [
     "CreateNetwork",
     "DeleteNetwork",

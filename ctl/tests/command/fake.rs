@@ -180,6 +180,8 @@ fabric! {
     create_guest(CreateGuestRequest) -> Guest;
     get_guest(GetGuestRequest) -> Guest;
     list_guests(ListGuestsRequest) -> ListGuestsResponse;
+    stop_guest(StopGuestRequest) -> Guest;
+    start_guest(StartGuestRequest) -> Guest;
     delete_guest(DeleteGuestRequest) -> DeleteGuestResponse;
     create_endpoint(CreateEndpointRequest) -> Endpoint;
     get_endpoint(GetEndpointRequest) -> Endpoint;

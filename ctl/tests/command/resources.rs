@@ -176,6 +176,34 @@ fn a_guests_disks_are_asked_for_and_shown() {
 }
 
 #[test]
+fn a_guest_is_stopped_and_started() {
+    let fabric = Controller::start();
+    for (flags, stop) in [
+        ("", json!({ "cut_after_ms": null })),
+        ("--cut-after 0", json!({ "cut_after_ms": 0 })),
+        ("--cut-after 1m", json!({ "cut_after_ms": 60_000 })),
+    ] {
+        fabric.says("stop_guest", guest("STOPPING", "")).says("get_guest", guest("STOPPED", ""));
+        let ended = run(fabric.address, &format!("guest stop web-1 {flags} -o json")).with(0);
+        assert_eq!(ended.json()["state"], json!("STOPPED"));
+        assert_eq!(fabric.asked("stop_guest").pop(), Some(json!({ "name": "web-1", "stop": stop })));
+    }
+    fabric.says("stop_guest", guest("STOPPING", ""));
+    for _ in 0..20 {
+        fabric.says("get_guest", guest("STOPPING", ""));
+    }
+    let ended = run(fabric.address, "guest stop web-1 --wait-timeout 300ms").with(6);
+    assert!(ended.stderr.contains("it did not shut down within 300 ms") && ended.stderr.contains("--cut-after 0"));
+
+    fabric.says("start_guest", guest("STARTING", "")).says("get_guest", guest("RUNNING", ""));
+    run(fabric.address, "guest start web-1").with(0);
+    fabric.says("start_guest", guest("FAILED", "no such kernel /k"));
+    let ended = run(fabric.address, "guest start web-1").with(1);
+    assert!(ended.stderr.starts_with("error: start guest web-1: no such kernel /k (GUEST_FAILED)\n"), "{ended:?}");
+    assert!(ended.stderr.contains("throughline guest stop web-1"), "{ended:?}");
+}
+
+#[test]
 fn what_becomes_of_disks_is_said() {
     let fabric = Controller::start();
     for (flag, fate) in [("--delete-disks", "DELETE"), ("--keep-disks", "KEEP")] {

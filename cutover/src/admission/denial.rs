@@ -77,8 +77,10 @@ pub enum Denial {
         "host {host} is still to delete the disks of an earlier guest {guest}; wait until it has, or use another host or name"
     )]
     DisksBeingDeleted { field: String, guest: GuestName, host: HostName },
-    #[error("guest {guest} is not running; see its state and detail, and start it anew if it failed")]
+    #[error("guest {guest} does not run, or is to stop; see its state and detail, and start it if it is to move")]
     GuestNotRunning { guest: GuestName },
+    #[error("guest {guest} has failed, see its detail; stop it, so that its host notes that it does not run, then start it")]
+    GuestFailed { guest: GuestName },
     #[error("network {network} is used by {owner}; delete that first")]
     NetworkInUse { network: NetworkName, owner: String },
     #[error("host {host} is needed for {what}; move or delete that first")]
@@ -137,6 +139,7 @@ impl Denial {
             Self::DiskFateNeeded { .. } => "DISK_FATE_NEEDED",
             Self::DisksBeingDeleted { .. } => "DISKS_BEING_DELETED",
             Self::GuestNotRunning { .. } => "GUEST_NOT_RUNNING",
+            Self::GuestFailed { .. } => "GUEST_FAILED",
             Self::NetworkInUse { .. } => "NETWORK_IN_USE",
             Self::HostInUse { .. } => "HOST_IN_USE",
             Self::HostConnected { .. } => "HOST_CONNECTED",
@@ -171,7 +174,7 @@ impl Denial {
             Self::PeerEndpointInUse { .. } => "hello.peer_endpoint",
             Self::HostNotEnrolled { .. } => "hello.host",
             Self::UnknownEndpoint { .. } | Self::NetworkInUse { .. } => "name",
-            Self::HostInUse { .. } | Self::HostConnected { .. } => "name",
+            Self::HostInUse { .. } | Self::HostConnected { .. } | Self::GuestFailed { .. } => "name",
             Self::UnknownMigration
             | Self::TooLate { .. }
             | Self::NotUnresolved { .. }

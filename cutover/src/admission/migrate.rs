@@ -8,7 +8,7 @@ use super::{
     Denial, GuestFacts, View,
     create::{can_run, has_no_old_disks, known_host},
 };
-use crate::{GuestName, HostName, Phase};
+use crate::{GuestName, HostName, Phase, Power};
 
 /// A wish to move a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +68,7 @@ pub fn migrate(
     if !known_host(view, "guest", &guest.host)?.connected {
         return Err(Denial::HostDown { field: "guest".to_owned(), host: guest.host });
     }
-    if !guest.running {
+    if !guest.running || guest.power != Power::On {
         return Err(Denial::GuestNotRunning { guest: name.clone() });
     }
     Ok(Verdict::Admitted { source: guest.host, destination })

@@ -64,7 +64,8 @@ impl Fabric {
         });
         let spec = guest.clone().allot(ports.collect());
         let (host, memory_kib, disks) = (host(on), guest.memory_kib, guest.disks.len());
-        let facts = GuestFacts { host, memory_kib, disks, running: true, migration: None };
+        let facts =
+            GuestFacts { host, memory_kib, disks, power: Power::On, running: true, failed: false, migration: None };
         if let Some(host) = self.hosts.iter_mut().find(|it| it.name.as_str() == on) {
             host.memory_used_kib += guest.memory_kib;
         }

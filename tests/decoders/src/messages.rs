@@ -6,7 +6,7 @@ use prost::Message;
 use throughline_agent::{flip, invitation, memberships, peer, reconcile};
 use throughline_controller::read_agent_message;
 use throughline_cutover::{
-    Binding, Endpoint, GuestSpec, Limits, Mandate, MigrationPlan, Network, OwnedGuest, Port,
+    Binding, Endpoint, GuestSpec, Limits, Mandate, MigrationPlan, Network, OwnedGuest, Port, Stop,
     admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest},
 };
 use throughline_wire::v1::{self, controller_message::Message as Order, from_destination, from_source};
@@ -28,6 +28,7 @@ pub(crate) fn requests(bytes: &[u8]) {
         5 => stable::<v1::GuestSpec, GuestSpec>(body),
         6 => stable::<v1::Endpoint, Endpoint>(body),
         7 => stable::<v1::Port, Port>(body),
+        8 => stable::<v1::Stop, Stop>(body),
         _ => {}
     }
 }
@@ -60,8 +61,9 @@ pub(crate) fn controller(bytes: &[u8]) {
             for problem in reconcile::read(&state) {
                 assert!(!problem.is_empty());
             }
-            for guest in state.guests.into_iter().filter_map(|guest| guest.spec) {
-                reads_again::<v1::GuestSpec, GuestSpec>(guest);
+            for guest in state.guests {
+                guest.spec.into_iter().for_each(reads_again::<v1::GuestSpec, GuestSpec>);
+                guest.stop.into_iter().for_each(reads_again::<v1::Stop, Stop>);
             }
             for binding in state.networks.into_iter().flat_map(|network| network.bindings) {
                 reads_again::<v1::Binding, Binding>(binding);

@@ -11,9 +11,9 @@ use crate::lab::{GUEST, Lab, wait_for};
 use crate::probe::Probe;
 
 /// A raw disk that the guest writes all the time, and a qcow2 one.
-const WRITTEN: [&str; 4] =
+pub(crate) const WRITTEN: [&str; 4] =
     ["--disk", "name=root,size=4MiB", "--disk", "name=data,size=4MiB,format=qcow2,bus=virtio-scsi"];
-const WRITER: &str = "tl.disk=root tl.disk=data tl.disk-rate=128";
+pub(crate) const WRITER: &str = "tl.disk=root tl.disk=data tl.disk-rate=128";
 /// Bytes of a large disk that has something on it, and how fast they go: copying takes some 6 s.
 const FILLED: u64 = 48 << 20;
 const SLOW: &str = "8MiB";
@@ -21,7 +21,7 @@ const SLOW: &str = "8MiB";
 const LONG: Duration = Duration::from_secs(60);
 
 impl Lab {
-    fn disk_dir(&self, host: &str) -> PathBuf {
+    pub(crate) fn disk_dir(&self, host: &str) -> PathBuf {
         self.state().join(host).join("state/disks").join(GUEST)
     }
 

@@ -20,6 +20,7 @@ mod lab;
 mod moving;
 mod operator;
 mod pings;
+mod power;
 mod privilege;
 mod probe;
 mod processes;

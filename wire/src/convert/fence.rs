@@ -38,7 +38,8 @@ impl TryFrom<v1::OwnedGuest> for OwnedGuest {
             return Err(InvalidField::new("vnis", Problem::Other(words)));
         }
         let vnis = guest.vnis.into_iter().enumerate().map(|(at, vni)| number(&format!("vnis[{at}]"), vni));
-        Ok(Self { spec, generation: Generation(guest.generation), vnis: vnis.collect::<Result<_, _>>()? })
+        let (vnis, stopped) = (vnis.collect::<Result<_, _>>()?, guest.stopped);
+        Ok(Self { spec, generation: Generation(guest.generation), vnis, stopped })
     }
 }
 
@@ -48,6 +49,7 @@ impl From<OwnedGuest> for v1::OwnedGuest {
             spec: Some(guest.spec.into()),
             generation: guest.generation.0,
             vnis: guest.vnis.iter().map(|vni| vni.get()).collect(),
+            stopped: guest.stopped,
         }
     }
 }
@@ -91,7 +93,7 @@ mod tests {
         let (name, ports) = ("web-1".into(), vec![port]);
         let spec =
             v1::GuestSpec { name, vcpus: 1, queues: 1, memory_kib: 262_136, boot: Some(boot), ports, disks: vec![] };
-        let guest = v1::OwnedGuest { spec: Some(spec), generation: 2, vnis: vec![7] };
+        let guest = v1::OwnedGuest { spec: Some(spec), generation: 2, vnis: vec![7], stopped: true };
         assert_eq!(v1::OwnedGuest::from(OwnedGuest::try_from(guest.clone()).expect("good")), guest);
         let field = |guest: v1::OwnedGuest| OwnedGuest::try_from(guest).expect_err("must be refused").field;
         assert_eq!(field(v1::OwnedGuest { vnis: vec![], ..guest.clone() }), "vnis");

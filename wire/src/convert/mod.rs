@@ -5,6 +5,7 @@ mod fence;
 mod field;
 mod news;
 mod plan;
+mod power;
 mod requests;
 mod resources;
 

@@ -13,8 +13,8 @@ const KEY: &str = "format";
 /// Format of what the store holds. A change that an older agent must not work with makes it one more.
 ///
 /// 1: guests and moves. 2: whom this host obeys, and guests that are gone. 3: guests' disks, which an older agent would forget.
-/// What is older reads as it is.
-const FORMAT: u64 = 3;
+/// 4: guests that were stopped, which an older agent would take for lost. What is older reads as it is.
+const FORMAT: u64 = 4;
 const OLDEST: u64 = 1;
 
 /// Refuses a store that is not to be read, before anything is written to it.
@@ -121,7 +121,7 @@ mod tests {
             ports: Vec::new(),
             disks: Vec::new(),
         };
-        let guest = OwnedGuest { spec, generation: Generation(3), vnis: Vec::new() };
+        let guest = OwnedGuest { spec, generation: Generation(3), vnis: Vec::new(), stopped: false };
         write(&scratch.journal(), |write| {
             let value = serde_json::to_vec(&guest).unwrap();
             write.open_table(GUESTS).unwrap().insert("web-1", value.as_slice()).unwrap();

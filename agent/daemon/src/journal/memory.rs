@@ -61,8 +61,7 @@ impl Journal {
     /// # Errors
     /// When the store cannot be read.
     pub fn newest(&self, guest: &GuestName) -> Result<Option<Generation>, JournalError> {
-        let owned = self.guests()?.into_iter().find(|owned| owned.spec.name == *guest);
-        Ok(owned.map(|owned| owned.generation).max(self.gone(guest)?))
+        Ok(self.find_guest(guest)?.map(|owned| owned.generation).max(self.gone(guest)?))
     }
 
     /// A guest ended here by an order for `generation`: this host no longer owns it, and does not start it again at that

@@ -38,7 +38,7 @@ const CACHE: usize = 1 << 20;
 /// What a migration's destination owns.
 fn owned_by_destination(plan: &MigrationPlan) -> OwnedGuest {
     let vnis = plan.ports.iter().map(|port| port.vni).collect();
-    OwnedGuest { spec: plan.guest.clone(), generation: plan.generation.next(), vnis }
+    OwnedGuest { spec: plan.guest.clone(), generation: plan.generation.next(), vnis, stopped: false }
 }
 
 /// How far this host has bound itself in a migration.
@@ -273,6 +273,31 @@ impl Journal {
     /// When it could not be made durable.
     pub fn own(&self, guest: &OwnedGuest) -> Result<(), JournalError> {
         self.write(|write| own(write, guest))
+    }
+
+    /// What this host has of a guest, if it owns it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn find_guest(&self, name: &GuestName) -> Result<Option<OwnedGuest>, JournalError> {
+        Ok(self.guests()?.into_iter().find(|owned| owned.spec.name == *name))
+    }
+
+    /// A guest of this host was stopped, or runs again. Of one that is not this host's nothing is noted.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub fn note_power(&self, name: &GuestName, runs: bool) -> Result<(), JournalError> {
+        self.write(|write| {
+            let guests = write.open_table(GUESTS)?;
+            let value = guests.get(name.as_str())?;
+            let found = value.map(|value| serde_json::from_slice::<OwnedGuest>(value.value())).transpose()?;
+            drop(guests);
+            match found {
+                Some(guest) if guest.stopped == runs => own(write, &OwnedGuest { stopped: !runs, ..guest }),
+                Some(_) | None => Ok(()),
+            }
+        })
     }
 
     /// This host does not own the guest after all: it never ran.

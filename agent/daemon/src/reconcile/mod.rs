@@ -1,22 +1,18 @@
 //! What should be on this host becomes what is: networks, endpoints, guests. Runs again on every change of either.
 
+mod guests;
 mod networks;
 mod observe;
 
 use std::{collections::HashMap, sync::Arc};
 
-use throughline_cutover::{
-    DiskFate, Failure, Generation, GuestName, GuestSpec, NetworkName, OwnedGuest,
-    fence::{self, Have},
-};
+use throughline_cutover::{DiskFate, Failure, Generation, GuestName, GuestSpec, Power, fence};
 use throughline_wire::{disk_fate, v1};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::{
-    host::Host,
-    resident::{Resident, hypervisor_failure},
-};
+use self::guests::Order;
+use crate::{host::Host, resident::hypervisor_failure};
 
 /// What the controller wants of this host, and when this host heard it.
 #[derive(Debug, Clone)]
@@ -75,7 +71,7 @@ async fn once(host: &Arc<Host>, desired: &Desired, failed: &mut Failed) -> Vec<S
     known.ensure(host, &mut problems).await;
     let ended = end_guests(host, desired, failed, &mut problems).await;
     let changed = known.ensure_endpoints(host, &mut problems).await;
-    let started = start_guests(host, desired, failed, &mut problems).await;
+    let started = have_guests(host, desired, failed, &mut problems).await;
     if changed || started || ended {
         known.ensure(host, &mut problems).await;
     }
@@ -83,7 +79,7 @@ async fn once(host: &Arc<Host>, desired: &Desired, failed: &mut Failed) -> Vec<S
     problems
 }
 
-async fn start_guests(host: &Arc<Host>, desired: &Desired, failed: &mut Failed, problems: &mut Vec<String>) -> bool {
+async fn have_guests(host: &Arc<Host>, desired: &Desired, failed: &mut Failed, problems: &mut Vec<String>) -> bool {
     let mut started = false;
     for wanted in &desired.state.guests {
         let spec = match wanted
@@ -102,82 +98,20 @@ async fn start_guests(host: &Arc<Host>, desired: &Desired, failed: &mut Failed, 
         if host.moves.concerns(&spec.name) || desired.moves_ended < host.moves.ended() {
             continue;
         }
-        let order = Order { generation: Generation(wanted.generation), boot: wanted.boot };
-        match have_guest(host, &spec, order, failed).await {
+        let power = match Power::try_from(wanted.stop) {
+            Ok(power) => power,
+            Err(error) => {
+                problems.push(format!("guest {} of the desired state: stop.{error}", spec.name));
+                continue;
+            }
+        };
+        let order = Order { generation: Generation(wanted.generation), boot: wanted.boot, power };
+        match guests::have_guest(host, &spec, order, failed).await {
             Ok(booted) => started |= booted,
             Err(failure) => problems.push(format!("guest {}: {failure}", spec.name)),
         }
     }
     started
-}
-
-/// How a guest should be here.
-#[derive(Debug, Clone, Copy)]
-struct Order {
-    generation: Generation,
-    boot: bool,
-}
-
-/// Makes one guest be here as ordered, or notes why it is not. True if it was started.
-async fn have_guest(host: &Arc<Host>, spec: &GuestSpec, order: Order, failed: &mut Failed) -> Result<bool, Failure> {
-    let name = &spec.name;
-    let resident = host.resident(name).await;
-    let held = resident.as_ref().map(|resident| resident.generation());
-    let gone = host.journal.gone(name)?;
-    match (resident, fence::have(name, held, gone, order.generation, order.boot)) {
-        (Some(resident), Have::Raise) => raise(host, &resident, order.generation)?,
-        (Some(_), Have::Refuse(failure)) => return Err(failure),
-        (Some(_), Have::Kept | Have::Boot) => {}
-        (None, _) if failed.0.get(name).is_some_and(|(at, _)| *at == order.generation) => return Ok(false),
-        (None, verdict) => {
-            let booted = match verdict {
-                Have::Boot => boot(host, spec, order.generation).await,
-                Have::Refuse(failure) => Err(failure),
-                Have::Kept | Have::Raise => return Ok(false),
-            };
-            host.settle_in(booted.inspect_err(|failure| {
-                failed.0.insert(name.clone(), (order.generation, failure.clone()));
-            })?)
-            .await;
-            return Ok(true);
-        }
-    }
-    failed.0.remove(name);
-    Ok(false)
-}
-
-/// The record affirms at a higher generation that the guest is this host's.
-fn raise(host: &Host, resident: &Resident, generation: Generation) -> Result<(), Failure> {
-    host.journal.own(&resident.owned_at(generation))?;
-    info!(guest = %resident.spec.name, held = %resident.generation(), %generation, "held at a higher generation from now on");
-    resident.raise(generation);
-    Ok(())
-}
-
-async fn boot(host: &Host, spec: &GuestSpec, generation: Generation) -> Result<Arc<Resident>, Failure> {
-    let unknown =
-        |network: &NetworkName| Failure::new("UNKNOWN_NETWORK", format!("network {network} is not on this host"));
-    let segments: Result<Vec<_>, _> = spec
-        .ports
-        .iter()
-        .map(|port| host.bindings.segment(&port.network).ok_or_else(|| unknown(&port.network)))
-        .collect();
-    let segments = segments?;
-    let vnis = segments.iter().map(|segment| segment.vni).collect();
-    if host.journal.guests().is_ok_and(|owned| owned.iter().any(|guest| guest.spec.name == spec.name)) {
-        let message = "it was here before this agent started and could not be taken back; see the agent's log; if its QEMU \
-                       is gone, delete the guest and create it anew";
-        return Err(Failure::new("GUEST_LOST", message));
-    }
-    let owned = OwnedGuest { spec: spec.clone(), generation, vnis };
-    host.journal.own(&owned)?;
-    let booted = host.boot(spec, generation, &segments).await;
-    if booted.is_err()
-        && let Err(error) = host.journal.disown(&spec.name)
-    {
-        warn!(%error, guest = %spec.name, "the journal names a guest that did not start");
-    }
-    booted
 }
 
 /// Ends guests that are named to end, at the generation named or below. Only a state that was sent after the last move
@@ -216,7 +150,7 @@ async fn end_guest(host: &Host, name: &GuestName, ordered: Generation, fate: Dis
         host.move_out(name).await;
     } else {
         // On record here, but it could not be taken back, or its disks could not be removed.
-        let owned = host.journal.guests()?.into_iter().find(|owned| owned.spec.name == *name);
+        let owned = host.journal.find_guest(name)?;
         if owned.is_none_or(|owned| owned.generation > ordered) {
             // One that never started here, or left, may have left disks.
             let newest = host.journal.newest(name)?;

@@ -1,7 +1,9 @@
 //! What is there, for the controller.
 
+use throughline_cutover::GuestName;
 use throughline_hypervisor::RunState;
 use throughline_wire::v1::{self, agent_message::Message};
+use tracing::warn;
 
 use super::Failed;
 use crate::{host::Host, resident::Resident};
@@ -10,8 +12,9 @@ use crate::{host::Host, resident::Resident};
 pub(super) async fn report(host: &Host, revision: u64, problems: Vec<String>, failed: &Failed) {
     let mut guests = Vec::new();
     for resident in host.residents().await {
-        guests.push(observed(&resident).await);
+        guests.push(observed(host, &resident).await);
     }
+    guests.extend(stopped(host, &guests, failed));
     for (name, (generation, failure)) in &failed.0 {
         guests.push(v1::ObservedGuest {
             name: name.to_string(),
@@ -23,9 +26,28 @@ pub(super) async fn report(host: &Host, revision: u64, problems: Vec<String>, fa
     host.uplink.send(Message::Observed(v1::ObservedState { revision, guests, problems }));
 }
 
-async fn observed(resident: &Resident) -> v1::ObservedGuest {
-    use v1::GuestState::{Failed, Paused, Running};
+/// Guests that nothing runs of, in order.
+fn stopped(host: &Host, present: &[v1::ObservedGuest], failed: &Failed) -> Vec<v1::ObservedGuest> {
+    let owned = host.journal.guests().unwrap_or_else(|error| {
+        warn!(%error, "stopped guests are not told of");
+        Vec::new()
+    });
+    let is_told =
+        |name: &GuestName| failed.0.contains_key(name) || present.iter().any(|guest| guest.name == name.as_str());
+    let stopped = owned.into_iter().filter(|owned| owned.stopped && !is_told(&owned.spec.name));
+    let stopped = stopped.map(|owned| v1::ObservedGuest {
+        name: owned.spec.name.to_string(),
+        generation: owned.generation.0,
+        state: v1::GuestState::Stopped.into(),
+        detail: String::new(),
+    });
+    stopped.collect()
+}
+
+async fn observed(host: &Host, resident: &Resident) -> v1::ObservedGuest {
+    use v1::GuestState::{Failed, Paused, Running, Stopping};
     let (state, detail) = match resident.vm.run_state().await {
+        _ if host.stops.concern(&resident.spec.name) => (Stopping, String::new()),
         Ok(RunState::Running) => (Running, String::new()),
         Ok(RunState::Shutdown) => (Failed, "the guest has shut itself down".to_owned()),
         Ok(RunState::DiskError) => (

@@ -1,22 +1,17 @@
 //! `throughline guest create`: asks for the guest, then looks until it runs.
 
-use std::time::Duration;
-
 use clap::{ArgGroup, Args};
 use throughline_wire::v1::{
-    Boot, CreateGuestRequest, Disk, GetGuestRequest, Guest, GuestSpec, GuestState, Port, fabric_client::FabricClient,
+    Boot, CreateGuestRequest, Disk, GuestSpec, GuestState, Port, fabric_client::FabricClient,
 };
-use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 
-use super::disk::disk;
-use crate::{
-    commands::port::port,
-    exit::Exit,
-    failure::Failure,
-    session::{Session, interruptible},
-    units,
+use super::{
+    disk::disk,
+    power::{RUNS, failed},
+    wait::Wait,
 };
+use crate::{commands::port::port, failure::Failure, session::Session, units};
 
 pub(super) const EXAMPLES: &str = "\
 EXAMPLES:
@@ -32,9 +27,6 @@ EXAMPLES:
     --memory 4GiB --kernel /boot/vmlinuz \\
     --disk name=root,size=10GiB,format=qcow2,image=/srv/images/base.qcow2 \\
     --disk name=data,size=100GiB,bus=virtio-scsi";
-
-/// How often to look whether the guest runs.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Arguments of `guest create`.
 #[derive(Debug, Args)]
@@ -79,15 +71,8 @@ pub(crate) struct Create {
     /// virtio-blk, blank); repeat for more, up to 8
     #[arg(long = "disk", value_name = "DISK", value_parser = disk)]
     disks: Vec<Disk>,
-    /// Wait until it runs or has failed (the default)
-    #[arg(long, conflicts_with_all = ["no_wait"])]
-    wait: bool,
-    /// Return when the controller has accepted it
-    #[arg(long)]
-    no_wait: bool,
-    /// How long to wait, in seconds or with a unit
-    #[arg(long, value_name = "TIME", default_value = "60", value_parser = units::duration, conflicts_with = "no_wait")]
-    wait_timeout: Duration,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 impl Create {
@@ -96,48 +81,14 @@ impl Create {
     /// # Errors
     /// It was refused, it failed, or it did not run in time.
     pub(super) async fn run(self, session: &Session, mut fabric: FabricClient<Channel>) -> Result<(), Failure> {
-        let (name, no_wait, wait) = (self.name.clone(), self.no_wait, self.wait_timeout);
+        let (name, wait) = (self.name.clone(), self.wait);
         let what = format!("create guest {name}");
-        let mut guest = session.answer(&what, fabric.create_guest(CreateGuestRequest::from(self))).await?;
-        if !no_wait {
-            let running = wait_until_running(session, fabric, guest, wait);
-            guest = interruptible(running, || {
-                Failure::new(Exit::Interrupted, "INTERRUPTED", format!("wait for guest {name}"), "it is being started")
-                    .next(session.hint(&format!("guest get {name}")))
-            })
-            .await?;
-        }
+        let guest = session.answer(&what, fabric.create_guest(CreateGuestRequest::from(self))).await?;
+        let guest = wait.until(session, fabric, guest, RUNS).await?;
         session.output.one(&guest)?;
-        if guest.state() == GuestState::Failed { Err(failed(session, &name, &guest)) } else { Ok(()) }
+        let again = format!("put it right, then {} and create it again", session.hint(&format!("guest delete {name}")));
+        if guest.state() == GuestState::Failed { Err(failed(&name, &guest).next(again)) } else { Ok(()) }
     }
-}
-
-/// Asks until the guest runs or has failed.
-async fn wait_until_running(
-    session: &Session,
-    mut fabric: FabricClient<Channel>,
-    mut guest: Guest,
-    wait: Duration,
-) -> Result<Guest, Failure> {
-    let name = guest.spec.as_ref().map(|spec| spec.name.clone()).unwrap_or_default();
-    let what = format!("wait for guest {name}");
-    let began = Instant::now();
-    while !matches!(guest.state(), GuestState::Running | GuestState::Failed) {
-        if began.elapsed() >= wait {
-            let message = format!("it did not run within {}; the controller keeps trying", units::span(wait));
-            return Err(Failure::new(Exit::Unreachable, "WAIT_TIMEOUT", what, message)
-                .next(session.hint(&format!("guest get {name}"))));
-        }
-        sleep(LOOK_EVERY).await;
-        guest = session.answer(&what, fabric.get_guest(GetGuestRequest { name: name.clone() })).await?;
-    }
-    Ok(guest)
-}
-
-fn failed(session: &Session, name: &str, guest: &Guest) -> Failure {
-    let detail = if guest.detail.is_empty() { "its host gave no reason" } else { &guest.detail };
-    Failure::new(Exit::Other, "GUEST_FAILED", format!("start guest {name}"), detail)
-        .next(format!("put it right, then {} and create it again", session.hint(&format!("guest delete {name}"))))
 }
 
 impl From<Create> for CreateGuestRequest {

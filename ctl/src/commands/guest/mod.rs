@@ -2,7 +2,9 @@
 
 mod create;
 mod disk;
+mod power;
 mod show;
+mod wait;
 
 use clap::{Args, Subcommand};
 use throughline_wire::v1::{DeleteGuestRequest, DiskFate, GetGuestRequest, ListGuestsRequest, ListGuestsResponse};
@@ -17,6 +19,7 @@ EXAMPLES:
   throughline guest create web-1 --host h1 --network blue --ip 10.0.0.10 \\
     --memory 1G --kernel /boot/vmlinuz
   throughline guest list --host h1
+  throughline guest stop web-1
   throughline guest delete web-1";
 
 /// Subcommands of `guest`.
@@ -44,6 +47,18 @@ EXAMPLES:
         #[arg(long, default_value = "", hide_default_value = true)]
         host: String,
     },
+    /// Stop a guest and keep it, with its disks and addresses
+    #[command(after_help = "\
+EXAMPLES:
+  throughline guest stop web-1
+  throughline guest stop web-1 --cut-after 30s
+  throughline guest stop web-1 --cut-after 0")]
+    Stop(power::Stop),
+    /// Start a guest that was stopped
+    #[command(after_help = "\
+EXAMPLES:
+  throughline guest start web-1")]
+    Start(power::Start),
     /// Stop a guest and forget it
     #[command(after_help = "\
 EXAMPLES:
@@ -102,6 +117,8 @@ impl Command {
                 let all = ListGuestsResponse { guests: guests.await?, next_page_token: String::new() };
                 session.output.list(&all.guests, &all)
             }
+            Self::Stop(stop) => stop.run(session, fabric).await,
+            Self::Start(start) => start.run(session, fabric).await,
             Self::Delete { name, disks } => {
                 let what = format!("delete guest {name}");
                 let done = format!("guest {name} deleted");

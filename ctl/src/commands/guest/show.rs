@@ -7,13 +7,15 @@ use crate::{output::Show, units};
 
 /// The state by name; a number when it is from a newer protocol. Of a guest the record does not know it says so.
 fn state(guest: &Guest) -> String {
-    use throughline_wire::v1::GuestState::{Failed, Paused, Running, Starting, Unspecified};
+    use throughline_wire::v1::GuestState::{Failed, Paused, Running, Starting, Stopped, Stopping, Unspecified};
     let state = match guest.state.try_into() {
         Ok(Unspecified) => "not reported".to_owned(),
         Ok(Starting) => "starting".to_owned(),
         Ok(Running) => "running".to_owned(),
         Ok(Paused) => "paused".to_owned(),
         Ok(Failed) => "failed".to_owned(),
+        Ok(Stopping) => "stopping".to_owned(),
+        Ok(Stopped) => "stopped".to_owned(),
         Err(_) => guest.state.to_string(),
     };
     if guest.unknown { format!("{state}, unknown") } else { state }
