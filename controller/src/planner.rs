@@ -20,6 +20,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) destination: &'a HostName,
     /// What it may cost.
     pub(crate) limits: Limits,
+    /// It is stopped, and arrives stopped.
+    pub(crate) cold: bool,
     /// Every host, with whether its agent is connected.
     pub(crate) hosts: &'a [(HostName, bool)],
 }
@@ -41,7 +43,11 @@ pub(crate) fn plan(record: &Record, wish: &Wish<'_>, rng: &mut impl Rng) -> Resu
         let network = record.networks().get(&port.network).ok_or_else(unknown)?;
         let carry_id = fresh_carry_id(&mut carry_ids, rng);
         let has_other_ports = |host: &HostName| has_other_ports(record, host, spec.name.as_str(), port);
-        let markers = marker_peers(&hosts, host, wish.destination, has_other_ports, || MarkerSecret::new(rng.random()));
+        // There is no gate for them to open.
+        let markers = match wish.cold {
+            true => Vec::new(),
+            false => marker_peers(&hosts, host, wish.destination, has_other_ports, || MarkerSecret::new(rng.random())),
+        };
         ports.push(PortPlan { port: port.clone(), vni: network.vni, carry_id, marker_mac: random_mac(rng), markers });
     }
     Ok(MigrationPlan {
@@ -53,6 +59,7 @@ pub(crate) fn plan(record: &Record, wish: &Wish<'_>, rng: &mut impl Rng) -> Resu
         destination: end(record, wish.destination)?,
         ports,
         limits: wish.limits,
+        cold: wish.cold,
     })
 }
 

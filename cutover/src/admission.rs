@@ -161,6 +161,8 @@ pub struct GuestFacts {
     pub running: bool,
     /// Last seen ended, or could not be started.
     pub failed: bool,
+    /// Last seen stopped.
+    pub stopped: bool,
     /// Migration that moves it now.
     pub migration: Option<String>,
 }

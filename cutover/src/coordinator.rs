@@ -210,7 +210,10 @@ impl Coordinator {
                 vec![CoordinatorEffect::Progressed]
             }
             (Role::Source, Step::Stalled) => self.stalled(news.failure, now),
-            (Role::Source, Step::Precopy) => self.advance(Phase::Precopy, "memory is being copied", now),
+            (Role::Source, Step::Precopy) => {
+                let what = if self.plan.cold { "disks are being copied" } else { "memory is being copied" };
+                self.advance(Phase::Precopy, what, now)
+            }
             (Role::Source, Step::Armed) => self.advance(Phase::Armed, "frames for the guest are held", now),
             (Role::Source, Step::Paused) => self.advance(Phase::Paused, "the guest is paused", now),
             (Role::Source, Step::LineEmpty) => self.note(Step::LineEmpty, "the source's line is empty"),

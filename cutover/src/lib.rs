@@ -2,6 +2,7 @@
 //! every machine takes an event and `now`, and returns effects.
 
 pub mod admission;
+mod cold;
 mod converge;
 mod coordinator;
 mod destination;
@@ -15,6 +16,7 @@ mod power;
 mod source;
 mod stall;
 
+pub use cold::{ColdDestination, ColdSource};
 pub use coordinator::{
     Coordinator, CoordinatorEffect, CoordinatorEvent, CutoverReport, InvalidRebindId, News, Phase, RebindId, Role,
     Step, UNCOUNTED_MARKER, marker_peers,

@@ -217,6 +217,9 @@ pub struct MigrationPlan {
     pub ports: Vec<PortPlan>,
     /// Limits.
     pub limits: Limits,
+    /// The guest is stopped, and arrives stopped.
+    #[serde(default)]
+    pub cold: bool,
 }
 
 /// Why something failed: a stable code and words for people.

@@ -152,6 +152,16 @@ impl Host {
         self.residents.lock().await.values().find(|resident| has(resident)).cloned()
     }
 
+    /// That guest no longer lives here; one of the same name that came since does.
+    pub async fn move_out_this(&self, resident: &Arc<Resident>) {
+        let mut residents = self.residents.lock().await;
+        if residents.get(&resident.spec.name).is_some_and(|it| Arc::ptr_eq(it, resident)) {
+            residents.remove(&resident.spec.name);
+        }
+        drop(residents);
+        self.look_again.notify_one();
+    }
+
     /// A guest no longer lives here.
     pub async fn move_out(&self, name: &GuestName) -> Option<Arc<Resident>> {
         let resident = self.residents.lock().await.remove(name);

@@ -10,6 +10,7 @@
 
 pub mod bindings;
 pub mod clock;
+pub mod cold;
 pub mod config;
 pub mod destination;
 pub mod disks;

@@ -12,7 +12,7 @@ use throughline_cutover::{DestinationEvent, Failure, GuestName, MigrationPlan, S
 use throughline_wire::v1::{DiskHere, FromDestination};
 use tokio::sync::mpsc;
 
-use crate::{host::Host, journal::Promise, lock::lock, slot::Slot, uplink::MigrationNews};
+use crate::{cold::Incoming, host::Host, journal::Promise, lock::lock, slot::Slot, uplink::MigrationNews};
 
 /// Answers to the source go in here.
 pub type ToSource = mpsc::UnboundedSender<Result<FromDestination, tonic::Status>>;
@@ -48,6 +48,8 @@ pub enum Move {
         caller: Slot<SourceCall>,
         /// The source has called: its token is good for no other call.
         called: Arc<AtomicBool>,
+        /// Where the disks of a stopped guest come to.
+        incoming: Arc<Incoming>,
         /// What the controller hears of it.
         news: MigrationNews,
     },

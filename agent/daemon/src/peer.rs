@@ -17,16 +17,21 @@ use throughline_identity::Caller;
 use throughline_wire::{
     limits::LONGEST_ID,
     v1::{
-        FromDestination, FromSource, Prepare, ResolveRequest, ResolveResponse, from_source::Message, peer_server::Peer,
+        CopyDisk, DiskFromDestination, DiskFromSource, FromDestination, FromSource, Prepare, ResolveRequest,
+        ResolveResponse, disk_from_source, from_source::Message, peer_server::Peer,
     },
 };
 use tokio::sync::mpsc;
-use tokio_stream::{StreamExt as _, wrappers::UnboundedReceiverStream};
+use tokio_stream::{
+    StreamExt as _,
+    wrappers::{ReceiverStream, UnboundedReceiverStream},
+};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 use visitors::{Permit, Visitors};
 
 use crate::{
+    cold,
     host::Host,
     journal::Promise,
     memberships,
@@ -135,6 +140,35 @@ impl Peer for PeerService {
         }
         self.decision(&migration_id).await.map(Response::new)
     }
+
+    type CopyDiskStream = Pin<Box<dyn Stream<Item = Result<DiskFromDestination, Status>> + Send>>;
+
+    async fn copy_disk(
+        &self,
+        request: Request<Streaming<DiskFromSource>>,
+    ) -> Result<Response<Self::CopyDiskStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let permit = self.admit(&caller)?;
+        let mut from_source = request.into_inner();
+        let first = tokio::time::timeout(HELLO_DEADLINE, from_source.message());
+        let first = first.await.map_err(|_| Status::deadline_exceeded("no begin message within 5 s"))??;
+        let Some(disk_from_source::Message::Begin(begin)) = first.and_then(|first| first.message) else {
+            return Err(Status::invalid_argument("begin must be the first message of a disk"));
+        };
+        let CopyDisk { migration_id, token, disk, length } = begin;
+        check_id(&migration_id)?;
+        let refuse = |refused: Refused| self.refuse(&caller, &migration_id, &refused);
+        let Some(Move::Destination { plan, events, incoming, .. }) = self.host.moves.get(&migration_id) else {
+            return Err(refuse(Refused::NotAnnounced));
+        };
+        may_ask(&caller, self.proof, &plan, &token).map_err(refuse)?;
+        let answers = cold::copy(self.host.clone(), plan, incoming, events, from_source, (disk, length))?;
+        let answers = ReceiverStream::new(answers).map(move |answer| {
+            let _counts = &permit;
+            answer
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
 }
 
 fn check_id(id: &str) -> Result<(), Status> {
@@ -240,8 +274,9 @@ mod tests {
         let (events, queue) = mpsc::unbounded_channel();
         let moves = Moves::default();
         let (caller, called) = (Slot::empty(), Arc::new(AtomicBool::new(false)));
+        let incoming = Arc::default();
         let news = MigrationNews::new(Uplink::new().0, plan.id.clone(), Role::Destination);
-        assert!(moves.enter(Move::Destination { plan: plan.clone(), events, caller, called, news }));
+        assert!(moves.enter(Move::Destination { plan: plan.clone(), events, caller, called, incoming, news }));
         (moves, queue)
     }
 

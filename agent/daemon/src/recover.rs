@@ -106,7 +106,7 @@ async fn discard_incoming(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), 
         return Ok(());
     }
     // One that ended while nobody looked may not have ended in order.
-    let mut ended_badly = true;
+    let mut ended_badly = !plan.cold;
     if let Some(vm) = host.find_qemu(&plan.guest.name).await? {
         ended_badly = !vm.quit().await.map_err(hypervisor_failure)?.orderly;
     }
@@ -136,7 +136,8 @@ async fn stay(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
     resumed
 }
 
-/// A destination that had committed, whose QEMU is gone: the guest was this host's, and the controller may not have heard of it.
+/// A destination that had committed, whose QEMU is gone, or never was, the move having been a cold one: the guest is this host's, and the
+/// controller may not have heard of it.
 fn mourn(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
     let generation = plan.generation.next();
     if host.journal.find_guest(&plan.guest.name)?.is_some_and(|guest| guest.generation == generation) {
@@ -148,6 +149,12 @@ fn mourn(host: &Arc<Host>, plan: &MigrationPlan) -> Result<(), Failure> {
 
 /// A source that had given nothing up: the guest is its own.
 async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Failure> {
+    if plan.cold {
+        host.journal.promise(id, Some(plan), Promise::Declined)?;
+        info!(migration = id, guest = %plan.guest.name, "kept after a restart, stopped");
+        tell_aborted(host, plan, v1::Role::Source);
+        return Ok(());
+    }
     let resident = host.resident(&plan.guest.name).await;
     if let Some(resident) = resident.filter(|resident| resident.generation() == plan.generation) {
         if !plan.guest.disks.is_empty() {
@@ -179,6 +186,9 @@ async fn keep(host: &Arc<Host>, id: &str, plan: &MigrationPlan) -> Result<(), Fa
 
 /// A source that had given the guest up: the destination is asked, and the machine goes on from there, if its QEMU is there.
 async fn go_on(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
+    if plan.cold {
+        return source::resume_cold(host, plan);
+    }
     match host.resident(&plan.guest.name).await {
         Some(resident) => source::resume(host, plan, resident).await,
         None => {

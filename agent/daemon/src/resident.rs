@@ -227,7 +227,10 @@ impl Host {
         let disks = self.disks_to_boot(spec).await?;
         let vm = self.launch(spec, &ports, &mtus, Start::Boot, disks).await?;
         for port in &ports {
-            self.netlink.set_binding(port.vni, &port.binding_here()).await.map_err(network_failure)?;
+            if let Err(error) = self.netlink.set_binding(port.vni, &port.binding_here()).await {
+                vm.quit().await.map_err(hypervisor_failure)?;
+                return Err(network_failure(error));
+            }
         }
         info!(guest = %spec.name, %generation, "started");
         Ok(Arc::new(Resident::new(spec.clone(), generation, vm, ports)))

@@ -17,8 +17,8 @@ use crate::{host::Host, lock::lock, resident::Resident};
 
 /// How often a guest is asked to shut down: one that was booting has not heard it.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
-/// How soon a journal that could not be written is written again.
-const NOTE_AGAIN: Duration = Duration::from_secs(1);
+/// How soon what failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Guests that are to stop, by name.
 #[derive(Debug, Default)]
@@ -31,22 +31,32 @@ struct Stopping {
     ending: bool,
 }
 
+/// What whoever waits for one guest's end has of it.
+#[derive(Debug)]
+struct Watch {
+    guest: GuestName,
+    hear: watch::Receiver<Stop>,
+}
+
 impl Stops {
     /// Whether that guest is to stop.
     pub fn concern(&self, guest: &GuestName) -> bool {
         lock(&self.0).contains_key(guest)
     }
 
-    /// That guest is to run after all, unless it is past that. What it was asked it may still do.
-    pub fn withdraw(&self, guest: &GuestName) {
+    /// That guest is to run after all, or is ended otherwise; what it was asked it may still do. False: it is past that, and when it has
+    /// stopped it is looked again.
+    pub fn withdraw(&self, guest: &GuestName) -> bool {
         let mut stops = lock(&self.0);
-        if stops.get(guest).is_some_and(|it| !it.ending) {
+        let ending = stops.get(guest).is_some_and(|it| it.ending);
+        if !ending {
             stops.remove(guest);
         }
+        !ending
     }
 
     /// Says how to somebody who waits already; else, whom to say it to.
-    fn say(&self, guest: &GuestName, stop: Stop) -> Option<watch::Receiver<Stop>> {
+    fn say(&self, guest: &GuestName, stop: Stop) -> Option<Watch> {
         let mut stops = lock(&self.0);
         if let Some(stopping) = stops.get(guest) {
             stopping.how.send_if_modified(|how| std::mem::replace(how, stop) != stop);
@@ -54,51 +64,57 @@ impl Stops {
         }
         let (how, hear) = watch::channel(stop);
         stops.insert(guest.clone(), Stopping { how, ending: false });
-        Some(hear)
+        Some(Watch { guest: guest.clone(), hear })
     }
 
-    /// It ends now; false: it was withdrawn.
-    fn begin_to_end(&self, guest: &GuestName) -> bool {
-        lock(&self.0).get_mut(guest).is_some_and(|stopping| {
+    /// It ends now; false: it was withdrawn. A later stop of a guest of that name is another's.
+    fn begin_to_end(&self, watch: &Watch) -> bool {
+        let mut stops = lock(&self.0);
+        // The sender goes with the entry.
+        let mine = watch.hear.has_changed().is_ok();
+        stops.get_mut(&watch.guest).filter(|_| mine).is_some_and(|stopping| {
             stopping.ending = true;
             true
         })
     }
 
-    fn forget(&self, guest: &GuestName) {
-        lock(&self.0).remove(guest);
+    fn forget(&self, watch: &Watch) {
+        lock(&self.0).remove(&watch.guest);
     }
 }
 
 impl Host {
     /// Stops a guest that lives here. Returns at once.
     pub fn stop(self: &Arc<Self>, resident: Arc<Resident>, stop: Stop) {
-        let Some(hear) = self.stops.say(&resident.spec.name, stop) else { return };
+        let Some(watch) = self.stops.say(&resident.spec.name, stop) else { return };
         info!(guest = %resident.spec.name, cut_after_ms = ?stop.cut_after_ms, "is to stop");
-        tokio::spawn(see_off(self.clone(), resident, hear));
+        tokio::spawn(see_off(self.clone(), resident, watch));
     }
 }
 
-async fn see_off(host: Arc<Host>, resident: Arc<Resident>, mut hear: watch::Receiver<Stop>) {
-    let name = &resident.spec.name;
+async fn see_off(host: Arc<Host>, resident: Arc<Resident>, mut watch: Watch) {
+    let name = resident.spec.name.clone();
     loop {
-        let stop = *hear.borrow_and_update();
+        let stop = *watch.hear.borrow_and_update();
         tokio::select! {
             () = time_is_up(&resident, stop) => break,
             // Told otherwise, or withdrawn.
-            told = hear.changed() => if told.is_err() { return },
+            told = watch.hear.changed() => if told.is_err() { return },
         }
     }
-    if !host.stops.begin_to_end(name) {
+    if !host.stops.begin_to_end(&watch) {
         return;
     }
-    // Noted first: a guest that is missing without that counts as lost.
-    note_stopped(&host, name).await;
-    if let Err(error) = resident.vm.quit().await {
-        warn!(%error, guest = %name, "the QEMU of a guest that is to stop did not end");
+    // Noted first: a guest that is missing without that counts as lost. It has stopped when nothing runs of it, and not before.
+    note_stopped(&host, &name).await;
+    while let Err(error) = resident.vm.quit().await {
+        warn!(%error, guest = %name, "the QEMU of a guest that is to stop has not ended");
+        sleep(AGAIN).await;
     }
-    host.move_out(name).await;
-    host.stops.forget(name);
+    host.move_out_this(&resident).await;
+    // Its devices go with it, and who starts it again finds none.
+    drop(resident);
+    host.stops.forget(&watch);
     info!(guest = %name, "stopped");
     host.look_again.notify_one();
 }
@@ -138,7 +154,7 @@ async fn note_stopped(host: &Arc<Host>, guest: &GuestName) {
             Ok(Err(error)) => warn!(%error, %guest, "its stop waits until that can be noted"),
             Err(panicked) => warn!(%panicked, %guest, "its stop waits until that can be noted"),
         }
-        sleep(NOTE_AGAIN).await;
+        sleep(AGAIN).await;
     }
 }
 
@@ -150,18 +166,17 @@ mod tests {
     fn one_waits_for_a_guest_and_hears_what_is_ordered() {
         let (stops, web_1) = (Stops::default(), "web-1".parse().unwrap());
         let [asked, cut] = [None, Some(0)].map(|cut_after_ms| Stop { cut_after_ms });
-        let mut hear = stops.say(&web_1, asked).expect("nobody waits yet");
-        assert!(stops.say(&web_1, asked).is_none() && !hear.has_changed().unwrap(), "the same again");
-        assert!(stops.say(&web_1, cut).is_none() && *hear.borrow_and_update() == cut);
-        stops.withdraw(&web_1);
-        assert!(hear.has_changed().is_err() && !stops.concern(&web_1), "withdrawn");
-        assert!(!stops.begin_to_end(&web_1), "and does not end");
+        let mut first = stops.say(&web_1, asked).expect("nobody waits yet");
+        assert!(stops.say(&web_1, asked).is_none() && !first.hear.has_changed().unwrap(), "the same again");
+        assert!(stops.say(&web_1, cut).is_none() && *first.hear.borrow_and_update() == cut);
+        assert!(stops.withdraw(&web_1) && first.hear.has_changed().is_err() && !stops.concern(&web_1), "withdrawn");
+        assert!(!stops.begin_to_end(&first), "and does not end");
 
-        let hear = stops.say(&web_1, asked).expect("anew");
-        assert!(stops.begin_to_end(&web_1));
-        stops.withdraw(&web_1);
-        assert!(stops.concern(&web_1) && hear.has_changed().is_ok(), "past withdrawing");
-        stops.forget(&web_1);
-        assert!(!stops.concern(&web_1));
+        let second = stops.say(&web_1, asked).expect("anew");
+        assert!(!stops.begin_to_end(&first), "nor does it end the next one's guest");
+        assert!(stops.begin_to_end(&second));
+        assert!(!stops.withdraw(&web_1) && stops.concern(&web_1), "past withdrawing");
+        stops.forget(&second);
+        assert!(stops.withdraw(&web_1) && !stops.concern(&web_1));
     }
 }

@@ -203,7 +203,7 @@ impl Core {
             !self.is_old && recorded.iter().any(|it| same(&it))
         };
         let ports = self.unknown.values().flat_map(|it| {
-            let OwnedGuest { spec, generation, vnis } = &it.owned;
+            let OwnedGuest { spec, generation, vnis, .. } = &it.owned;
             let free = spec.ports.iter().zip(vnis).filter(|(port, vni)| !is_taken(port, **vni)).collect::<Vec<_>>();
             free.into_iter().map(move |(port, vni)| Binding {
                 vni: *vni,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use throughline_cutover::{
-    Binding, CoordinatorEffect, CoordinatorEvent, Failure, Generation, GuestName, HostName, Limits, News, Phase,
+    Binding, CoordinatorEffect, CoordinatorEvent, Failure, Generation, GuestName, HostName, Limits, News, Phase, Power,
     RebindId, Role, Step,
     admission::{self, Denial, Verdict},
     fence::Word,
@@ -38,9 +38,9 @@ impl Core {
         let earlier = self.record.begun_by(&wish.request.request_id);
         match admission::migrate(self, &wish.request, earlier)? {
             Verdict::Known { migration } => self.known(&migration),
-            Verdict::Admitted { destination, .. } => {
+            Verdict::Admitted { destination, cold, .. } => {
                 self.has_room_for_another(&wish)?;
-                self.begin(wish, &destination, limits).map(|begun| Known::Whole(Box::new(begun)))
+                self.begin(wish, &destination, limits, cold).map(|begun| Known::Whole(Box::new(begun)))
             }
         }
     }
@@ -57,12 +57,19 @@ impl Core {
         Err(Denial::TooManyMigrations { operator: operator.clone(), most })
     }
 
-    fn begin(&mut self, wish: Asked, destination: &HostName, limits: Limits) -> Result<MigrationRecord, Denial> {
+    fn begin(
+        &mut self,
+        wish: Asked,
+        destination: &HostName,
+        limits: Limits,
+        cold: bool,
+    ) -> Result<MigrationRecord, Denial> {
         let hosts = self.connections();
         let request = &wish.request;
         let unknown = || Denial::UnknownGuest { field: "guest".to_owned(), name: request.guest.clone() };
         let guest = self.record.guests().get(&request.guest).ok_or_else(unknown)?;
-        let plan = planner::plan(&self.record, &Wish { guest, destination, limits, hosts: &hosts }, &mut rand::rng())?;
+        let wish_for = Wish { guest, destination, limits, cold, hosts: &hosts };
+        let plan = planner::plan(&self.record, &wish_for, &mut rand::rng())?;
         let (id, name) = (plan.id.clone(), request.guest.clone());
         let (source, target) = (plan.source.host.clone(), plan.destination.host.clone());
         tracing::info!(migration = id, guest = %name, %source, destination = %target, "migration admitted");
@@ -244,7 +251,8 @@ impl Core {
         self.record.change_guest(&guest, |guest| {
             (guest.host, guest.generation, guest.started) = (host, generation, true);
         });
-        self.saw(guest, GuestState::Paused);
+        let is_off = self.record.guests().get(&guest).is_some_and(|guest| guest.power != Power::On);
+        self.saw(guest, if is_off { GuestState::Stopped } else { GuestState::Paused });
     }
 
     fn generation_of(&self, guest: &GuestName) -> Option<Generation> {

@@ -167,6 +167,7 @@ impl View for Core {
             power: guest.power,
             running: self.observed.get(name).is_some_and(|it| it.state == GuestState::Running),
             failed: self.observed.get(name).is_some_and(|it| it.state == GuestState::Failed),
+            stopped: self.observed.get(name).is_some_and(|it| it.state == GuestState::Stopped),
             migration: guest.migration.clone(),
         })
     }

@@ -4,7 +4,7 @@ use throughline_cutover::{CutoverReport, Failure, Generation, InvalidRebindId};
 use throughline_wire::{
     InvalidField, Problem,
     limits::{LONGEST_ID, LONGEST_TEXT, MOST_GUESTS, MOST_PROBLEMS, cut},
-    nested, parsed, v1,
+    nested, parsed, stop_of, v1,
 };
 
 use crate::{
@@ -188,7 +188,7 @@ fn desired_state(revision: u64, desired: Desired) -> v1::DesiredState {
         spec: Some(v1::GuestSpec::from(spec)),
         generation: generation.0,
         boot,
-        stop: power.into(),
+        stop: stop_of(power),
     };
     let (mut end_guests, mut remove_endpoints, mut remove_networks) = (Vec::new(), Vec::new(), Vec::new());
     for removal in desired.removals {

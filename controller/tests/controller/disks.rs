@@ -117,7 +117,7 @@ async fn a_guest_the_record_does_not_know_has_disks_too() {
     let mut fabric = controller.fabric().await;
     let mut spec = with_disks().spec.unwrap();
     (spec.ports[0].id, spec.ports[0].mac) = (9, "02:54:00:00:00:09".into());
-    let owned = v1::OwnedGuest { spec: Some(spec), generation: 7, vnis: vec![7] };
+    let owned = v1::OwnedGuest { spec: Some(spec), generation: 7, vnis: vec![7], stopped: false };
     let hello = v1::Hello { guests: vec![owned], ..hello("h1", 1) };
     let mut h1 = Agent::connect(controller.address, hello).await.unwrap();
     let unknown = fabric.get_guest(named_guest("web-2")).await.unwrap().into_inner();

@@ -44,7 +44,7 @@ async fn host(fabric: &mut Fabric, name: &str) -> v1::Host {
 
 /// A guest as its host's journal has it.
 fn owned(guest: &v1::Guest, generation: u64) -> v1::OwnedGuest {
-    v1::OwnedGuest { spec: guest.spec.clone(), generation, vnis: vec![7] }
+    v1::OwnedGuest { spec: guest.spec.clone(), generation, vnis: vec![7], stopped: false }
 }
 
 fn copy(from: &Path, to: &Path) {

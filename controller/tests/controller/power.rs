@@ -1,6 +1,8 @@
 //! Guests are stopped and started by word of an operator; the host learns it with its desired state.
 
-use throughline_wire::v1::{self, GuestState, agent_message::Message as Up, fabric_client::FabricClient};
+use throughline_wire::v1::{
+    self, GuestState, agent_message::Message as Up, controller_message::Message as Down, fabric_client::FabricClient,
+};
 use tonic::transport::Channel;
 
 use crate::support::*;
@@ -38,7 +40,6 @@ async fn a_guest_is_stopped_and_started_at_generations_of_their_own() {
     assert_eq!(impatient.generation, 2, "the same turn of the switch, said otherwise");
     h1.desired(|it| it.guests[0].stop == Some(v1::Stop { cut_after_ms: Some(0) })).await;
     is(&h1, &mut fabric, 2, GuestState::Stopped).await;
-    assert_eq!(told(fabric.migrate_guest(move_web_1("r-1", "h2")).await).1, "GUEST_NOT_RUNNING");
 
     let starting = fabric.start_guest(start()).await.unwrap().into_inner();
     assert_eq!((starting.state(), starting.generation), (GuestState::Starting, 3));
@@ -55,12 +56,38 @@ async fn a_guest_is_stopped_and_started_at_generations_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_stopped_guest_moves_stopped() {
+    let state = StateDir::new();
+    let controller = Controller::start(&state).await;
+    let (mut fabric, [mut h1, mut h2, mut h3]) = controller.three_hosts().await;
+    fabric.stop_guest(stop(None)).await.unwrap();
+    is(&h1, &mut fabric, 2, GuestState::Stopped).await;
+    let id = fabric.migrate_guest(move_web_1("r-1", "h2")).await.unwrap().into_inner().id;
+    let Down::Expect(expect) = h2.order().await else { panic!("the destination is told first") };
+    let plan = expect.plan.unwrap();
+    assert!(plan.cold && plan.ports.iter().all(|port| port.markers.is_empty()), "{plan:?}");
+    h2.news(&id, v1::Role::Destination, v1::Step::Expecting).await;
+    let Down::Start(start) = h1.order().await else { panic!("then the source") };
+    assert_eq!(start.plan, Some(plan));
+    h2.update(v1::MigrationUpdate { generation: 3, ..update(&id, v1::Role::Destination, v1::Step::Committed) }).await;
+    let Down::Rebind(rebind) = h3.order().await else { panic!("peers are told as ever") };
+    assert_eq!(rebind.marker_secret, Vec::<u8>::new());
+    let there = fabric.get_guest(named_guest("web-1")).await.unwrap().into_inner();
+    assert_eq!((there.host.as_str(), there.generation, there.state()), ("h2", 3, GuestState::Stopped));
+    let wanted = h2.desired(|it| !it.guests.is_empty()).await;
+    assert_eq!(wanted.guests[0].stop, Some(v1::Stop { cut_after_ms: None }), "it is not to run there either");
+}
+
+#[tokio::test]
 async fn a_failed_guest_is_stopped_before_it_is_started() {
     let state = StateDir::new();
     let controller = Controller::start(&state).await;
     let (mut fabric, [h1, _h2, _h3]) = controller.three_hosts().await;
     is(&h1, &mut fabric, 1, GuestState::Failed).await;
-    assert_eq!(told(fabric.start_guest(start()).await), (tonic::Code::FailedPrecondition, "GUEST_FAILED".into(), "name".into()));
+    assert_eq!(
+        told(fabric.start_guest(start()).await),
+        (tonic::Code::FailedPrecondition, "GUEST_FAILED".into(), "name".into())
+    );
     fabric.stop_guest(stop(None)).await.unwrap();
     is(&h1, &mut fabric, 2, GuestState::Stopped).await;
     fabric.start_guest(start()).await.unwrap();

@@ -239,7 +239,7 @@ async fn it_cannot_take_another_hosts_guest_by_claiming_it() {
     };
     // By its name, and by its addresses under another name.
     for (spec, generation) in [(spec.clone(), 2), (spec.clone(), u64::MAX), (ghost("ghost"), u64::MAX)] {
-        let guests = vec![v1::OwnedGuest { spec: Some(spec), generation, vnis: vec![7] }];
+        let guests = vec![v1::OwnedGuest { spec: Some(spec), generation, vnis: vec![7], stopped: false }];
         let claimed = v1::Hello { guests, ..hello("h2", 2) };
         drop(Agent::connect(controller.door("agent/h2"), claimed).await.expect("it is h2"));
         assert_eq!(guest(&mut fabric, "web-1").await, before);
@@ -265,7 +265,7 @@ async fn a_restored_record_believes_what_hosts_say_when_it_is_told_to() {
     let spec = guest(&mut fabric, "web-1").await.spec;
     first.stop().await;
     drop(agents);
-    let owned = v1::OwnedGuest { spec, generation: 2, vnis: vec![7] };
+    let owned = v1::OwnedGuest { spec, generation: 2, vnis: vec![7], stopped: false };
     for (restored, host) in [(false, "h1"), (true, "h2")] {
         let controller = Controller::with_doors(Config { restored, ..Config::new(&state.0) }, &["agent/h2"]).await;
         let mut fabric = controller.fabric().await;

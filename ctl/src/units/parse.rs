@@ -95,6 +95,14 @@ pub(crate) fn duration_ms(text: &str) -> Result<u32, InvalidQuantity> {
     u32::try_from(span.as_millis()).map_err(|_| InvalidQuantity::TooLarge)
 }
 
+/// The same, or 0.
+pub(crate) fn duration_ms_or_zero(text: &str) -> Result<u32, InvalidQuantity> {
+    match duration_ms(text) {
+        Err(InvalidQuantity::Zero) => Ok(0),
+        read => read,
+    }
+}
+
 /// A quantity in billionths of what is counted.
 struct Billionths(u128);
 
@@ -190,6 +198,8 @@ mod tests {
         assert_eq!(duration_ms("5m"), Ok(300_000));
         assert_eq!(duration_ms("1.5ms"), Err(InvalidQuantity::Fraction("milliseconds")));
         assert_eq!(duration_ms("1200h"), Err(InvalidQuantity::TooLarge), "the field has 32 bits");
+        assert_eq!([duration_ms_or_zero("0"), duration_ms_or_zero("1.5s")], [Ok(0), Ok(1_500)]);
+        assert_eq!(duration_ms_or_zero("-1"), duration_ms("-1"));
     }
 
     proptest! {

@@ -77,9 +77,11 @@ pub enum Denial {
         "host {host} is still to delete the disks of an earlier guest {guest}; wait until it has, or use another host or name"
     )]
     DisksBeingDeleted { field: String, guest: GuestName, host: HostName },
-    #[error("guest {guest} does not run, or is to stop; see its state and detail, and start it if it is to move")]
+    #[error("guest {guest} neither runs nor is stopped; see its state and detail; wait until it does, or stop it")]
     GuestNotRunning { guest: GuestName },
-    #[error("guest {guest} has failed, see its detail; stop it, so that its host notes that it does not run, then start it")]
+    #[error(
+        "guest {guest} has failed, see its detail; stop it, so that its host notes that it does not run, then start it"
+    )]
     GuestFailed { guest: GuestName },
     #[error("network {network} is used by {owner}; delete that first")]
     NetworkInUse { network: NetworkName, owner: String },

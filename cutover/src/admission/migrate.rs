@@ -35,6 +35,8 @@ pub enum Verdict {
         source: HostName,
         /// Host it goes to.
         destination: HostName,
+        /// It is stopped, and arrives stopped.
+        cold: bool,
     },
 }
 
@@ -68,10 +70,11 @@ pub fn migrate(
     if !known_host(view, "guest", &guest.host)?.connected {
         return Err(Denial::HostDown { field: "guest".to_owned(), host: guest.host });
     }
-    if !guest.running || guest.power != Power::On {
+    let cold = guest.power != Power::On;
+    if !(if cold { guest.stopped } else { guest.running }) {
         return Err(Denial::GuestNotRunning { guest: name.clone() });
     }
-    Ok(Verdict::Admitted { source: guest.host, destination })
+    Ok(Verdict::Admitted { source: guest.host, destination, cold })
 }
 
 /// Whether a migration may still be undone.

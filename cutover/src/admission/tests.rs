@@ -64,8 +64,8 @@ impl Fabric {
         });
         let spec = guest.clone().allot(ports.collect());
         let (host, memory_kib, disks) = (host(on), guest.memory_kib, guest.disks.len());
-        let facts =
-            GuestFacts { host, memory_kib, disks, power: Power::On, running: true, failed: false, migration: None };
+        let (power, running, failed, stopped) = (Power::On, true, false, false);
+        let facts = GuestFacts { host, memory_kib, disks, power, running, failed, stopped, migration: None };
         if let Some(host) = self.hosts.iter_mut().find(|it| it.name.as_str() == on) {
             host.memory_used_kib += guest.memory_kib;
         }
@@ -296,7 +296,7 @@ proptest! {
         };
         let most = fabric.hosts.iter().filter(able).map(HostFacts::memory_free_kib).max();
         match migrate(&fabric, &request(None), None) {
-            Ok(Verdict::Admitted { source, destination }) => {
+            Ok(Verdict::Admitted { source, destination, .. }) => {
                 prop_assert_eq!(source, host("h1"));
                 let chosen = fabric.host(&destination).unwrap();
                 prop_assert!(able(&&chosen));

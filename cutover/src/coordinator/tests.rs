@@ -55,6 +55,7 @@ fn plan() -> MigrationPlan {
             markers: vec![MarkerPeer { host: host("h3"), vtep: [192, 0, 2, 3].into(), index: 0, secret: SECRET }],
         }],
         limits: Limits::default(),
+        cold: false,
     }
 }
 

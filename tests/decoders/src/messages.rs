@@ -3,18 +3,23 @@
 use std::{fmt::Debug, net::Ipv4Addr};
 
 use prost::Message;
-use throughline_agent::{flip, invitation, memberships, peer, reconcile};
+use throughline_agent::{cold, flip, invitation, memberships, peer, reconcile};
 use throughline_controller::read_agent_message;
 use throughline_cutover::{
     Binding, Endpoint, GuestSpec, Limits, Mandate, MigrationPlan, Network, OwnedGuest, Port, Stop,
     admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest},
 };
-use throughline_wire::v1::{self, controller_message::Message as Order, from_destination, from_source};
+use throughline_wire::v1::{
+    self, controller_message::Message as Order, disk_from_source, from_destination, from_source,
+};
 
 use crate::chosen;
 
 /// Where memory is to go.
 const DESTINATION: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// Bytes of a disk's file that comes.
+const FILE: u64 = 64 << 20;
 
 /// What operators send: the first byte says which message.
 pub(crate) fn requests(bytes: &[u8]) {
@@ -80,7 +85,7 @@ pub(crate) fn controller(bytes: &[u8]) {
     }
 }
 
-/// What the two ends of a migration say to each other: the first byte says which end speaks.
+/// What the two ends of a migration say to each other: the first byte says which end speaks, and of what.
 pub(crate) fn peer(bytes: &[u8]) {
     let Some((choice, body)) = chosen(bytes) else { return };
     match choice {
@@ -92,6 +97,14 @@ pub(crate) fn peer(bytes: &[u8]) {
                 }
             }
             let _event = peer::event_of(message);
+        }
+        2 => {
+            let Ok(message) = v1::DiskFromSource::decode(body) else { return };
+            if let Some(disk_from_source::Message::Data(data)) = message.message
+                && cold::is_within(&data, FILE)
+            {
+                assert!(data.offset < FILE, "nothing is written beyond the file");
+            }
         }
         _ => {
             let Ok(message) = v1::FromDestination::decode(body) else { return };

@@ -26,15 +26,21 @@ impl Lab {
     }
 
     /// Names of the files of the guest's disks on a host.
-    fn disk_files(&self, host: &str) -> Vec<String> {
+    pub(crate) fn disk_files(&self, host: &str) -> Vec<String> {
         let entries = fs::read_dir(self.disk_dir(host)).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
 
+    /// Sums of the files of the guest's disks on a host, by name.
+    pub(crate) fn disk_sums(&self, host: &str) -> Vec<(String, u64)> {
+        let names = self.disk_files(host).into_iter();
+        names.map(|name| (name.clone(), content(&self.disk_dir(host).join(name)))).collect()
+    }
+
     /// A guest with a large raw disk, of which the first 48 MiB are filled. What is written behind its back it has not read.
-    fn boot_guest_with_large_disk(&self) {
+    pub(crate) fn boot_guest_with_large_disk(&self) {
         self.boot_guest_with(
             "tl.disk=root tl.disk-rate=128",
             &["--disk", "name=root,size=4MiB", "--disk", "name=big,size=1GiB"],
@@ -46,7 +52,7 @@ impl Lab {
     }
 
     /// Begins to move it and returns the migration's id when so many bytes of its disks are over.
-    fn begin_disk_move(&self, to: &str, over: u64) -> String {
+    pub(crate) fn begin_disk_move(&self, to: &str, over: u64) -> String {
         let begun = self.throughline(&["migrate", GUEST, "--to", to, "--bandwidth", SLOW, "--detach"]).done();
         let id = begun["id"].as_str().unwrap().to_owned();
         wait_for("disks are being copied", LONG, || {

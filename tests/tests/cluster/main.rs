@@ -9,6 +9,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
 mod cancelling;
+mod cold;
 mod disks;
 mod failing;
 mod faults;

@@ -262,6 +262,7 @@ fn plan(peers: usize) -> MigrationPlan {
             markers: (0..peers as u8).map(marker).collect(),
         }],
         limits: LIMITS,
+        cold: false,
     }
 }
 

@@ -11,4 +11,5 @@ mod resources;
 
 pub use disks::disk_fate;
 pub use field::{InvalidField, Problem};
+pub use power::{power_of, stop_of};
 pub use requests::{nested, parsed};

@@ -91,6 +91,7 @@ impl TryFrom<v1::MigrationPlan> for MigrationPlan {
                 .map_err(|e: InvalidField| e.within("destination"))?,
             ports: ports.collect::<Result<_, _>>()?,
             limits: Limits::try_from(plan.limits.unwrap_or_default()).map_err(|e| e.within("limits"))?,
+            cold: plan.cold,
         })
     }
 }
@@ -106,6 +107,7 @@ impl From<MigrationPlan> for v1::MigrationPlan {
             destination: Some(plan.destination.into()),
             ports: plan.ports.into_iter().map(Into::into).collect(),
             limits: Some(plan.limits.into()),
+            cold: plan.cold,
         }
     }
 }
@@ -147,6 +149,7 @@ mod tests {
                 markers: vec![peer],
             }],
             limits: Some(Limits::default().into()),
+            cold: true,
         }
     }
 

@@ -25,20 +25,20 @@ impl From<Stop> for v1::Stop {
     }
 }
 
-impl From<Power> for Option<v1::Stop> {
-    fn from(power: Power) -> Self {
-        match power {
-            Power::On => None,
-            Power::Off(stop) => Some(stop.into()),
-        }
+/// What is wanted of a guest, as a host is told it: how it is stopped, if it is.
+pub fn stop_of(power: Power) -> Option<v1::Stop> {
+    match power {
+        Power::On => None,
+        Power::Off(stop) => Some(stop.into()),
     }
 }
 
-impl TryFrom<Option<v1::Stop>> for Power {
-    type Error = InvalidField;
-    fn try_from(stop: Option<v1::Stop>) -> Result<Self, InvalidField> {
-        stop.map_or(Ok(Self::On), |stop| Ok(Self::Off(stop.try_into()?)))
-    }
+/// The same, read.
+///
+/// # Errors
+/// What is wrong with the stop.
+pub fn power_of(stop: Option<v1::Stop>) -> Result<Power, InvalidField> {
+    stop.map_or(Ok(Power::On), |stop| Ok(Power::Off(stop.try_into()?)))
 }
 
 #[cfg(test)]
@@ -48,10 +48,10 @@ mod tests {
     #[test]
     fn what_is_said_of_power_round_trips() {
         for power in [None, Some(0), Some(86_400_000)].map(|cut_after_ms| Power::Off(Stop { cut_after_ms })) {
-            assert_eq!(Power::try_from(Option::<v1::Stop>::from(power)), Ok(power));
+            assert_eq!(power_of(stop_of(power)), Ok(power));
         }
-        assert_eq!(Power::try_from(None), Ok(Power::On));
-        assert_eq!(Option::<v1::Stop>::from(Power::On), None);
+        assert_eq!(power_of(None), Ok(Power::On));
+        assert_eq!(stop_of(Power::On), None);
         let long = v1::Stop { cut_after_ms: Some(86_400_001) };
         assert_eq!(Stop::try_from(long).expect_err("must be refused").field, "cut_after_ms");
     }

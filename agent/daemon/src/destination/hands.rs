@@ -30,7 +30,7 @@ use crate::{
     gates::{lane_of, sharing},
     host::Host,
     invitation,
-    journal::{JournalError, PendingCommit, Promise},
+    journal::{JournalError, PendingCommit},
     lock::lock,
     moves::{SourceCall, ToSource},
     moving::{Counted, MovingPort, until_or_late},
@@ -55,7 +55,7 @@ const WARM_EVERY: Duration = Duration::from_millis(5);
 const KEPT_WARM: Duration = Duration::from_secs(2);
 
 /// What the controller calls it when an operator does not want a migration any more.
-const CANCELLED: &str = "CANCELLED";
+pub(crate) const CANCELLED: &str = "CANCELLED";
 
 /// Carries out a destination's effects.
 #[derive(Debug)]
@@ -284,12 +284,7 @@ impl DestinationHands {
     fn record_decline(&mut self) {
         self.commit_drafted = None;
         let (host, plan, events) = (self.host.clone(), self.plan.clone(), self.events.clone());
-        self.waits.spawn_blocking(move || {
-            if let Err(error) = host.journal.promise(&plan.id, Some(&plan), Promise::Declined) {
-                warn!(%error, "the refusal is not on disk; a restart of this agent would decide the same");
-            }
-            let _ = events.send(DestinationEvent::DeclineRecorded);
-        });
+        self.waits.spawn_blocking(move || drop(events.send(super::decline(&host, &plan))));
     }
 
     fn raise_gate(&self) {

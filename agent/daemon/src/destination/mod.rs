@@ -5,12 +5,13 @@ mod hands;
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-use throughline_cutover::{Destination, DestinationEvent, Failure, GatePeer, MigrationPlan};
+use throughline_cutover::{ColdDestination, Destination, DestinationEvent, Failure, GatePeer, MigrationPlan};
 use throughline_wire::v1;
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, info_span, warn};
 
 use crate::{
+    cold::{Incoming, destination::ColdDestinationHands},
     driver::drive,
     host::Host,
     journal::Promise,
@@ -20,6 +21,7 @@ use crate::{
     slot::Slot,
     uplink::MigrationNews,
 };
+pub(crate) use hands::CANCELLED;
 use hands::DestinationHands;
 
 /// Makes ready to be the destination of an announced migration.
@@ -70,13 +72,14 @@ enum Part {
 fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -> Result<(), Failure> {
     let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
-    let caller = Slot::empty();
+    let (caller, incoming) = (Slot::empty(), Arc::<Incoming>::default());
     let one = Move::Destination {
         plan: plan.clone(),
         events: events.clone(),
         caller: caller.clone(),
         // To a destination that had committed before its agent ended, no source has anything to say.
         called: Arc::new(AtomicBool::new(matches!(part, Part::Resumed(..)))),
+        incoming: incoming.clone(),
         news: news.clone(),
     };
     if !host.moves.enter(one) {
@@ -89,16 +92,22 @@ fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -
     tokio::spawn(
         async move {
             let (generation, limits, awaited) = (plan.generation, plan.limits, GatePeer::all(&plan));
+            if matches!(part, Part::New)
+                && let Err(failure) = host.take_part(&plan, Promise::Receiving).await
+            {
+                host.moves.withdraw(&plan.id);
+                refuse(&news, failure);
+                return;
+            }
+            if plan.cold {
+                let (host, id) = (host.clone(), plan.id.clone());
+                let mut hands = ColdDestinationHands::new(host.clone(), plan, events, caller, incoming, news.clone());
+                drive(ColdDestination::new(generation, limits), &mut hands, &mut queue, host.clock).await;
+                return leave(&host, &id, &news);
+            }
             let mut hands = DestinationHands::new(host.clone(), plan.clone(), events, caller, news.clone());
             let machine = match part {
-                Part::New => {
-                    if let Err(failure) = host.take_part(&plan, Promise::Receiving).await {
-                        host.moves.withdraw(&plan.id);
-                        refuse(&news, failure);
-                        return;
-                    }
-                    Destination::new(generation, limits, awaited).with_disks(!plan.guest.disks.is_empty())
-                }
+                Part::New => Destination::new(generation, limits, awaited).with_disks(!plan.guest.disks.is_empty()),
                 Part::Resumed(resident, ports) => {
                     let open = ports.iter().all(MovingPort::is_released);
                     hands.take_up(&resident, ports);
@@ -109,11 +118,23 @@ fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -
             drive(machine, &mut hands, &mut queue, host.clock).await;
             drop(hands);
             drop(frozen);
-            host.moves.leave(&plan.id);
-            news.repeat();
-            host.look_again.notify_one();
+            leave(&host, &plan.id, &news);
         }
         .instrument(span),
     );
     Ok(())
+}
+
+fn leave(host: &Host, id: &str, news: &MigrationNews) {
+    host.moves.leave(id);
+    news.repeat();
+    host.look_again.notify_one();
+}
+
+/// Writes down that this host did not take the guest. Blocks.
+pub(crate) fn decline(host: &Host, plan: &MigrationPlan) -> DestinationEvent {
+    if let Err(error) = host.journal.promise(&plan.id, Some(plan), Promise::Declined) {
+        warn!(%error, "the refusal is not on disk; a restart of this agent would decide the same");
+    }
+    DestinationEvent::DeclineRecorded
 }

@@ -10,7 +10,7 @@ use std::{
 use throughline_cutover::{Disk, DiskFormat, GuestName};
 
 use super::{
-    CopyId, DiskError, Store, check,
+    CopyId, DiskError, Store, check, check_plain,
     folder::{Coming, Folder, State, coming_name, kept_name},
     lock, open_to_write, space,
 };
@@ -61,6 +61,47 @@ impl Store {
         self.blank(guest, disk, &half)?;
         lock(guest, disk, half.file())?;
         Ok(Received { file: half.finish(&coming_name(disk, copy, State::Incoming))?, continued: false })
+    }
+
+    /// Has a file for the file of a stopped guest's disk to be copied to, byte for byte: what came of it before, if anything did, for
+    /// the two are compared all the same; all others of that disk are removed. It is of the copying `copy` from now on, and of no other:
+    /// what a mirror that is gone on with relies on is not there any more.
+    ///
+    /// # Errors
+    /// As [`Store::receive`].
+    pub fn receive_file(&self, guest: &GuestName, disk: &Disk, used: u64, copy: &CopyId) -> Result<File, DiskError> {
+        let folder = Folder::make(&self.directory, guest)?;
+        folder.check_free(disk)?;
+        let mut part = None;
+        for came in folder.coming(Some(disk))? {
+            folder.check_unused(&came.name)?;
+            if came.is_of(disk) && part.is_none() { part = Some(came) } else { folder.unlink(&came.name)? }
+        }
+        let name = coming_name(disk, copy, State::Incoming);
+        let Some(part) = part else {
+            space::check(guest, disk, folder.path(), used)?;
+            let half = folder.begin(disk)?;
+            lock(guest, disk, half.file())?;
+            return half.finish(&name);
+        };
+        let path = folder.path().join(&part.name);
+        let file = open_to_write(&path)?;
+        check_plain(guest, &path, &file)?;
+        let there = space::allocated(&file.metadata().map_err(DiskError::io("look at", &path))?);
+        space::check(guest, disk, folder.path(), used.saturating_sub(there))?;
+        lock(guest, disk, &file)?;
+        folder.rename(&part.name, &name)?;
+        folder.sync()?;
+        Ok(file)
+    }
+
+    /// That a file which was copied byte for byte is the disk's.
+    ///
+    /// # Errors
+    /// [`DiskError::Unfit`].
+    pub fn check_received(&self, guest: &GuestName, disk: &Disk, copy: &CopyId, file: &File) -> Result<(), DiskError> {
+        let name = coming_name(disk, copy, State::Incoming);
+        check(guest, disk, &self.directory.join(guest.as_str()).join(name), file)
     }
 
     /// The guest is this host's: what came is kept. `disks` are all of it. To be called again if it failed, and after a crash.

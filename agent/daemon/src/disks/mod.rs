@@ -195,16 +195,23 @@ fn lock(guest: &GuestName, disk: &Disk, file: &File) -> Result<(), DiskError> {
 /// That it is a file of ours, and of the disk's size.
 fn check(guest: &GuestName, disk: &Disk, path: &Path, file: &File) -> Result<(), DiskError> {
     let unfit = |why: String| DiskError::Unfit { guest: guest.clone(), path: path.to_owned(), why };
-    let metadata = file.metadata().map_err(DiskError::io("look at", path))?;
-    if !metadata.is_file() || metadata.nlink() != 1 {
-        return Err(unfit("it is no plain file with one name".to_owned()));
-    }
+    let length = check_plain(guest, path, file)?;
     let found = match disk.format {
-        DiskFormat::Raw => metadata.len(),
+        DiskFormat::Raw => length,
         DiskFormat::Qcow2 => qcow2::read(file).map_err(|why| unfit(why.to_string()))?,
     };
     let wanted = disk.size.bytes();
     if found == wanted { Ok(()) } else { Err(unfit(format!("it is a disk of {found} bytes, not of {wanted}"))) }
+}
+
+/// That it is a plain file with one name; its length.
+fn check_plain(guest: &GuestName, path: &Path, file: &File) -> Result<u64, DiskError> {
+    let metadata = file.metadata().map_err(DiskError::io("look at", path))?;
+    if metadata.is_file() && metadata.nlink() == 1 {
+        return Ok(metadata.len());
+    }
+    let why = "it is no plain file with one name".to_owned();
+    Err(DiskError::Unfit { guest: guest.clone(), path: path.to_owned(), why })
 }
 
 #[cfg(test)]

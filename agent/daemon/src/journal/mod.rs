@@ -38,7 +38,7 @@ const CACHE: usize = 1 << 20;
 /// What a migration's destination owns.
 fn owned_by_destination(plan: &MigrationPlan) -> OwnedGuest {
     let vnis = plan.ports.iter().map(|port| port.vni).collect();
-    OwnedGuest { spec: plan.guest.clone(), generation: plan.generation.next(), vnis, stopped: false }
+    OwnedGuest { spec: plan.guest.clone(), generation: plan.generation.next(), vnis, stopped: plan.cold }
 }
 
 /// How far this host has bound itself in a migration.

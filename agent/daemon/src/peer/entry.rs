@@ -128,6 +128,7 @@ pub(super) mod tests {
             destination: end("h2", 2),
             ports: vec![],
             limits: Limits::default(),
+            cold: false,
         }
     }
 

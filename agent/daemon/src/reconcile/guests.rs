@@ -1,9 +1,9 @@
 //! Guests as they should be here: running, or stopped.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use throughline_cutover::{
-    Failure, Generation, GuestSpec, NetworkName, OwnedGuest, Power, Stop,
+    Failure, Generation, GuestName, GuestSpec, NetworkName, OwnedGuest, Power, Stop,
     fence::{self, Have},
 };
 use tracing::{info, warn};
@@ -11,8 +11,13 @@ use tracing::{info, warn};
 use super::Failed;
 use crate::{
     host::Host,
-    resident::{Resident, Segment},
+    resident::{Resident, Segment, hypervisor_failure},
 };
+
+/// Why a guest whose disk somebody else has open does not start.
+const DISK_IN_USE: &str = "DISK_IN_USE";
+/// How soon it is tried again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How a guest should be here.
 #[derive(Debug, Clone, Copy)]
@@ -30,10 +35,7 @@ pub(super) async fn have_guest(
     failed: &mut Failed,
 ) -> Result<bool, Failure> {
     match order.power {
-        Power::On => {
-            host.stops.withdraw(&spec.name);
-            have_running(host, spec, order, failed).await
-        }
+        Power::On => have_running(host, spec, order, failed).await,
         Power::Off(stop) => {
             failed.0.remove(&spec.name);
             have_stopped(host, spec, order, stop).await.map(|()| false)
@@ -41,39 +43,74 @@ pub(super) async fn have_guest(
     }
 }
 
-async fn have_running(
-    host: &Arc<Host>,
-    spec: &GuestSpec,
-    order: Order,
-    failed: &mut Failed,
-) -> Result<bool, Failure> {
+/// What there is of a guest here.
+struct Found {
+    resident: Option<Arc<Resident>>,
+    /// As the journal has it.
+    owned: Option<OwnedGuest>,
+    verdict: Have,
+}
+
+impl Found {
+    async fn look(host: &Host, spec: &GuestSpec, order: Order) -> Result<Self, Failure> {
+        let name = &spec.name;
+        let (resident, owned) = (host.resident(name).await, host.journal.find_guest(name)?);
+        let held = match (&resident, &owned) {
+            (Some(resident), _) => Some(resident.generation()),
+            (None, Some(owned)) => Some(owned.generation),
+            (None, None) => None,
+        };
+        let gone = host.journal.gone(name)?;
+        let verdict = fence::have(name, held, gone, order.generation, order.boot);
+        Ok(Self { resident, owned, verdict })
+    }
+
+    fn is_noted_as_stopped(&self) -> bool {
+        self.owned.as_ref().is_some_and(|owned| owned.stopped)
+    }
+}
+
+async fn have_running(host: &Arc<Host>, spec: &GuestSpec, order: Order, failed: &mut Failed) -> Result<bool, Failure> {
     let name = &spec.name;
-    let resident = host.resident(name).await;
-    let stopped = host.journal.find_guest(name)?.filter(|owned| owned.stopped).map(|owned| owned.generation);
-    let held = resident.as_ref().map(|resident| resident.generation()).or(stopped);
-    let gone = host.journal.gone(name)?;
-    match (resident, fence::have(name, held, gone, order.generation, order.boot)) {
-        (Some(_), Have::Refuse(failure)) => return Err(failure),
+    let found = Found::look(host, spec, order).await?;
+    if found.resident.is_none() && failed.0.get(name).is_some_and(|(at, _)| *at == order.generation) {
+        return Ok(false);
+    }
+    // An order from the past withdraws nothing.
+    if let Have::Refuse(failure) = found.verdict {
+        return refuse(name, order, found.resident.is_some(), failure, failed);
+    }
+    if !host.stops.withdraw(name) {
+        return Ok(false);
+    }
+    // Nobody stops it any more; somebody just may have.
+    let found = Found::look(host, spec, order).await?;
+    let noted_as_stopped = found.is_noted_as_stopped();
+    match (found.resident, found.verdict) {
+        (resident, Have::Refuse(failure)) => return refuse(name, order, resident.is_some(), failure, failed),
         (Some(resident), verdict) => {
             if verdict == Have::Raise {
                 raise(host, &resident, order.generation)?;
             }
             // The agent that was to stop it may have got no further than to note it.
-            if stopped.is_some() && !host.stops.concern(name) {
+            if noted_as_stopped {
                 host.journal.note_power(name, true)?;
             }
         }
-        (None, _) if failed.0.get(name).is_some_and(|(at, _)| *at == order.generation) => return Ok(false),
-        (None, verdict) => {
-            let booted = match verdict {
-                Have::Refuse(failure) => Err(failure),
-                // Held, and not there: it was stopped.
-                Have::Boot | Have::Kept | Have::Raise => boot(host, spec, order.generation).await,
+        (None, _) => {
+            let booted = match found.owned {
+                Some(owned) if !owned.stopped => Err(lost()),
+                before => boot(host, spec, order.generation, before.is_some()).await,
             };
-            host.settle_in(booted.inspect_err(|failure| {
-                failed.0.insert(name.clone(), (order.generation, failure.clone()));
-            })?)
-            .await;
+            match booted {
+                Ok(resident) => host.settle_in(resident).await,
+                // Whoever reads or writes a disk is about to let go of it.
+                Err(failure) if failure.reason == DISK_IN_USE => {
+                    look_again_soon(host);
+                    return Err(failure);
+                }
+                Err(failure) => return refuse(name, order, false, failure, failed),
+            }
             return Ok(true);
         }
     }
@@ -81,36 +118,69 @@ async fn have_running(
     Ok(false)
 }
 
+/// One that is not here counts as failed, and is not tried again at this generation; one that is here runs on.
+fn refuse(
+    name: &GuestName,
+    order: Order,
+    is_here: bool,
+    failure: Failure,
+    failed: &mut Failed,
+) -> Result<bool, Failure> {
+    if !is_here {
+        failed.0.insert(name.clone(), (order.generation, failure.clone()));
+    }
+    Err(failure)
+}
+
+fn look_again_soon(host: &Arc<Host>) {
+    let host = host.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        host.look_again.notify_one();
+    });
+}
+
+/// Of a guest that this host has on record, and nothing else of.
+fn lost() -> Failure {
+    let message = "it was here before this agent started and could not be taken back; see the agent's log; if its QEMU is gone, \
+                   stop the guest, so that this is noted, and start it";
+    Failure::new("GUEST_LOST", message)
+}
+
 /// Also of a guest that failed, or never ran: from then on it is known that it does not.
 async fn have_stopped(host: &Arc<Host>, spec: &GuestSpec, order: Order, stop: Stop) -> Result<(), Failure> {
     let name = &spec.name;
-    if let Some(resident) = host.resident(name).await {
-        match fence::have(name, Some(resident.generation()), None, order.generation, false) {
-            Have::Refuse(failure) => return Err(failure),
-            Have::Raise => raise(host, &resident, order.generation)?,
-            Have::Kept | Have::Boot => {}
+    let found = Found::look(host, spec, order).await?;
+    let noted = found.is_noted_as_stopped() && found.verdict == Have::Kept;
+    match (found.resident, found.verdict) {
+        (_, Have::Refuse(failure)) => return Err(failure),
+        (Some(resident), verdict) => {
+            if verdict == Have::Raise {
+                raise(host, &resident, order.generation)?;
+            }
+            host.stop(resident, stop);
+            return Ok(());
         }
-        host.stop(resident, stop);
-        return Ok(());
+        (None, _) => {}
     }
-    let (owned, gone) = (host.journal.find_guest(name)?, host.journal.gone(name)?);
-    let held = owned.as_ref().map(|owned| owned.generation);
-    match fence::have(name, held, gone, order.generation, order.boot) {
-        Have::Refuse(failure) => Err(failure),
-        Have::Kept if owned.is_some_and(|owned| owned.stopped) => Ok(()),
-        Have::Kept | Have::Raise | Have::Boot => {
-            let vnis = segments(host, spec)?.iter().map(|segment| segment.vni).collect();
-            let owned = OwnedGuest { spec: spec.clone(), generation: order.generation, vnis, stopped: true };
-            host.journal.own(&owned)?;
-            info!(guest = %name, generation = %order.generation, "is noted as stopped");
-            Ok(())
-        }
+    // One that could not be taken back may run all the same.
+    if let Some(vm) = host.find_qemu(name).await? {
+        warn!(guest = %name, "a QEMU of a guest that is to be stopped was in nobody's hands; it is ended");
+        vm.quit().await.map_err(hypervisor_failure)?;
     }
+    if !noted {
+        let vnis = segments(host, spec)?.iter().map(|segment| segment.vni).collect();
+        let owned = OwnedGuest { spec: spec.clone(), generation: order.generation, vnis, stopped: true };
+        host.journal.own(&owned)?;
+        info!(guest = %name, generation = %order.generation, "is noted as stopped");
+    }
+    Ok(())
 }
 
-/// The record affirms at a higher generation that the guest is this host's.
+/// The record affirms at a higher generation that the guest is this host's. Whether it is about to be stopped is another's to note.
 fn raise(host: &Host, resident: &Resident, generation: Generation) -> Result<(), Failure> {
-    host.journal.own(&resident.owned_at(generation))?;
+    let stopped = host.journal.find_guest(&resident.spec.name)?.is_some_and(|owned| owned.stopped);
+    host.journal.own(&OwnedGuest { stopped, ..resident.owned_at(generation) })?;
     info!(guest = %resident.spec.name, held = %resident.generation(), %generation, "held at a higher generation from now on");
     resident.raise(generation);
     Ok(())
@@ -124,18 +194,11 @@ fn segments(host: &Host, spec: &GuestSpec) -> Result<Vec<Segment>, Failure> {
     ports.map(|port| host.bindings.segment(&port.network).ok_or_else(|| unknown(&port.network))).collect()
 }
 
-/// A guest that is not here begins to run: for the first time, or again after it was stopped.
-async fn boot(host: &Host, spec: &GuestSpec, generation: Generation) -> Result<Arc<Resident>, Failure> {
+/// A guest that is not here begins to run: for the first time, or again after it was `stopped`.
+async fn boot(host: &Host, spec: &GuestSpec, generation: Generation, stopped: bool) -> Result<Arc<Resident>, Failure> {
     let segments = segments(host, spec)?;
     let vnis = segments.iter().map(|segment| segment.vni).collect();
-    let before = host.journal.find_guest(&spec.name)?;
-    if before.as_ref().is_some_and(|owned| !owned.stopped) {
-        let message = "it was here before this agent started and could not be taken back; see the agent's log; if its QEMU \
-                       is gone, stop the guest, so that this is noted, and start it";
-        return Err(Failure::new("GUEST_LOST", message));
-    }
     // Until it runs it is what it was: stopped, or nobody's.
-    let stopped = before.is_some();
     host.journal.own(&OwnedGuest { spec: spec.clone(), generation, vnis, stopped })?;
     let booted = host.boot(spec, generation, &segments).await;
     let noted = match &booted {

@@ -6,8 +6,8 @@ mod observe;
 
 use std::{collections::HashMap, sync::Arc};
 
-use throughline_cutover::{DiskFate, Failure, Generation, GuestName, GuestSpec, Power, fence};
-use throughline_wire::{disk_fate, v1};
+use throughline_cutover::{DiskFate, Failure, Generation, GuestName, GuestSpec, fence};
+use throughline_wire::{disk_fate, power_of, v1};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -98,7 +98,7 @@ async fn have_guests(host: &Arc<Host>, desired: &Desired, failed: &mut Failed, p
         if host.moves.concerns(&spec.name) || desired.moves_ended < host.moves.ended() {
             continue;
         }
-        let power = match Power::try_from(wanted.stop) {
+        let power = match power_of(wanted.stop) {
             Ok(power) => power,
             Err(error) => {
                 problems.push(format!("guest {} of the desired state: stop.{error}", spec.name));
@@ -145,6 +145,9 @@ async fn end_guest(host: &Host, name: &GuestName, ordered: Generation, fate: Dis
     let resident = host.resident(name).await;
     if let Some(resident) = &resident {
         fence::end(name, resident.generation(), ordered)?;
+        if !host.stops.withdraw(name) {
+            return Err(Failure::new("GUEST_STOPPING", "it is just being stopped; it is ended when it has"));
+        }
         resident.vm.quit().await.map_err(hypervisor_failure)?;
         info!(guest = %name, %ordered, ?fate, "ended");
         host.move_out(name).await;

@@ -14,7 +14,7 @@ pub(super) async fn report(host: &Host, revision: u64, problems: Vec<String>, fa
     for resident in host.residents().await {
         guests.push(observed(host, &resident).await);
     }
-    guests.extend(stopped(host, &guests, failed));
+    guests.extend(stopped(host, &guests, failed).await);
     for (name, (generation, failure)) in &failed.0 {
         guests.push(v1::ObservedGuest {
             name: name.to_string(),
@@ -26,22 +26,25 @@ pub(super) async fn report(host: &Host, revision: u64, problems: Vec<String>, fa
     host.uplink.send(Message::Observed(v1::ObservedState { revision, guests, problems }));
 }
 
-/// Guests that nothing runs of, in order.
-fn stopped(host: &Host, present: &[v1::ObservedGuest], failed: &Failed) -> Vec<v1::ObservedGuest> {
+/// Guests that were stopped. That nothing runs of them is looked at, not believed.
+async fn stopped(host: &Host, present: &[v1::ObservedGuest], failed: &Failed) -> Vec<v1::ObservedGuest> {
     let owned = host.journal.guests().unwrap_or_else(|error| {
         warn!(%error, "stopped guests are not told of");
         Vec::new()
     });
     let is_told =
         |name: &GuestName| failed.0.contains_key(name) || present.iter().any(|guest| guest.name == name.as_str());
-    let stopped = owned.into_iter().filter(|owned| owned.stopped && !is_told(&owned.spec.name));
-    let stopped = stopped.map(|owned| v1::ObservedGuest {
-        name: owned.spec.name.to_string(),
-        generation: owned.generation.0,
-        state: v1::GuestState::Stopped.into(),
-        detail: String::new(),
-    });
-    stopped.collect()
+    let mut guests = Vec::new();
+    for owned in owned.into_iter().filter(|owned| owned.stopped && !is_told(&owned.spec.name)) {
+        let (state, detail) = match host.find_qemu(&owned.spec.name).await {
+            Ok(None) => (v1::GuestState::Stopped, String::new()),
+            Ok(Some(_)) => (v1::GuestState::Failed, "it is noted as stopped, and a QEMU of it runs".to_owned()),
+            Err(failure) => (v1::GuestState::Failed, failure.to_string()),
+        };
+        let (name, generation) = (owned.spec.name.to_string(), owned.generation.0);
+        guests.push(v1::ObservedGuest { name, generation, state: state.into(), detail });
+    }
+    guests
 }
 
 async fn observed(host: &Host, resident: &Resident) -> v1::ObservedGuest {

@@ -25,14 +25,14 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 
 /// The open stream. What is sent after it broke is lost; the break itself comes as `PeerLost`.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
+pub(crate) struct Call {
     to_destination: mpsc::UnboundedSender<FromSource>,
 }
 
 impl Call {
     /// Calls the destination; everything it says, and that it cannot be reached, comes as events, but for where memory may
     /// come: that is left in `prepared`. It is told what there is of the guest's disks.
-    pub(super) fn place(
+    pub(crate) fn place(
         security: &Security,
         plan: &MigrationPlan,
         events: mpsc::UnboundedSender<SourceEvent>,
@@ -69,7 +69,7 @@ impl Call {
     }
 
     /// Says something to the destination.
-    pub(super) fn say(&self, message: from_source::Message) {
+    pub(crate) fn say(&self, message: from_source::Message) {
         let _ = self.to_destination.send(FromSource { message: Some(message) });
     }
 }
@@ -81,19 +81,19 @@ fn refused(status: &tonic::Status) -> bool {
 }
 
 /// Where the destination is, and who must be there.
-struct Way {
+pub(crate) struct Way {
     security: Security,
     address: String,
     agent: Identity,
 }
 
 impl Way {
-    fn to_destination(security: &Security, plan: &MigrationPlan) -> Self {
+    pub(crate) fn to_destination(security: &Security, plan: &MigrationPlan) -> Self {
         let (address, agent) = (plan.destination.peer_endpoint.clone(), Identity::Agent(plan.destination.host.clone()));
         Self { security: security.clone(), address, agent }
     }
 
-    async fn connect(&self) -> Result<PeerClient<tonic::transport::Channel>, tonic::Status> {
+    pub(crate) async fn connect(&self) -> Result<PeerClient<tonic::transport::Channel>, tonic::Status> {
         let Self { security, address, agent } = self;
         let endpoint = Endpoint::from_shared(format!("{}://{address}", security.scheme()))
             .map_err(|error| tonic::Status::invalid_argument(format!("{address} is not an address: {error}")))?
@@ -156,7 +156,7 @@ fn event_of(message: FromDestination, prepared: &Slot<Prepared>) -> Option<Sourc
 }
 
 /// Asks the destination whether it committed; its answer comes as an event, no answer as none.
-pub(super) fn ask(security: &Security, plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) {
+pub(crate) fn ask(security: &Security, plan: &MigrationPlan, events: mpsc::UnboundedSender<SourceEvent>) {
     let way = Way::to_destination(security, plan);
     let request = ResolveRequest { migration_id: plan.id.clone(), token: plan.token.clone() };
     tokio::spawn(async move {

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// How often the controller hears of it.
-const REPORT_EVERY: Duration = Duration::from_millis(200);
+pub(crate) const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// No frame carried for this long: the fabric has let go of the source.
 const QUIET: Duration = Duration::from_millis(100);
 /// How often a guest is resumed that stands for a request to a disk: one that goes on failing is not the move's.
@@ -228,13 +228,7 @@ impl SourceHands {
 
     fn record_give_up(&mut self) {
         let (host, plan, events) = (self.host.clone(), self.plan.clone(), self.events.clone());
-        self.waits.spawn_blocking(move || {
-            let event = match host.journal.promise(&plan.id, Some(&plan), Promise::GivenUp) {
-                Ok(()) => SourceEvent::GiveUpRecorded,
-                Err(error) => SourceEvent::Abort(error.into()),
-            };
-            let _ = events.send(event);
-        });
+        self.waits.spawn_blocking(move || drop(events.send(super::give_up(&host, &plan))));
     }
 
     /// The guest is about to stand, and nothing is to wait behind this.

@@ -7,13 +7,14 @@ mod progress;
 
 use std::{sync::Arc, time::Duration};
 
-use throughline_cutover::{Failure, MigrationPlan, OwnedGuest, Source, SourceEvent};
+use throughline_cutover::{ColdSource, Failure, MigrationPlan, OwnedGuest, Source, SourceEvent};
 use throughline_identity::Security;
 use throughline_wire::v1;
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, info_span, warn};
 
 use crate::{
+    cold::source::{ColdSourceHands, check},
     driver::drive,
     host::Host,
     journal::Promise,
@@ -22,6 +23,8 @@ use crate::{
     resident::Resident,
     uplink::MigrationNews,
 };
+pub(crate) use caller::{Call, Way, ask};
+pub(crate) use hands::REPORT_EVERY;
 use hands::SourceHands;
 
 /// How often a destination that does not answer is asked again.
@@ -41,6 +44,11 @@ fn refuse(news: &MigrationNews, failure: Failure) {
 }
 
 async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) -> Result<(), Failure> {
+    if plan.cold {
+        check(host, &plan).await?;
+        let machine = ColdSource::new(plan.generation, plan.limits);
+        return run(host, plan, Part::Cold(machine, Promise::Sending), news.clone());
+    }
     let resident = host.resident(&plan.guest.name).await.ok_or_else(|| {
         let message = format!("guest {} does not run on {}", plan.guest.name, host.name());
         Failure::new("GUEST_NOT_RUNNING", message)
@@ -56,7 +64,7 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
         return Err(Failure::new("STALE_GENERATION", message));
     }
     let machine = Source::new(plan.generation, plan.limits).with_disks(!plan.guest.disks.is_empty());
-    run(host, plan, resident, Part::New(machine), news.clone())
+    run(host, plan, Part::New(machine, resident), news.clone())
 }
 
 /// Takes up again a migration in which this host had given the guest up when its agent ended.
@@ -74,7 +82,17 @@ pub async fn resume(host: &Arc<Host>, plan: MigrationPlan, resident: Arc<Residen
             Err(failure) => warn!(%failure, tap = port.tap.name, "a port has no programs any more"),
         }
     }
-    run(host, plan, resident, Part::Resumed(machine, ports), news)
+    run(host, plan, Part::Resumed(machine, resident, ports), news)
+}
+
+/// The same, of a guest that moves while it is stopped.
+///
+/// # Errors
+/// When that guest is being moved already.
+pub fn resume_cold(host: &Arc<Host>, plan: MigrationPlan) -> Result<(), Failure> {
+    let news = MigrationNews::new(host.uplink.clone(), plan.id.clone(), v1::Role::Source);
+    let machine = ColdSource::given_up_before(plan.generation, plan.limits);
+    run(host, plan, Part::Cold(machine, Promise::GivenUp), news)
 }
 
 /// Ends a migration in which this host had given the guest up, and whose QEMU was gone when this agent began: there is
@@ -132,18 +150,21 @@ async fn has_committed(security: &Security, plan: &MigrationPlan) -> bool {
 /// This host's part in a migration.
 enum Part {
     /// Not promised yet.
-    New(Source),
+    New(Source, Arc<Resident>),
     /// Promised before this agent began, with the ports as they were.
-    Resumed(Source, Vec<MovingPort>),
+    Resumed(Source, Arc<Resident>, Vec<MovingPort>),
+    /// Of a stopped guest, and what this host is to be bound to or is already.
+    Cold(ColdSource, Promise),
 }
 
-fn run(
-    host: &Arc<Host>,
-    plan: MigrationPlan,
-    resident: Arc<Resident>,
-    part: Part,
-    news: MigrationNews,
-) -> Result<(), Failure> {
+impl Part {
+    /// Whether this host is to be bound to it first.
+    fn is_new(&self) -> bool {
+        matches!(self, Self::New(..) | Self::Cold(_, Promise::Sending))
+    }
+}
+
+fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -> Result<(), Failure> {
     let plan = Arc::new(plan);
     let (events, mut queue) = mpsc::unbounded_channel();
     if !host.moves.enter(Move::Source { plan: plan.clone(), events: events.clone(), news: news.clone() }) {
@@ -156,29 +177,47 @@ fn run(
     tokio::spawn(
         async move {
             let id = plan.id.clone();
-            let (machine, ports) = match part {
-                Part::New(machine) => {
-                    if let Err(failure) = host.take_part(&plan, Promise::Sending).await {
-                        host.moves.withdraw(&id);
-                        refuse(&news, failure);
-                        return;
-                    }
-                    (machine, Vec::new())
+            if part.is_new()
+                && let Err(failure) = host.take_part(&plan, Promise::Sending).await
+            {
+                host.moves.withdraw(&id);
+                refuse(&news, failure);
+                return;
+            }
+            let (machine, resident, ports) = match part {
+                Part::Cold(machine, _) => {
+                    let mut hands = ColdSourceHands::new(host.clone(), plan, events, news.clone());
+                    drive(machine, &mut hands, &mut queue, host.clock).await;
+                    drop(hands);
+                    return leave(&host, &id, &news);
                 }
-                Part::Resumed(machine, ports) => (machine, ports),
+                Part::New(machine, resident) => (machine, resident, Vec::new()),
+                Part::Resumed(machine, resident, ports) => (machine, resident, ports),
             };
             let frozen = host.bindings.moving(plan.ports.iter().map(|port| port.vni).collect());
             let mut hands = SourceHands::new(host.clone(), plan, resident, ports, events, news.clone());
             drive(machine, &mut hands, &mut queue, host.clock).await;
             drop(hands);
             drop(frozen);
-            host.moves.leave(&id);
-            news.repeat();
-            host.look_again.notify_one();
+            leave(&host, &id, &news);
         }
         .instrument(span),
     );
     Ok(())
+}
+
+fn leave(host: &Host, id: &str, news: &MigrationNews) {
+    host.moves.leave(id);
+    news.repeat();
+    host.look_again.notify_one();
+}
+
+/// Writes down that the guest is given up. Blocks.
+pub(crate) fn give_up(host: &Host, plan: &MigrationPlan) -> SourceEvent {
+    match host.journal.promise(&plan.id, Some(plan), Promise::GivenUp) {
+        Ok(()) => SourceEvent::GiveUpRecorded,
+        Err(error) => SourceEvent::Abort(error.into()),
+    }
 }
 
 /// Its QEMU is gone before the destination has committed: there is nothing left to move.

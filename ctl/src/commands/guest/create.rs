@@ -1,9 +1,7 @@
 //! `throughline guest create`: asks for the guest, then looks until it runs.
 
 use clap::{ArgGroup, Args};
-use throughline_wire::v1::{
-    Boot, CreateGuestRequest, Disk, GuestSpec, GuestState, Port, fabric_client::FabricClient,
-};
+use throughline_wire::v1::{Boot, CreateGuestRequest, Disk, GuestSpec, GuestState, Port, fabric_client::FabricClient};
 use tonic::transport::Channel;
 
 use super::{

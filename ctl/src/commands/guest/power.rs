@@ -1,7 +1,5 @@
 //! `throughline guest stop` and `start`.
 
-use std::time::Duration;
-
 use clap::Args;
 use throughline_wire::v1::{self, Guest, GuestState, StartGuestRequest, StopGuestRequest, fabric_client::FabricClient};
 use tonic::transport::Channel;
@@ -15,8 +13,8 @@ pub(crate) struct Stop {
     /// Its name
     name: String,
     /// Cut its power if it still runs so long after it was asked to shut down, in seconds or with a unit; 0: at once, without asking
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
-    cut_after: Option<Duration>,
+    #[arg(long = "cut-after", value_name = "TIME", value_parser = units::duration_ms_or_zero)]
+    cut_after_ms: Option<u32>,
     #[command(flatten)]
     wait: Wait,
 }
@@ -27,9 +25,8 @@ impl Stop {
     /// # Errors
     /// It was refused, or did not stop in time.
     pub(super) async fn run(self, session: &Session, mut fabric: FabricClient<Channel>) -> Result<(), Failure> {
-        let Self { name, cut_after, wait } = self;
+        let Self { name, cut_after_ms, wait } = self;
         let what = format!("stop guest {name}");
-        let cut_after_ms = cut_after.map(|time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX));
         let request = StopGuestRequest { name, stop: Some(v1::Stop { cut_after_ms }) };
         let guest = session.answer(&what, fabric.stop_guest(request)).await?;
         let until = Until {
