@@ -1,10 +1,11 @@
 //! A network of a test's own, and relays in it that do to packets what they are told.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::process::Command;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
+use throughline_probe::echo::socket;
 use throughline_probe::load::flood;
 use throughline_probe::packet::Packet;
 
@@ -42,8 +43,8 @@ pub(crate) fn treacherous(sequence: u64) -> Fate {
 
 /// Passes packets on to `target`, the other way round without interference. Returns its port.
 pub(crate) fn relay(target: u16, fate: fn(u64) -> Fate) -> u16 {
-    let front = UdpSocket::bind((ADDRESS, 0)).unwrap();
-    let back = UdpSocket::bind((ADDRESS, 0)).unwrap();
+    // A relay loses what it is told to lose, and nothing while its thread is not let run.
+    let [front, back] = [(); 2].map(|()| socket(SocketAddrV4::new(ADDRESS, 0)).unwrap());
     back.connect((ADDRESS, target)).unwrap();
     let port = front.local_addr().unwrap().port();
     let asker = std::sync::Arc::new(std::sync::Mutex::new(None::<SocketAddr>));
