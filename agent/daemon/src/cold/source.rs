@@ -13,7 +13,6 @@ use tracing::{info, warn};
 
 use super::send::{SendError, Sending};
 use crate::{
-    clock::Monotonic,
     driver::Hands,
     host::Host,
     journal::Promise,
@@ -58,7 +57,6 @@ pub struct ColdSourceHands {
     plan: Arc<MigrationPlan>,
     events: mpsc::UnboundedSender<SourceEvent>,
     news: MigrationNews,
-    clock: Monotonic,
     reported_at: Option<Duration>,
     call: Option<Call>,
     copying: Option<AbortHandle>,
@@ -75,47 +73,23 @@ impl ColdSourceHands {
         events: mpsc::UnboundedSender<SourceEvent>,
         news: MigrationNews,
     ) -> Self {
-        let (clock, waits) = (host.clock, JoinSet::new());
-        Self {
-            host,
-            plan,
-            events,
-            news,
-            clock,
-            reported_at: None,
-            call: None,
-            copying: None,
-            busy: Arc::default(),
-            waits,
-        }
+        let waits = JoinSet::new();
+        Self { host, plan, events, news, reported_at: None, call: None, copying: None, busy: Arc::default(), waits }
     }
 
     async fn call_peer(&mut self) -> Option<SourceEvent> {
-        let (guest, disks) = (self.plan.guest.name.clone(), self.plan.guest.disks.clone());
-        let here = |used: Vec<u64>| {
-            let disks = self.plan.guest.disks.iter().zip(used);
-            disks.map(|(disk, used_bytes)| v1::DiskHere {
-                name: disk.name.to_string(),
-                used_bytes,
-                ..Default::default()
-            })
+        let used = match self.host.disks_used(&self.plan.guest).await {
+            Ok(used) => used,
+            Err(failure) => return Some(SourceEvent::Abort(failure)),
         };
-        let used = match disks.is_empty() {
-            true => Ok(Vec::new()),
-            false => {
-                let used =
-                    self.host.with_disks(move |store| disks.iter().map(|disk| store.used(&guest, disk)).collect());
-                used.await
-            }
-        };
-        match used {
-            Ok(used) => {
-                let (disks, events) = (here(used).collect(), self.events.clone());
-                self.call = Some(Call::place(&self.host.security, &self.plan, events, Slot::empty(), disks));
-                None
-            }
-            Err(failure) => Some(SourceEvent::Abort(failure)),
-        }
+        let here = self.plan.guest.disks.iter().zip(used).map(|(disk, used_bytes)| v1::DiskHere {
+            name: disk.name.to_string(),
+            used_bytes,
+            ..Default::default()
+        });
+        let events = self.events.clone();
+        self.call = Some(Call::place(&self.host.security, &self.plan, events, Slot::empty(), here.collect()));
+        None
     }
 
     fn copy_disks(&mut self) {
@@ -170,7 +144,7 @@ impl ColdSourceHands {
         let counted = v1::CutoverReport::default();
         match report {
             SourceReport::Progress(progress) => {
-                let now = self.clock.now();
+                let now = self.host.clock.now();
                 let over = progress.disk_copied == progress.disk_total;
                 if over || self.reported_at.is_none_or(|at| now >= at + REPORT_EVERY) {
                     self.reported_at = Some(now);

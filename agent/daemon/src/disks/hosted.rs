@@ -51,6 +51,18 @@ impl Host {
         self.with_disks(move |store| disks.iter().map(|disk| to_boot(store, &guest, disk)).collect()).await
     }
 
+    /// Bytes that each of a guest's disks takes here, in the guest's order; see [`Store::used`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn disks_used(&self, spec: &GuestSpec) -> Result<Vec<u64>, Failure> {
+        if spec.disks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (guest, disks) = (spec.name.clone(), spec.disks.clone());
+        self.with_disks(move |store| disks.iter().map(|disk| store.used(&guest, disk)).collect()).await
+    }
+
     /// What came of a guest's disks is this host's to keep: its guest is. Does nothing for what is kept already.
     ///
     /// # Errors

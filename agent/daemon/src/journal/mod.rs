@@ -280,7 +280,10 @@ impl Journal {
     /// # Errors
     /// When the store cannot be read.
     pub fn find_guest(&self, name: &GuestName) -> Result<Option<OwnedGuest>, JournalError> {
-        Ok(self.guests()?.into_iter().find(|owned| owned.spec.name == *name))
+        self.on_store(|database| {
+            let value = database.begin_read()?.open_table(GUESTS)?.get(name.as_str())?;
+            Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+        })
     }
 
     /// A guest of this host was stopped, or runs again. Of one that is not this host's nothing is noted.

@@ -18,12 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the destination is told of them.
 pub(super) async fn here(host: &Host, vm: &Guest, plan: &MigrationPlan) -> Result<Vec<v1::DiskHere>, Failure> {
-    if plan.guest.disks.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (guest, disks) = (plan.guest.name.clone(), plan.guest.disks.clone());
-    let used: Vec<u64> =
-        host.with_disks(move |store| disks.iter().map(|disk| store.used(&guest, disk)).collect()).await?;
+    let used = host.disks_used(&plan.guest).await?;
     let mut here = Vec::with_capacity(used.len());
     for (disk, used_bytes) in plan.guest.disks.iter().zip(used) {
         let begun_by = vm.copy_begun(&disk.name).await.map_err(disk_failure)?.unwrap_or_default();
