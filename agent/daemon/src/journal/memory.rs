@@ -18,7 +18,8 @@ impl Journal {
     /// When the store cannot be read.
     pub fn mandate(&self) -> Result<Option<Mandate>, JournalError> {
         self.on_store(|database| {
-            let value = database.begin_read()?.open_table(META)?.get(MANDATE)?;
+            let table = database.begin_read()?.open_table(META)?;
+            let value = table.get(MANDATE)?;
             Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
         })
     }
@@ -51,7 +52,8 @@ impl Journal {
     /// When the store cannot be read.
     pub fn gone(&self, guest: &GuestName) -> Result<Option<Generation>, JournalError> {
         self.on_store(|database| {
-            let value = database.begin_read()?.open_table(GONE)?.get(guest.as_str())?;
+            let table = database.begin_read()?.open_table(GONE)?;
+            let value = table.get(guest.as_str())?;
             Ok(value.map(|value| Generation(value.value())))
         })
     }

@@ -198,9 +198,12 @@ impl Journal {
 
     /// Works on the store. After a failed write, of a full disk above all, the store refuses everything until it is opened
     /// anew; what it had not made durable is not there then.
+    ///
+    /// Whoever reads has the table until the value is read: a value of redb's does not keep the transaction, and without one a write
+    /// takes the page from under it.
     fn on_store<T>(&self, work: impl Fn(&Database) -> Result<T, JournalError>) -> Result<T, JournalError> {
         match self.try_on_store(&work) {
-            Err(JournalError::Store(redb::Error::PreviousIo)) => {
+            Err(JournalError::Store(redb::Error::PreviousIo | redb::Error::Corrupted(_))) => {
                 self.open_again()?;
                 self.try_on_store(&work)
             }
@@ -261,7 +264,8 @@ impl Journal {
         // Asked first: what the store has followed by then is in the store.
         let committed = self.commits.has(id);
         let record: Option<MoveRecord> = self.on_store(|database| {
-            let value = database.begin_read()?.open_table(MOVES)?.get(id)?;
+            let table = database.begin_read()?.open_table(MOVES)?;
+            let value = table.get(id)?;
             Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
         })?;
         Ok(record.map(|record| if committed { record.committed() } else { record }))
@@ -281,7 +285,8 @@ impl Journal {
     /// When the store cannot be read.
     pub fn find_guest(&self, name: &GuestName) -> Result<Option<OwnedGuest>, JournalError> {
         self.on_store(|database| {
-            let value = database.begin_read()?.open_table(GUESTS)?.get(name.as_str())?;
+            let table = database.begin_read()?.open_table(GUESTS)?;
+            let value = table.get(name.as_str())?;
             Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
         })
     }
@@ -510,6 +515,26 @@ mod tests {
         journal.promise("one more", None, Promise::Left).unwrap();
         journal.clear_out_now_and_then().unwrap();
         assert_eq!(journal.moves().unwrap().len(), ENDED_KEPT + 2, "not each time");
+        drop(journal);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn what_is_read_stays_while_it_is_overwritten() {
+        let directory = std::env::temp_dir().join(format!("throughline-journal-race-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let journal = Journal::open(&directory.join("journal.redb")).unwrap();
+        journal.promise("m", None, Promise::Sending).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for _ in 0..500 {
+                    journal.promise("m", None, Promise::Sending).expect("written");
+                }
+            });
+            while !writer.is_finished() {
+                assert!(journal.find_move("m").expect("read").is_some());
+            }
+        });
         drop(journal);
         std::fs::remove_dir_all(&directory).unwrap();
     }
