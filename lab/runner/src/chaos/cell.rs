@@ -117,9 +117,32 @@ impl Fault {
     }
 }
 
+/// What guest moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// One without disks.
+    Bare,
+    /// One with disks.
+    Disks,
+    /// The same, shut off.
+    Stopped,
+}
+
+impl Kind {
+    /// The part of the matrix that it is moved in; nothing: the first.
+    fn part(self) -> &'static str {
+        match self {
+            Self::Bare => "",
+            Self::Disks => "disks/",
+            Self::Stopped => "cold/",
+        }
+    }
+}
+
 /// One square of the matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cell {
+    pub(super) kind: Kind,
     pub(super) victim: Victim,
     pub(super) fault: Fault,
     pub(super) phase: Phase,
@@ -127,15 +150,14 @@ pub(super) struct Cell {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let part = if self.has_disks() { "disks/" } else { "" };
-        write!(f, "{part}{}/{}/{}", self.victim.name(), self.fault.name(), self.phase.name())
+        write!(f, "{}{}/{}/{}", self.kind.part(), self.victim.name(), self.fault.name(), self.phase.name())
     }
 }
 
 impl Cell {
     /// The whole matrix. Cells in which the guest dies are last in their row, for they cost a new guest each.
     pub(super) fn all() -> Vec<Self> {
-        let cell = |victim, fault, phase| Self { victim, fault, phase };
+        let cell = |victim, fault, phase| Self { kind: Kind::Bare, victim, fault, phase };
         let mut cells = Vec::new();
         for victim in Victim::PROCESSES {
             for fault in [Fault::Kill, Fault::Stop] {
@@ -166,6 +188,7 @@ impl Cell {
         }
         cells.push(cell(Victim::Controller, Fault::Away, Phase::Committed));
         cells.extend(Self::with_disks());
+        cells.extend(Self::cold());
         cells
     }
 
@@ -179,18 +202,37 @@ impl Cell {
             (Victim::SourceLink, Fault::Cut),
             (Victim::DestinationStorage, Fault::StorageFull),
         ];
-        let moments = |(victim, fault)| Phase::OF_DISKS.map(|phase| Self { victim, fault, phase });
+        let moments = |(victim, fault)| Phase::OF_DISKS.map(|phase| Self { kind: Kind::Disks, victim, fault, phase });
         struck.into_iter().flat_map(moments)
     }
 
-    /// Whether its guest has disks.
-    pub(super) fn has_disks(&self) -> bool {
-        self.phase.is_of_disks()
+    /// The part of it in which the guest is stopped.
+    pub(super) fn cold() -> impl Iterator<Item = Self> {
+        let copying = [Phase::MirrorBegin, Phase::MirrorMiddle, Phase::GiveUp].as_slice();
+        let all = Phase::OF_COLD_MOVES.as_slice();
+        let struck = [
+            (Victim::SourceAgent, Fault::Kill, all),
+            (Victim::DestinationAgent, Fault::Kill, all),
+            (Victim::Controller, Fault::Kill, all),
+            (Victim::SourceLink, Fault::Cut, copying),
+            (Victim::DestinationStorage, Fault::StorageFull, copying),
+        ];
+        let moments = |(victim, fault, phases): (_, _, &'static [Phase])| {
+            phases.iter().map(move |phase| Self { kind: Kind::Stopped, victim, fault, phase: *phase })
+        };
+        struck.into_iter().flat_map(moments)
     }
 
     /// What a next try has to copy at most, percent: what this one did not, and what was written since. None: all of it, for
     /// something happened that may have cost some of what was copied.
     pub(super) fn left_percent(&self) -> Option<u64> {
+        if self.kind == Kind::Stopped {
+            return match self.phase {
+                Phase::MirrorMiddle => Some(70),
+                Phase::GiveUp | Phase::Told => Some(20),
+                _ => None,
+            };
+        }
         let kept = match self.fault {
             Fault::Kill => self.victim != Victim::SourceQemu,
             Fault::Cut => true,
@@ -229,11 +271,14 @@ mod tests {
         let names: BTreeSet<String> = cells.iter().map(Cell::to_string).collect();
         assert_eq!(names.len(), cells.len());
         assert!(names.contains("disks/destination/storage-full/mirror-middle"));
-        assert_eq!(names.iter().filter(|name| name.starts_with("disks/")).count(), 18);
+        assert!(names.contains("cold/source-agent/kill/mirror-middle"));
+        let of = |part| names.iter().filter(|name| name.starts_with(part)).count();
+        assert_eq!((of("disks/"), of("cold/")), (18, 27));
         for victim in Victim::PROCESSES {
             for phase in Phase::ALL {
                 for fault in [Fault::Kill, Fault::Stop] {
-                    assert!(names.contains(&Cell { victim, fault, phase }.to_string()));
+                    let cell = Cell { kind: Kind::Bare, victim, fault, phase };
+                    assert!(names.contains(&cell.to_string()));
                 }
             }
         }
@@ -241,7 +286,7 @@ mod tests {
 
     #[test]
     fn patterns_pick() {
-        let cell = Cell { victim: Victim::SourceAgent, fault: Fault::Kill, phase: Phase::Precopy };
+        let cell = Cell { kind: Kind::Bare, victim: Victim::SourceAgent, fault: Fault::Kill, phase: Phase::Precopy };
         for pattern in ["source-agent/kill/precopy", "kill", "source*precopy", "*"] {
             assert!(cell.is_picked_by(pattern), "{pattern}");
         }

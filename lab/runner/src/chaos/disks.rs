@@ -29,7 +29,7 @@ pub(super) const FLAGS: [&str; 6] = [
 /// Their files.
 const FILES: [&str; 3] = ["big.raw", "data.qcow2", "root.raw"];
 /// Bytes at the beginning of the one that is only had.
-const FILLED: u64 = 8 << 20;
+pub(super) const FILLED: u64 = 8 << 20;
 /// Shared by three disks: that one then takes two seconds, and has a middle.
 pub(super) const BANDWIDTH: &str = "12MiB";
 /// How long what has to go may take to go, and a guest's disks to be there.
@@ -57,11 +57,13 @@ pub(super) struct Disks {
     pub(super) whole: u64,
     /// Of the raw disk that is written: the last write that its guest said was acknowledged.
     acknowledged: u64,
+    /// What is in all of their files while the guest is off.
+    off: Option<[u64; 3]>,
 }
 
 impl Disks {
     /// Waits for those of a new guest and fills the one it does not write, which it has not read yet.
-    pub(super) fn fill(world: &World<'_>) -> Result<Self> {
+    pub(super) fn fill(world: &World<'_>, bytes: u64) -> Result<Self> {
         let path = directory(world, &world.home).join("big.raw");
         let deadline = Instant::now() + PATIENCE;
         while !path.exists() {
@@ -70,14 +72,14 @@ impl Disks {
         }
         let file = File::options().write(true).open(&path)?;
         let mut word = 0x9e37_79b9_7f4a_7c15_u64;
-        for at in (0..FILLED).step_by(1 << 16) {
+        for at in (0..bytes).step_by(1 << 16) {
             let words = (0..1 << 13).flat_map(|_| {
                 word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 word.to_le_bytes()
             });
             file.write_all_at(&words.collect::<Vec<u8>>(), at)?;
         }
-        Ok(Self { content: content(&path)?, whole: 0, acknowledged: 0 })
+        Ok(Self { content: content(&path)?, whole: 0, acknowledged: 0, off: None })
     }
 }
 
@@ -101,7 +103,7 @@ fn files(world: &World<'_>, host: &str) -> Vec<String> {
 
 /// What the guest says of its disks goes on from what it said before a blow that may be its last.
 pub(super) fn note(world: &mut World<'_>) -> Result<()> {
-    if world.disks.is_none() {
+    if world.disks.is_none_or(|disks| disks.off.is_some()) {
         return Ok(());
     }
     let (probes, _) = world.probes()?;
@@ -111,6 +113,22 @@ pub(super) fn note(world: &mut World<'_>) -> Result<()> {
     let acknowledged = root.acknowledged;
     world.disks.iter_mut().for_each(|disks| disks.acknowledged = acknowledged);
     Ok(())
+}
+
+/// The guest has just been shut off, or is about to be started: until the other, none of its files changes.
+pub(super) fn set_off(world: &mut World<'_>, is_off: bool) -> Result<()> {
+    let off = if is_off { Some(contents(world)?) } else { None };
+    world.disks.iter_mut().for_each(|disks| disks.off = off);
+    Ok(())
+}
+
+fn contents(world: &World<'_>) -> Result<[u64; 3]> {
+    let directory = directory(world, &world.home);
+    let mut contents = [0; FILES.len()];
+    for (found, file) in contents.iter_mut().zip(FILES) {
+        *found = content(&directory.join(file))?;
+    }
+    Ok(contents)
 }
 
 /// What is wrong with the files, in sentences: where the guest is its disks are, whole, and on the other host nothing is, or what a
@@ -136,6 +154,9 @@ pub(super) fn misplaced(world: &World<'_>, parts_may_be: bool) -> Result<Vec<Str
     let directory = directory(world, &world.home);
     if content(&directory.join("big.raw"))? != disks.content {
         wrong.push("the disk that the guest does not write is not what it was".to_owned());
+    }
+    if disks.off.is_some_and(|off| contents(world).ok() != Some(off)) {
+        wrong.push("the guest was off, and its disks are not byte for byte what they were".to_owned());
     }
     wrong.extend(unsound(&directory.join("root.raw"), disks.acknowledged)?);
     Ok(wrong)

@@ -65,6 +65,6 @@ fn row(cell: &Cell, played: &Played) -> String {
     )
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / f64::from(1 << 20))
 }

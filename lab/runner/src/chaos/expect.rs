@@ -50,14 +50,14 @@ pub(super) struct Promise {
 impl Promise {
     /// Of a cell.
     pub(super) fn of(cell: Cell) -> Self {
-        let Cell { victim, fault, phase } = cell;
+        let Cell { victim, fault, phase, .. } = cell;
         let before = phase.is_before_commit();
         let killed = fault.kills();
         let ends = match (victim, fault) {
             // Nobody's word is needed but that of one that comes back.
             (Victim::Controller | Victim::PeerAgent | Victim::PeerLink | Victim::ControllerLink, _) => Ends::Moved,
-            // Nothing is left to write when the mirrors end, so there may be nothing to fail.
-            (Victim::DestinationStorage, _) if phase < Phase::MirrorEnd => Ends::Undone,
+            // Nothing is left to write when all is over, so there may be nothing to fail.
+            (Victim::DestinationStorage, _) if phase <= Phase::MirrorMiddle => Ends::Undone,
             _ if !before && phase != Phase::Commit => Ends::Moved,
             _ if killed && phase < Phase::Told => Ends::Undone,
             // Until it is told, a destination's word is not asked for.
@@ -161,7 +161,7 @@ impl Promise {
 
 /// Where order is not assured: nobody is there who could tell when the older frames are in.
 fn is_in_order(cell: Cell) -> bool {
-    let Cell { victim, fault, phase } = cell;
+    let Cell { victim, fault, phase, .. } = cell;
     match (victim, fault) {
         // The gate waits 2 s for a source that says nothing: one that is killed is back by then, one that stands still or has
         // lost its QEMU is not.
@@ -176,6 +176,7 @@ fn is_in_order(cell: Cell) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cell::Kind;
     use super::super::disks::Copied;
     use super::*;
 
@@ -205,7 +206,8 @@ mod tests {
 
     #[test]
     fn a_cut_excuses_only_what_was_lost_in_it() {
-        let promise = Promise::of(Cell { victim: Victim::PeerLink, fault: Fault::Cut, phase: Phase::Arm });
+        let promise =
+            Promise::of(Cell { kind: Kind::Bare, victim: Victim::PeerLink, fault: Fault::Cut, phase: Phase::Arm });
         let struck_at_ns = 50_000_000_000;
         let at = |ms: u64| struck_at_ns + ms * 1_000_000;
         let lost = |first, last| Counts { lost_to_guest: 9, lost_between: Some((first, last)), ..counts() };
@@ -229,7 +231,8 @@ mod tests {
 
     #[test]
     fn every_other_fault_breaks_it() {
-        let promise = Promise::of(Cell { victim: Victim::PeerAgent, fault: Fault::Kill, phase: Phase::Carry });
+        let cell = Cell { kind: Kind::Bare, victim: Victim::PeerAgent, fault: Fault::Kill, phase: Phase::Carry };
+        let promise = Promise::of(cell);
         let faults: [fn(&mut Seen); 8] = [
             |seen| seen.counts = Some(Counts { duplicated: 1, ..counts() }),
             |seen| seen.counts = Some(Counts { reordered: 1, ..counts() }),

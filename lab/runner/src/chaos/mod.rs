@@ -2,10 +2,12 @@
 //! and a real guest, and independent probes say what the network noticed.
 //!
 //! One lab and one guest serve for as many cells as can be: the guest moves there and back. A cell that broke a promise costs
-//! the next a new lab, and so does the first whose guest has disks.
+//! the next a new lab, and so does the first whose guest is of another kind.
 
 mod cell;
 mod clock;
+mod cold;
+mod cold_table;
 mod disks;
 mod disks_table;
 mod ear;
@@ -76,11 +78,11 @@ pub(crate) fn run(lab: &Lab, topology: &Topology, options: &Options) -> Result<(
     let until = options.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     let (mut played, mut broken) = (0, Vec::new());
     let in_time = || until.is_none_or(|until| Instant::now() < until);
-    while let Some(with_disks) = left.front().map(Cell::has_disks).filter(|_| in_time()) {
+    while let Some(kind) = left.front().map(|cell| cell.kind).filter(|_| in_time()) {
         let guard = Guard::new(lab.clone());
-        let mut world = World::new(lab, topology, with_disks).inspect_err(|_| play::show_logs(lab, topology))?;
+        let mut world = World::new(lab, topology, kind).inspect_err(|_| play::show_logs(lab, topology))?;
         while in_time()
-            && let Some(cell) = left.pop_front_if(|cell| cell.has_disks() == with_disks)
+            && let Some(cell) = left.pop_front_if(|cell| cell.kind == kind)
         {
             let one = play_cell(&mut world, cell)?;
             let good = one.broken.is_empty();

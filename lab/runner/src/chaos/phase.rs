@@ -54,6 +54,10 @@ impl Phase {
     /// Those that only the move of a guest with disks has.
     pub(super) const OF_DISKS: [Self; 3] = [Self::MirrorBegin, Self::MirrorMiddle, Self::MirrorEnd];
 
+    /// Those of a move of a guest that is stopped. Copying is called as it is of one that runs, though nothing is mirrored.
+    pub(super) const OF_COLD_MOVES: [Self; 7] =
+        [Self::MirrorBegin, Self::MirrorMiddle, Self::GiveUp, Self::Told, Self::Commit, Self::Committed, Self::Remove];
+
     /// Its name in a cell's.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -134,11 +138,6 @@ impl Phase {
             () => return None,
         };
         Self::ALL.into_iter().chain(Self::OF_DISKS).find(|phase| phase.mark() == (end, mark))
-    }
-
-    /// Whether only the move of a guest with disks has it.
-    pub(super) fn is_of_disks(self) -> bool {
-        Self::OF_DISKS.contains(&self)
     }
 
     /// Before the destination can have committed.

@@ -1,6 +1,7 @@
 //! faults.md: what an operator sees in each case.
 
-use super::cell::{Cell, Fault, Victim};
+use super::cell::{Cell, Fault, Kind, Victim};
+use super::cold_table;
 use super::disks_table;
 use super::expect::Promise;
 use super::phase::Phase;
@@ -26,7 +27,7 @@ A moment *hit* otherwise than asked was over when the signal went out, in three 
 
 /// The whole text.
 pub(super) fn of(results: &Results) -> String {
-    let cells: Vec<Cell> = Cell::all().into_iter().filter(|cell| !cell.has_disks()).collect();
+    let cells: Vec<Cell> = Cell::all().into_iter().filter(|cell| cell.kind == Kind::Bare).collect();
     let mut text = HEAD.to_owned() + &summary(results, &cells) + &moments(&Phase::ALL);
     let mut section = None;
     for cell in &cells {
@@ -39,7 +40,7 @@ pub(super) fn of(results: &Results) -> String {
             None => format!("| {} | not played | | | | | |\n", cell.phase.name()),
         };
     }
-    text + &disks_table::of(results)
+    text + &disks_table::of(results) + &cold_table::of(results)
 }
 
 /// What is done, to whom, as a sentence without its stop.

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::cell::Cell;
+use super::cell::{Cell, Kind};
+use super::cold;
 use super::disks::{self, Copied};
 use super::phase::Phase;
 use super::strike::{Strike, Struck};
@@ -94,8 +95,10 @@ impl Told {
 pub(super) fn play(world: &mut World<'_>, cell: Cell) -> Result<Seen> {
     disks::note(world)?;
     let hosts = world.stage.hypervisors.clone();
-    let (probes, window) = world.probes()?;
-    window.begin(probes, &hosts)?;
+    if world.kind != Kind::Stopped {
+        let (probes, window) = world.probes()?;
+        window.begin(probes, &hosts)?;
+    }
     let strike = Strike::prepare(world, cell)?;
     let to = world.away();
     let mut order = vec!["migrate", cast::GUEST, "--to", to, "--detach"];
@@ -146,6 +149,9 @@ fn look(world: &mut World<'_>, seen: &mut Seen, struck: Option<&Struck>) -> Resu
         return if world.disks.is_some() { look_at_the_dead(world, seen) } else { Ok(()) };
     }
     world.home.clone_from(&host);
+    if world.kind == Kind::Stopped {
+        return look_at_the_stopped(world, seen);
+    }
     match &qemus[..] {
         [(only, _)] if *only == host => {}
         others => seen.wrong.push(format!("the record has the guest on {host}, its QEMUs are {others:?}")),
@@ -196,15 +202,29 @@ fn look_at_the_dead(world: &mut World<'_>, seen: &mut Seen) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the record and the hosts agree: a guest that runs, or one whose QEMU is gone and that is reported so. Returns
+/// The disks are all there is of it. What was struck is tried again, then the guest is started where it has come to.
+fn look_at_the_stopped(world: &mut World<'_>, seen: &mut Seen) -> Result<()> {
+    seen.wrong.extend(disks::misplaced(world, seen.verdict == Verdict::Undone)?);
+    if !move_again(world, seen) {
+        return Ok(());
+    }
+    seen.wrong.extend(disks::misplaced(world, false)?);
+    seen.wrong.extend(world.residue()?.into_iter().map(|what| format!("left behind on {what}")));
+    seen.wrong.extend(cold::start_and_shut_off(world)?);
+    Ok(())
+}
+
+/// Waits until the record and the hosts agree: a guest that runs (or is off, where it is to be), or one whose QEMU is gone and that is reported so. Returns
 /// its host and what the record says of it.
 fn await_guest(world: &World<'_>, seen: &mut Seen) -> Result<(String, String)> {
     let deadline = Instant::now() + SHOWN;
     loop {
         let (qemus, (host, state, detail)) = (world.qemus()?.len(), world.guest()?);
         let words = if detail.is_empty() { state.clone() } else { format!("{state}: {detail}") };
+        let is_off = world.kind == Kind::Stopped;
         match (qemus, state.as_str()) {
-            (1, "RUNNING") => return Ok((host, words)),
+            (1, "RUNNING") if !is_off => return Ok((host, words)),
+            (0, "STOPPED") if is_off => return Ok((host, words)),
             (0, "FAILED") => {
                 seen.fate = Fate::Died;
                 return Ok((host, words));

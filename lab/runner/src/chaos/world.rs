@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use serde_json::Value;
 
+use super::cell::Kind;
 use super::clock;
+use super::cold;
 use super::disks::{self, Disks};
 use super::ear::Ear;
 use super::phase::Phase;
@@ -47,6 +49,7 @@ pub(super) struct World<'a> {
     pub(super) usual: BTreeMap<String, BTreeMap<String, Usage>>,
     /// Those of a guest that has some.
     pub(super) disks: Option<Disks>,
+    pub(super) kind: Kind,
 }
 
 /// A node's daemon.
@@ -72,9 +75,10 @@ impl Daemon {
 }
 
 impl<'a> World<'a> {
-    /// Brings the lab up, boots the guest, with disks or without, and moves it there and back: what is there then is what there is
+    /// Brings the lab up, boots the guest, stops it if it is to be, and moves it there and back: what is there then is what there is
     /// to be.
-    pub(super) fn new(lab: &'a Lab, topology: &'a Topology, with_disks: bool) -> Result<Self> {
+    pub(super) fn new(lab: &'a Lab, topology: &'a Topology, kind: Kind) -> Result<Self> {
+        let with_disks = kind != Kind::Bare;
         let mut daemons = BTreeMap::new();
         let stage = Stage::over(lab, topology, Image::find()?, |lab, topology| {
             play::hosts_up(lab, topology)?;
@@ -90,10 +94,11 @@ impl<'a> World<'a> {
         })?;
         let home = stage.hypervisors[0].to_owned();
         let (window, usual) = (Window::default(), BTreeMap::new());
-        let mut world = Self { stage, topology, daemons, probes: None, home, window, usual, disks: None };
+        let mut world = Self { stage, topology, daemons, probes: None, home, window, usual, disks: None, kind };
         if with_disks {
             world.stage.create_guest(PARAMETERS, &disks::FLAGS)?;
-            world.disks = Some(Disks::fill(&world)?);
+            let filled = if kind == Kind::Stopped { cold::FILLED } else { disks::FILLED };
+            world.disks = Some(Disks::fill(&world, filled)?);
         } else {
             world.stage.create_guest("", &[])?;
         }
@@ -101,6 +106,9 @@ impl<'a> World<'a> {
             world.stage.create_endpoint(index, host)?;
         }
         world.probe()?;
+        if kind == Kind::Stopped {
+            cold::shut_off(&mut world)?;
+        }
         // What a host makes for its first move and keeps is there once it has been both ends of one.
         world.move_on()?;
         for _ in 0..2 {
@@ -115,6 +123,11 @@ impl<'a> World<'a> {
     /// Hosts with an endpoint, in the order of the endpoints' numbers: the peers, then the hypervisors.
     pub(super) fn endpoints(&self) -> Vec<&'a str> {
         self.stage.peers.iter().chain(&self.stage.hypervisors).copied().collect()
+    }
+
+    /// The guest is about to be shut off: nobody is to ask it.
+    pub(super) fn end_probes(&mut self) {
+        self.probes = None;
     }
 
     /// Starts the probes and waits until the guest answers.
@@ -174,9 +187,14 @@ impl<'a> World<'a> {
 
     /// A plain move, as an operator would make it, to the other hypervisor. Gives the bytes of disks that it had to copy.
     pub(super) fn move_on(&mut self) -> Result<u64> {
-        let to = self.away();
+        let (from, to) = (self.home.clone(), self.away());
+        let before = cold::sent_by(self, &from)?;
         self.stage.operator.run(&["migrate", cast::GUEST, "--to", to])?;
         self.home = to.to_owned();
+        if self.kind == Kind::Stopped {
+            // What is compared is progress too; what was sent the wire knows.
+            return Ok(cold::sent_by(self, &from)?.saturating_sub(before));
+        }
         let list: Value = self.stage.operator.ask(&["migration", "list", "--guest", cast::GUEST])?;
         Ok(list["migrations"][0]["progress"]["disk_total"].as_u64().unwrap_or_default())
     }
