@@ -102,7 +102,9 @@ pub(super) fn play(world: &mut World<'_>, cell: Cell) -> Result<Seen> {
     let strike = Strike::prepare(world, cell)?;
     let to = world.away();
     let mut order = vec!["migrate", cast::GUEST, "--to", to, "--detach"];
-    if cell.phase == Phase::MirrorMiddle {
+    // Files are copied faster than a file system is filled.
+    let is_quick = world.kind == Kind::Stopped && cell.phase == Phase::MirrorBegin;
+    if cell.phase == Phase::MirrorMiddle || is_quick {
         order.extend(["--bandwidth", disks::BANDWIDTH]);
     }
     let begun = world.stage.operator.ask::<Value>(&order);
