@@ -17,11 +17,7 @@ impl Journal {
     /// # Errors
     /// When the store cannot be read.
     pub fn mandate(&self) -> Result<Option<Mandate>, JournalError> {
-        self.on_store(|database| {
-            let table = database.begin_read()?.open_table(META)?;
-            let value = table.get(MANDATE)?;
-            Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
-        })
+        self.one(META, MANDATE)
     }
 
     /// This host obeys a mandate.
@@ -52,6 +48,7 @@ impl Journal {
     /// When the store cannot be read.
     pub fn gone(&self, guest: &GuestName) -> Result<Option<Generation>, JournalError> {
         self.on_store(|database| {
+            // As in `Journal::one`.
             let table = database.begin_read()?.open_table(GONE)?;
             let value = table.get(guest.as_str())?;
             Ok(value.map(|value| Generation(value.value())))

@@ -198,9 +198,6 @@ impl Journal {
 
     /// Works on the store. After a failed write, of a full disk above all, the store refuses everything until it is opened
     /// anew; what it had not made durable is not there then.
-    ///
-    /// Whoever reads has the table until the value is read: a value of redb's does not keep the transaction, and without one a write
-    /// takes the page from under it.
     fn on_store<T>(&self, work: impl Fn(&Database) -> Result<T, JournalError>) -> Result<T, JournalError> {
         match self.try_on_store(&work) {
             Err(JournalError::Store(redb::Error::PreviousIo | redb::Error::Corrupted(_))) => {
@@ -263,11 +260,7 @@ impl Journal {
     pub fn find_move(&self, id: &str) -> Result<Option<MoveRecord>, JournalError> {
         // Asked first: what the store has followed by then is in the store.
         let committed = self.commits.has(id);
-        let record: Option<MoveRecord> = self.on_store(|database| {
-            let table = database.begin_read()?.open_table(MOVES)?;
-            let value = table.get(id)?;
-            Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
-        })?;
+        let record: Option<MoveRecord> = self.one(MOVES, id)?;
         Ok(record.map(|record| if committed { record.committed() } else { record }))
     }
 
@@ -284,11 +277,7 @@ impl Journal {
     /// # Errors
     /// When the store cannot be read.
     pub fn find_guest(&self, name: &GuestName) -> Result<Option<OwnedGuest>, JournalError> {
-        self.on_store(|database| {
-            let table = database.begin_read()?.open_table(GUESTS)?;
-            let value = table.get(name.as_str())?;
-            Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
-        })
+        self.one(GUESTS, name.as_str())
     }
 
     /// A guest of this host was stopped, or runs again. Of one that is not this host's nothing is noted.
@@ -392,6 +381,20 @@ impl Journal {
                 moves.remove(id.as_str())?;
             }
             Ok(())
+        })
+    }
+
+    /// One value of a table. The table stays until it is read: a value of redb's does not keep the transaction, and without one a
+    /// write takes the page from under it.
+    fn one<T: DeserializeOwned>(
+        &self,
+        table: TableDefinition<'_, &'static str, &'static [u8]>,
+        key: &str,
+    ) -> Result<Option<T>, JournalError> {
+        self.on_store(|database| {
+            let table = database.begin_read()?.open_table(table)?;
+            let value = table.get(key)?;
+            Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
         })
     }
 

@@ -1,7 +1,6 @@
 //! The guest that is off when it moves.
 
 use std::process::Stdio;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::disks;
 use super::world::World;
 use crate::demo::cast;
+use crate::signals;
 
 /// Bytes at the beginning of the disk that the guest does not write: at the rate of a move that is struck in its middle, three seconds.
 pub(super) const FILLED: u64 = 32 << 20;
@@ -17,11 +17,15 @@ const WRITES: Duration = Duration::from_secs(3);
 
 /// Lets a guest that runs write, and shuts it off: what it was told is on its disks is to be there ever after.
 pub(super) fn shut_off(world: &mut World<'_>) -> Result<()> {
-    thread::sleep(WRITES);
+    signals::sleep(WRITES)?;
     disks::note(world)?;
     world.end_probes();
-    world.stage.operator.run(&["guest", "stop", cast::GUEST, "--cut-after", "20s"])?;
+    stop(world)?;
     disks::set_off(world, true)
+}
+
+fn stop(world: &World<'_>) -> Result<()> {
+    world.stage.operator.run(&["guest", "stop", cast::GUEST, "--cut-after", "20s"])
 }
 
 /// Starts the guest where it is, and shuts it off once it answers everybody. What is wrong, in sentences.
@@ -31,7 +35,7 @@ pub(super) fn start_and_shut_off(world: &mut World<'_>) -> Result<Vec<String>> {
         return Ok(vec![format!("it could not be started where it had come to: {error:#}")]);
     }
     let deaf = world.deaf()?;
-    world.stage.operator.run(&["guest", "stop", cast::GUEST, "--cut-after", "20s"])?;
+    stop(world)?;
     let mut wrong = disks::misplaced(world, false)?;
     disks::set_off(world, true)?;
     if !deaf.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::cell::Cell;
 use super::disks_table::mib;
-use super::report::{done_to, moment, sees, summary};
+use super::report::{copied_again, done_to, moment, rows, sees, summary};
 use super::results::{Played, Results};
 use super::run::Verdict;
 
@@ -23,13 +23,7 @@ pub(super) fn of(results: &Results) -> String {
     let cells: Vec<Cell> = Cell::cold().collect();
     let mut text = HEAD.to_owned() + &summary(results, &cells);
     text += "| what is done | moment | an operator sees | second try | sent | promised | over after s |\n|---|---|---|---|--:|---|--:|\n";
-    for cell in &cells {
-        text += &match results.of(cell) {
-            Some(played) => row(cell, played),
-            None => format!("| {} | {} | not played | | | | |\n", done_to(cell), cell.phase.name()),
-        };
-    }
-    text
+    text + &rows(results, &cells, 4, row)
 }
 
 fn row(cell: &Cell, played: &Played) -> String {
@@ -42,8 +36,7 @@ fn row(cell: &Cell, played: &Played) -> String {
         sent = format!("{} of {} MiB", mib(bytes), mib(disks.whole));
         second = if is_undone { "moved" } else { "not needed; moved on" };
     }
-    let promised = cell.left_percent().filter(|_| is_undone);
-    let promised = promised.map_or(String::new(), |percent| format!("at most {percent} %"));
+    let promised = copied_again(cell, played);
     format!(
         "| {} | {} | {} | {second} | {sent} | {promised} | {:.1} |\n",
         done_to(cell),

@@ -3,7 +3,7 @@
 use super::cell::Cell;
 use super::expect::Promise;
 use super::phase::Phase;
-use super::report::{done_to, moment, moments, sees, summary};
+use super::report::{copied_again, done_to, moment, moments, rows, sees, summary};
 use super::results::{Played, Results};
 use super::run::{Fate, Verdict};
 
@@ -27,13 +27,7 @@ pub(super) fn of(results: &Results) -> String {
     let mut text = HEAD.to_owned() + &summary(results, &cells) + &moments(&Phase::OF_DISKS);
     text += "\n| what is done | moment | an operator sees | second try | left to copy | promised | lost | promised | silence ms | over after s |\n\
              |---|---|---|---|--:|---|--:|---|--:|--:|\n";
-    for cell in &cells {
-        text += &match results.of(cell) {
-            Some(played) => row(cell, played),
-            None => format!("| {} | {} | not played | | | | | | | |\n", done_to(cell), cell.phase.name()),
-        };
-    }
-    text
+    text + &rows(results, &cells, 7, row)
 }
 
 fn row(cell: &Cell, played: &Played) -> String {
@@ -53,8 +47,7 @@ fn row(cell: &Cell, played: &Played) -> String {
         lost = (counts.lost_to_guest + counts.lost_from_guest).to_string();
         silence = counts.silence_ms.to_string();
     }
-    let promised = cell.left_percent().filter(|_| seen.verdict == Verdict::Undone);
-    let promised = promised.map_or(String::new(), |percent| format!("at most {percent} %"));
+    let promised = copied_again(cell, played);
     format!(
         "| {} | {} | {} | {second} | {left} | {promised} | {lost} | {} | {silence} | {:.1} |\n",
         done_to(cell),

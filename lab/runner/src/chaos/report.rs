@@ -80,6 +80,21 @@ pub(super) fn moments(phases: &[Phase]) -> String {
     text
 }
 
+/// The rows of a table whose first columns are what is done, and when; a cell that was not played leaves so many empty.
+pub(super) fn rows(results: &Results, cells: &[Cell], empty: usize, row: fn(&Cell, &Played) -> String) -> String {
+    let rows = cells.iter().map(|cell| match results.of(cell) {
+        Some(played) => row(cell, played),
+        None => format!("| {} | {} | not played |{}\n", done_to(cell), cell.phase.name(), " |".repeat(empty)),
+    });
+    rows.collect()
+}
+
+/// What of an undone move may be copied again, in one cell of the table.
+pub(super) fn copied_again(cell: &Cell, played: &Played) -> String {
+    let promised = cell.left_percent().filter(|_| played.seen.verdict == Verdict::Undone);
+    promised.map_or(String::new(), |percent| format!("at most {percent} %"))
+}
+
 fn heading(cell: &Cell) -> String {
     format!(
         "\n## {}\n\n| moment | an operator sees | lost | promised | out of order | silence ms | over after s |\n\

@@ -216,8 +216,8 @@ fn look_at_the_stopped(world: &mut World<'_>, seen: &mut Seen) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the record and the hosts agree: a guest that runs (or is off, where it is to be), or one whose QEMU is gone and that is reported so. Returns
-/// its host and what the record says of it.
+/// Waits until the record and the hosts agree: a guest that runs (or is off, where it is to be), or one whose QEMU is gone and that
+/// is reported so. Returns its host and what the record says of it.
 fn await_guest(world: &World<'_>, seen: &mut Seen) -> Result<(String, String)> {
     let deadline = Instant::now() + SHOWN;
     loop {

@@ -49,6 +49,7 @@ pub(super) struct World<'a> {
     pub(super) usual: BTreeMap<String, BTreeMap<String, Usage>>,
     /// Those of a guest that has some.
     pub(super) disks: Option<Disks>,
+    /// Which part of the matrix it is for.
     pub(super) kind: Kind,
 }
 
@@ -188,10 +189,10 @@ impl<'a> World<'a> {
     /// A plain move, as an operator would make it, to the other hypervisor. Gives the bytes of disks that it had to copy.
     pub(super) fn move_on(&mut self) -> Result<u64> {
         let (from, to) = (self.home.clone(), self.away());
-        let before = cold::sent_by(self, &from)?;
+        let before = if self.kind == Kind::Stopped { Some(cold::sent_by(self, &from)?) } else { None };
         self.stage.operator.run(&["migrate", cast::GUEST, "--to", to])?;
         self.home = to.to_owned();
-        if self.kind == Kind::Stopped {
+        if let Some(before) = before {
             // What is compared is progress too; what was sent the wire knows.
             return Ok(cold::sent_by(self, &from)?.saturating_sub(before));
         }
