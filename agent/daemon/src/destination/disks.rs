@@ -79,9 +79,14 @@ pub(super) async fn open(
 pub(super) async fn write_out(vm: Guest, events: mpsc::UnboundedSender<DestinationEvent>) {
     loop {
         sleep(WRITE_OUT_EVERY).await;
-        if let Err(error) = vm.settle_disks().await {
-            let _ = events.send(DestinationEvent::MemoryFailed(not_written(error)));
-            return;
+        match vm.settle_disks().await {
+            Ok(()) => {}
+            // Its own end tells; what it wrote is not lost with it.
+            Err(HypervisorError::Gone { .. }) => return,
+            Err(error) => {
+                let _ = events.send(DestinationEvent::MemoryFailed(not_written(error)));
+                return;
+            }
         }
     }
 }
