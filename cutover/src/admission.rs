@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 pub use create::{create_endpoint, create_guest, create_host, create_network, enrol};
 pub use delete::{delete_endpoint, delete_guest, delete_host, delete_network, disk_fate};
 pub use denial::{Denial, Kind};
-pub use migrate::{MigrationRequest, Verdict, cancel, migrate, resolve};
+pub use migrate::{Manner, MigrationRequest, Verdict, cancel, migrate, resolve};
 pub use power::{start_guest, stop_guest};
 
 use serde::{Deserialize, Serialize};

@@ -2,6 +2,7 @@
 //! sees both ends clean up. It is not on the path whose length the guest feels, but for telling the peers.
 //!
 //! ```text
+//!  (Stopping ─ the guest has shut down ─►)
 //!  Expecting ─ destination expects ─► Started ─ destination committed ─► Telling ─ all peers acked ─► Settling ─ both settled ─► Ended
 //!      │                                 │                                  ▲       (or down, or late)                            ▲
 //!      └── cancel, deadline, an end ─────┴──► Aborting ─ it had committed ──┘                                                     │
@@ -39,6 +40,8 @@ use after::Told;
 /// How far the coordinator's own work is; the ends' work shows in [`Phase`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Stage {
+    /// The guest is being stopped, to be moved then; neither end knows anything.
+    Stopping,
     /// The destination has been told; the source knows nothing yet.
     Expecting,
     /// The ends are at it.
@@ -88,6 +91,9 @@ pub struct Coordinator {
     source_report: CutoverReport,
     destination_report: CutoverReport,
     settled_at: Option<Duration>,
+    /// How long the guest may take to stop, if it is stopped to be moved.
+    #[serde(default)]
+    stop_within: Option<Duration>,
     /// What an operator said became of the guest: it stays.
     #[serde(default)]
     resolved: Option<bool>,
@@ -116,8 +122,15 @@ impl Coordinator {
             source_report: CutoverReport::default(),
             destination_report: CutoverReport::default(),
             settled_at: None,
+            stop_within: None,
             resolved: None,
         }
+    }
+
+    /// That of a guest that is being stopped to be moved: it begins when the guest has stopped, which it waits for so long.
+    #[must_use]
+    pub fn after_its_stop(self, stop_within: Duration) -> Self {
+        Self { phase: Phase::Stopping, stage: Stage::Stopping, stop_within: Some(stop_within), ..self }
     }
 
     /// The plan both ends were told.
@@ -168,7 +181,9 @@ impl Coordinator {
             CoordinatorEvent::RebindAck { host, port, outcome } => self.rebind_ack(&host, port, outcome, now),
             CoordinatorEvent::HostLost(host) => self.host_lost(&host, now),
             CoordinatorEvent::HostBack(host) => self.host_back(host, now),
+            CoordinatorEvent::GuestStopped => self.guest_stopped(now),
             CoordinatorEvent::Cancel(failure) => match self.stage {
+                Stage::Stopping => self.stay(failure),
                 Stage::Expecting | Stage::Started => self.abort(failure, now),
                 Stage::Aborting | Stage::Telling | Stage::Settling | Stage::Ended => Vec::new(),
             },
@@ -181,6 +196,7 @@ impl Coordinator {
     /// When to `Tick` next, time since 1970; `None`: only an event can bring it on.
     pub fn next_deadline(&self) -> Option<Duration> {
         match self.stage {
+            Stage::Stopping => Some(self.stop_deadline()),
             Stage::Expecting | Stage::Started | Stage::Aborting => self.deadline_before_commit(),
             Stage::Telling | Stage::Settling => self.deadline_after_commit(),
             Stage::Ended => None,
@@ -189,6 +205,7 @@ impl Coordinator {
 
     fn tick(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
         match self.stage {
+            Stage::Stopping => self.tick_stopping(now),
             Stage::Expecting | Stage::Started => self.overdue(now),
             Stage::Aborting => self.tick_aborting(now),
             Stage::Telling => self.tick_telling(now),
@@ -198,6 +215,10 @@ impl Coordinator {
     }
 
     fn news(&mut self, news: News, now: Duration) -> Vec<CoordinatorEffect> {
+        if self.stage == Stage::Stopping {
+            let (role, step) = (self.end_name(news.role), news.step);
+            return vec![self.event(format!("{role} reported {step:?} of what has not begun; ignored"))];
+        }
         let report = match news.role {
             Role::Source => &mut self.source_report,
             Role::Destination => &mut self.destination_report,
@@ -256,7 +277,9 @@ impl Coordinator {
         }
         match (self.stage, self.role_of(host)) {
             (Stage::Expecting | Stage::Started | Stage::Aborting, Some(role)) => self.end_lost(role, now),
-            (Stage::Expecting | Stage::Started | Stage::Aborting, None) | (Stage::Ended, _) => Vec::new(),
+            (Stage::Expecting | Stage::Started | Stage::Aborting, None) | (Stage::Stopping | Stage::Ended, _) => {
+                Vec::new()
+            }
             (Stage::Telling, _) => self.peer_lost(host, now),
             (Stage::Settling, Some(_)) => {
                 vec![self.event(format!("the agent of {host} is gone; waiting for it to return and settle"))]
@@ -269,7 +292,7 @@ impl Coordinator {
         self.hosts.insert(host.clone(), true);
         match (self.stage, self.role_of(&host)) {
             (Stage::Aborting, Some(role)) => self.abort_again(role),
-            (Stage::Expecting | Stage::Started | Stage::Aborting | Stage::Ended, _) => Vec::new(),
+            (Stage::Stopping | Stage::Expecting | Stage::Started | Stage::Aborting | Stage::Ended, _) => Vec::new(),
             (Stage::Telling, _) => self.tell_returned(&host, now),
             (Stage::Settling, Some(role)) => self.settle_again(role, now),
             (Stage::Settling, None) => self.tell_returned(&host, now),

@@ -33,5 +33,5 @@ pub use model::{
 };
 pub use names::{DiskName, FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName};
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, MarkerSecret, Mtu, PortId, Queues, Vni};
-pub use power::{Power, Stop};
+pub use power::{Power, RunsOn, Stop, StopFirst};
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

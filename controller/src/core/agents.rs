@@ -119,10 +119,21 @@ impl Core {
                 if matches!(state, GuestState::Running | GuestState::Paused | GuestState::Stopped) {
                     self.started(host, &name);
                 }
-                self.observed.insert(name, Observation { state, detail });
+                self.observed.insert(name.clone(), Observation { state, detail });
+                if state == GuestState::Stopped {
+                    self.begin_what_waited_for(&name);
+                }
             } else if let Some(unknown) = self.unknown.get_mut(&name).filter(|it| it.host == *host) {
                 unknown.observation.state = state;
             }
+        }
+    }
+
+    /// The guest may have been stopped to be moved.
+    fn begin_what_waited_for(&mut self, stopped: &GuestName) {
+        let migration = self.record.guests().get(stopped).and_then(|guest| guest.migration.clone());
+        if let Some(migration) = migration {
+            self.step_migration(&migration, CoordinatorEvent::GuestStopped);
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use throughline_cutover::{
     Binding, CoordinatorEffect, CoordinatorEvent, Failure, Generation, GuestName, HostName, Limits, News, Phase, Power,
     RebindId, Role, Step,
-    admission::{self, Denial, Verdict},
+    admission::{self, Denial, Manner, Verdict},
     fence::Word,
 };
 use tokio::sync::watch;
@@ -38,9 +38,9 @@ impl Core {
         let earlier = self.record.begun_by(&wish.request.request_id);
         match admission::migrate(self, &wish.request, earlier)? {
             Verdict::Known { migration } => self.known(&migration),
-            Verdict::Admitted { destination, cold, .. } => {
+            Verdict::Admitted { destination, manner, .. } => {
                 self.has_room_for_another(&wish)?;
-                self.begin(wish, &destination, limits, cold).map(|begun| Known::Whole(Box::new(begun)))
+                self.begin(wish, &destination, limits, manner).map(|begun| Known::Whole(Box::new(begun)))
             }
         }
     }
@@ -62,19 +62,27 @@ impl Core {
         wish: Asked,
         destination: &HostName,
         limits: Limits,
-        cold: bool,
+        manner: Manner,
     ) -> Result<MigrationRecord, Denial> {
         let hosts = self.connections();
         let request = &wish.request;
         let unknown = || Denial::UnknownGuest { field: "guest".to_owned(), name: request.guest.clone() };
         let guest = self.record.guests().get(&request.guest).ok_or_else(unknown)?;
-        let wish_for = Wish { guest, destination, limits, cold, hosts: &hosts };
-        let plan = planner::plan(&self.record, &wish_for, &mut rand::rng())?;
+        let wish_for = Wish { guest, destination, limits, cold: manner != Manner::Running, hosts: &hosts };
+        let mut plan = planner::plan(&self.record, &wish_for, &mut rand::rng())?;
+        if let Manner::StoppedFirst(stop) = manner {
+            self.set_power(&request.guest, Power::Off(stop.stop()), GuestState::Stopping);
+            plan.generation = self.generation_of(&request.guest).unwrap_or(plan.generation);
+        }
         let (id, name) = (plan.id.clone(), request.guest.clone());
         let (source, target) = (plan.source.host.clone(), plan.destination.host.clone());
         tracing::info!(migration = id, guest = %name, %source, destination = %target, "migration admitted");
         let number = self.record.next_migration();
-        self.record.put_migration(MigrationRecord::new(number, wish, plan, self.clock.now()));
+        let migration = MigrationRecord::new(number, wish, plan, self.clock.now());
+        self.record.put_migration(match manner {
+            Manner::StoppedFirst(stop) => migration.after_stop(stop),
+            Manner::Running | Manner::Stopped => migration,
+        });
         self.record.change_guest(&name, |guest| guest.migration = Some(id.clone()));
         self.live.insert(id.clone(), watch::Sender::new(0));
         let hosts: BTreeMap<_, _> = hosts.into_iter().collect();
@@ -316,6 +324,7 @@ impl Core {
             guest: Some(guest.clone()),
             ..Object::migration(id)
         };
+        let start_after = migration.start_after;
         let (asked_by, moved) = (migration.requested_by.as_ref(), coordinator.phase() == Phase::Done);
         self.audit.ended(asked_by, object, coordinator.failure(), moved);
         self.record.change_guest(&guest, |guest| {
@@ -323,6 +332,9 @@ impl Core {
                 guest.migration = None;
             }
         });
+        if start_after {
+            self.set_power(&guest, Power::On, GuestState::Starting);
+        }
         self.live.remove(id);
         self.record.outline_oldest(self.policy.keep_migrations);
     }

@@ -174,7 +174,7 @@ impl Core {
 
     /// Each turn of the switch has a generation of its own: an order from before it, by an old copy of the record above all, neither
     /// starts nor stops the guest.
-    fn set_power(&mut self, name: &GuestName, power: Power, until_reported: GuestState) {
+    pub(super) fn set_power(&mut self, name: &GuestName, power: Power, until_reported: GuestState) {
         let Some(before) = self.record.guests().get(name).map(|guest| guest.power) else { return };
         if before == power {
             return;

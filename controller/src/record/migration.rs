@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use throughline_cutover::{
-    Coordinator, CutoverReport, Failure, MigrationPlan, OperatorName, Phase, Progress, admission::MigrationRequest,
+    Coordinator, CutoverReport, Failure, MigrationPlan, OperatorName, Phase, Progress, StopFirst,
+    admission::MigrationRequest,
 };
 
 /// Most that is told of one migration without anything coming of it. A whole one has some twenty; an agent that says more and more
@@ -64,6 +65,9 @@ pub(crate) struct MigrationRecord {
     pub(crate) ended_at_ms: u64,
     /// Decides what comes next.
     pub(crate) coordinator: Coordinator,
+    /// Its guest ran and was stopped to be moved: it is started again when this is over.
+    #[serde(default)]
+    pub(crate) start_after: bool,
     /// What happened, in order. Of progress reports in a row only the last is kept.
     pub(crate) history: Vec<Happening>,
     sequence: u64,
@@ -83,10 +87,21 @@ impl MigrationRecord {
             created_at_ms: milliseconds(now),
             ended_at_ms: 0,
             coordinator: Coordinator::new(plan, now),
+            start_after: false,
             history: Vec::new(),
             sequence: 0,
             told: 0,
         }
+    }
+
+    /// The same, of a guest that runs and is being stopped to be moved.
+    pub(crate) fn after_stop(self, stop: StopFirst) -> Self {
+        Self { coordinator: self.coordinator.after_its_stop(stop.patience()), start_after: true, ..self }
+    }
+
+    /// How its guest was stopped to be moved, if it was.
+    pub(crate) fn stopped_first(&self) -> Option<StopFirst> {
+        self.request.stop_first.filter(|_| self.start_after)
     }
 
     /// Its id.

@@ -96,6 +96,7 @@ fn migration_at(record: &MigrationRecord, at: Snapshot) -> v1::Migration {
         failure: at.failure.map(Into::into),
         stalls: record.coordinator.stalls().to_vec(),
         requested_by: record.requested_by.clone().map(Into::into).unwrap_or_default(),
+        stop_first: record.stopped_first().map(Into::into),
     }
 }
 

@@ -114,3 +114,83 @@ async fn a_stopped_guest_stays_stopped_whatever_restarts() {
     let wanted = h1.desired(|it| !it.guests.is_empty()).await;
     assert_eq!((wanted.guests[0].stop, wanted.guests[0].generation), (Some(v1::Stop { cut_after_ms: Some(7) }), 2));
 }
+
+fn stop_and_move(request_id: &str, otherwise: v1::RunsOn) -> v1::MigrateGuestRequest {
+    let stop_first = Some(v1::StopFirst { deadline_ms: 300, otherwise: otherwise.into() });
+    v1::MigrateGuestRequest { stop_first, ..move_web_1(request_id, "h2") }
+}
+
+#[tokio::test]
+async fn a_guest_is_stopped_moved_and_started_by_one_request() {
+    let state = StateDir::new();
+    let controller = Controller::start(&state).await;
+    let (mut fabric, [mut h1, mut h2, mut h3]) = controller.three_hosts().await;
+    let wish = v1::MigrateGuestRequest {
+        stop_first: Some(v1::StopFirst { deadline_ms: 60_000, otherwise: v1::RunsOn::Cut.into() }),
+        ..move_web_1("r-1", "h2")
+    };
+    let accepted = fabric.migrate_guest(wish.clone()).await.unwrap().into_inner();
+    assert_eq!((accepted.phase(), accepted.generation, accepted.stop_first), (v1::Phase::Stopping, 2, wish.stop_first));
+    let id = accepted.id;
+    let again = fabric.migrate_guest(wish.clone()).await.unwrap().into_inner();
+    assert_eq!(again.id, id, "the same wish");
+    let other = v1::MigrateGuestRequest { stop_first: None, ..wish };
+    assert_eq!(told(fabric.migrate_guest(other).await).1, "REQUEST_ID_REUSED");
+    assert_eq!(told(fabric.start_guest(start()).await).1, "ALREADY_MIGRATING");
+
+    let wanted = h1.desired(|it| it.guests.iter().any(|guest| guest.stop.is_some())).await;
+    assert_eq!(wanted.guests[0].stop, Some(v1::Stop { cut_after_ms: Some(60_000) }));
+    is(&h1, &mut fabric, 2, GuestState::Stopped).await;
+    let Down::Expect(expect) = h2.order().await else { panic!("now it moves") };
+    let plan = expect.plan.unwrap();
+    assert_eq!((plan.cold, plan.generation), (true, 2));
+    h2.news(&id, v1::Role::Destination, v1::Step::Expecting).await;
+    let Down::Start(_) = h1.order().await else { panic!("then the source") };
+    h2.update(v1::MigrationUpdate { generation: 3, ..update(&id, v1::Role::Destination, v1::Step::Committed) }).await;
+    for peer in [&mut h3, &mut h1] {
+        let Down::Rebind(rebind) = peer.order().await else { panic!("peers are told as ever") };
+        let ack = v1::RebindAck { rebind_id: rebind.rebind_id, applied: true, failure: None };
+        peer.send(Up::RebindAck(ack)).await;
+    }
+    for (end, role) in [(&mut h1, v1::Role::Source), (&mut h2, v1::Role::Destination)] {
+        let Down::Settle(_) = end.order().await else { panic!("both settle") };
+        end.news(&id, role, v1::Step::Settled).await;
+    }
+    let wanted = h2.desired(|it| it.guests.iter().any(|guest| guest.stop.is_none())).await;
+    assert_eq!(wanted.guests[0].generation, 4, "the switch was turned on again");
+    let guest = fabric.get_guest(named_guest("web-1")).await.unwrap().into_inner();
+    assert_eq!((guest.host.as_str(), guest.state(), guest.migration_id.as_str()), ("h2", GuestState::Starting, ""));
+    controller.stop().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_stop_to_be_moved_runs_on() {
+    let state = StateDir::new();
+    let controller = Controller::start(&state).await;
+    let (mut fabric, [mut h1, _h2, _h3]) = controller.three_hosts().await;
+    let ended = async |fabric: &mut FabricClient<Channel>, id: &str| loop {
+        let get = v1::GetMigrationRequest { id: id.to_owned() };
+        let migration = fabric.get_migration(get).await.unwrap().into_inner();
+        if migration.phase() == v1::Phase::Aborted {
+            return migration.failure.unwrap().reason;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    let late = fabric.migrate_guest(stop_and_move("r-1", v1::RunsOn::Stay)).await.unwrap().into_inner();
+    assert_eq!(ended(&mut fabric, &late.id).await, "GUEST_DID_NOT_STOP");
+    let wanted = h1.desired(|it| it.guests.iter().any(|guest| guest.generation == 3)).await;
+    assert_eq!(wanted.guests[0].stop, None, "the wish that it shut down is withdrawn");
+    is(&h1, &mut fabric, 3, GuestState::Running).await;
+
+    let wish = v1::MigrateGuestRequest { stop_first: Some(v1::StopFirst::default()), ..move_web_1("r-2", "h2") };
+    let cancelled = fabric.migrate_guest(wish).await.unwrap().into_inner();
+    assert_eq!(cancelled.stop_first.unwrap().deadline_ms, 60_000, "what is meant is said");
+    fabric.cancel_migration(v1::CancelMigrationRequest { id: cancelled.id.clone() }).await.unwrap();
+    assert_eq!(ended(&mut fabric, &cancelled.id).await, "CANCELLED");
+    let wanted = h1.desired(|it| it.guests.iter().any(|guest| guest.generation == 5)).await;
+    assert_eq!(wanted.guests[0].stop, None);
+    let odd = v1::StopFirst { deadline_ms: 86_400_001, otherwise: 0 };
+    let wish = v1::MigrateGuestRequest { stop_first: Some(odd), ..move_web_1("r-3", "h2") };
+    assert_eq!(told(fabric.migrate_guest(wish).await).2, "stop_first.deadline_ms");
+    controller.stop().await;
+}

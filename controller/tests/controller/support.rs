@@ -197,6 +197,7 @@ pub(crate) fn move_web_1(request_id: &str, to: &str) -> v1::MigrateGuestRequest 
         guest: "web-1".into(),
         destination_host: to.into(),
         limits: None,
+        stop_first: None,
     }
 }
 

@@ -27,7 +27,12 @@ EXAMPLES:
   throughline migrate web-1 --to h2 --on-stall throttle
   throughline migrate web-1 --to h2 --on-stall longer-pause --longest-pause-at-most 2000
   throughline migrate web-1 --to h2 --request-id nightly-web-1 --detach -o json | jq -r .id
-  throughline migrate web-1 --to h2 -o json | jq -r .migration.phase")]
+  throughline migrate web-1 --to h2 -o json | jq -r .migration.phase
+  throughline migrate web-1 --to h2 --stop --stop-within 2m --if-it-runs-on cut
+
+A guest that is stopped moves stopped. --stop is for one that runs and cannot move as it runs: it is
+asked to shut down, moves when it has, and boots where it has come to; with its addresses, without
+what was in its memory. If the move is undone, it runs where it was.")]
 pub(crate) struct Migrate {
     /// Guest to move
     guest: String,
@@ -52,6 +57,15 @@ pub(crate) struct Migrate {
     /// With --on-stall longer-pause: the longest pause that may come to be accepted, milliseconds, up to 60000
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..))]
     longest_pause_at_most: Option<u32>,
+    /// Shut the guest down first, move it stopped, and start it there
+    #[arg(long)]
+    stop: bool,
+    /// With --stop: how long it may take to shut down, as 90s or 5m (default 1m)
+    #[arg(long, value_name = "TIME", requires = "stop", value_parser = units::duration_ms)]
+    stop_within: Option<u32>,
+    /// With --stop: what becomes of a guest that has not shut down by then (default stay)
+    #[arg(long, value_name = "WHAT", requires = "stop")]
+    if_it_runs_on: Option<RunsOn>,
     /// Watch until it has ended (the default, on a terminal or not)
     #[arg(long, conflicts_with = "detach")]
     watch: bool,
@@ -71,6 +85,24 @@ enum OnStall {
     LongerPause,
     /// Refused: a guest with memory on two hosts dies with either
     PostCopy,
+}
+
+/// What becomes of a guest that was asked to shut down, to be moved, and did not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RunsOn {
+    /// It stays where it is, and the move is undone
+    Stay,
+    /// Its power is cut, and it moves
+    Cut,
+}
+
+impl From<RunsOn> for v1::RunsOn {
+    fn from(fate: RunsOn) -> Self {
+        match fate {
+            RunsOn::Stay => Self::Stay,
+            RunsOn::Cut => Self::Cut,
+        }
+    }
 }
 
 impl From<OnStall> for v1::OnStall {
@@ -118,11 +150,16 @@ impl Migrate {
             on_stall: self.on_stall.map_or(v1::OnStall::Unspecified, Into::into).into(),
             longest_pause_at_most_ms: self.longest_pause_at_most.unwrap_or_default(),
         };
+        let stop_first = self.stop.then(|| v1::StopFirst {
+            deadline_ms: self.stop_within.unwrap_or_default(),
+            otherwise: self.if_it_runs_on.map_or(v1::RunsOn::Unspecified, Into::into).into(),
+        });
         MigrateGuestRequest {
             request_id: self.request_id.unwrap_or_else(|| Uuid::new_v4().to_string()),
             guest: self.guest,
             destination_host: self.to,
             limits: Some(limits),
+            stop_first,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::units;
 pub(crate) fn phase(migration: &Migration) -> String {
     match Phase::try_from(migration.phase) {
         Ok(Phase::Unspecified) => "unknown",
+        Ok(Phase::Stopping) => "stopping",
         Ok(Phase::Preparing) => "preparing",
         Ok(Phase::Precopy) => "pre-copy",
         Ok(Phase::Armed) => "armed",

@@ -8,7 +8,7 @@ use super::{
     Denial, GuestFacts, View,
     create::{can_run, has_no_old_disks, known_host},
 };
-use crate::{GuestName, HostName, Phase, Power};
+use crate::{GuestName, HostName, Phase, Power, StopFirst};
 
 /// A wish to move a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,20 @@ pub struct MigrationRequest {
     pub guest: GuestName,
     /// Where to; `None`: the fabric chooses.
     pub destination: Option<HostName>,
+    /// It is stopped before, if it runs; `None`: it moves as it is.
+    #[serde(default)]
+    pub stop_first: Option<StopFirst>,
+}
+
+/// How a guest moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// As it runs.
+    Running,
+    /// It is stopped, and arrives stopped.
+    Stopped,
+    /// It runs, is stopped, moves, and is started again.
+    StoppedFirst(StopFirst),
 }
 
 /// What becomes of a wish.
@@ -35,8 +49,8 @@ pub enum Verdict {
         source: HostName,
         /// Host it goes to.
         destination: HostName,
-        /// It is stopped, and arrives stopped.
-        cold: bool,
+        /// And how.
+        manner: Manner,
     },
 }
 
@@ -70,11 +84,15 @@ pub fn migrate(
     if !known_host(view, "guest", &guest.host)?.connected {
         return Err(Denial::HostDown { field: "guest".to_owned(), host: guest.host });
     }
-    let cold = guest.power != Power::On;
-    if !(if cold { guest.stopped } else { guest.running }) {
+    let (manner, ready) = match (guest.power, request.stop_first) {
+        (Power::Off(_), _) => (Manner::Stopped, guest.stopped),
+        (Power::On, None) => (Manner::Running, guest.running),
+        (Power::On, Some(stop)) => (Manner::StoppedFirst(stop), guest.running),
+    };
+    if !ready {
         return Err(Denial::GuestNotRunning { guest: name.clone() });
     }
-    Ok(Verdict::Admitted { source: guest.host, destination, cold })
+    Ok(Verdict::Admitted { source: guest.host, destination, manner })
 }
 
 /// Whether a migration may still be undone.

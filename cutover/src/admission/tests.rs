@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{DiskFate, Phase, Vni};
+use crate::{DiskFate, Phase, RunsOn, StopFirst, Vni};
 
 /// A record small enough to write down.
 #[derive(Default)]
@@ -117,7 +117,8 @@ fn fabric() -> Fabric {
 }
 
 fn request(destination: Option<&str>) -> MigrationRequest {
-    MigrationRequest { request_id: "r-1".into(), guest: "web-1".parse().unwrap(), destination: destination.map(host) }
+    let (request_id, guest) = ("r-1".into(), "web-1".parse().unwrap());
+    MigrationRequest { request_id, guest, destination: destination.map(host), stop_first: None }
 }
 
 #[track_caller]
@@ -198,8 +199,18 @@ fn moves_that_cannot_be() {
     denied(to(&fabric, "gw"), "HOST_PEER_ONLY", "destination_host");
     let nobody = MigrationRequest { guest: "web-9".parse().unwrap(), ..request(None) };
     denied(migrate(&fabric, &nobody, None), "UNKNOWN_GUEST", "guest");
+    let stop_first = Some(StopFirst { deadline_ms: 9, otherwise: RunsOn::Stay });
+    let stopping = MigrationRequest { stop_first, ..request(Some("h2")) };
+    let manner = |fabric: &Fabric, request: &MigrationRequest| match migrate(fabric, request, None) {
+        Ok(Verdict::Admitted { manner, .. }) => manner,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(manner(&fabric, &request(Some("h2"))), Manner::Running);
+    assert_eq!(Some(manner(&fabric, &stopping)), stop_first.map(Manner::StoppedFirst));
+    denied(migrate(&fabric, &stopping, Some(("m-1", &request(Some("h2"))))), "REQUEST_ID_REUSED", "request_id");
     fabric.guests[0].1.running = false;
     denied(to(&fabric, "h2"), "GUEST_NOT_RUNNING", "guest");
+    denied(migrate(&fabric, &stopping, None), "GUEST_NOT_RUNNING", "guest");
     fabric.guests[0].1.migration = Some("m-1".into());
     denied(to(&fabric, "h2"), "ALREADY_MIGRATING", "guest");
     denied(delete_guest(&fabric, &"web-1".parse().unwrap(), Some(DiskFate::Delete)), "ALREADY_MIGRATING", "guest");

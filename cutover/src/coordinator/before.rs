@@ -24,7 +24,46 @@ impl Coordinator {
         self.began = now;
         self.since = now;
         let message = format!("accepted: from {} to {}", self.plan.source.host, self.plan.destination.host);
+        if self.stage == Stage::Stopping {
+            return vec![self.event(format!("{message}, once it is stopped: the guest is asked to shut down"))];
+        }
         vec![self.event(message), CoordinatorEffect::Expect]
+    }
+
+    /// Only now does the move begin, and its deadline with it.
+    pub(super) fn guest_stopped(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
+        if self.stage != Stage::Stopping {
+            return Vec::new();
+        }
+        (self.stage, self.phase) = (Stage::Expecting, Phase::Preparing);
+        (self.began, self.since) = (now, now);
+        vec![self.event("the guest has stopped; it moves".to_owned()), CoordinatorEffect::Expect]
+    }
+
+    /// Nobody has been told anything that were to be undone.
+    pub(super) fn stay(&mut self, failure: Failure) -> Vec<CoordinatorEffect> {
+        (self.stage, self.phase) = (Stage::Ended, Phase::Aborted);
+        self.failure = Some(failure.clone());
+        let message = format!("undone, the guest stays at {}: {}", self.plan.source.host, failure.message);
+        vec![self.event(message), CoordinatorEffect::Aborted { failure }]
+    }
+
+    pub(super) fn stop_deadline(&self) -> Duration {
+        self.since + self.stop_within.unwrap_or_default()
+    }
+
+    pub(super) fn tick_stopping(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
+        if now < self.stop_deadline() {
+            return Vec::new();
+        }
+        let words = format!(
+            "{} was not reported as stopped within {} s; look whether it heeds ACPI's power button, and whether {} is connected, or \
+             have its power cut",
+            self.plan.guest.name,
+            self.stop_within.unwrap_or_default().as_secs(),
+            self.plan.source.host
+        );
+        self.stay(Failure::new("GUEST_DID_NOT_STOP", words))
     }
 
     pub(super) fn expecting(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
@@ -142,7 +181,7 @@ impl Coordinator {
                 effects.extend(self.end_abort(now));
                 effects
             }
-            Stage::Started | Stage::Telling | Stage::Settling | Stage::Ended => {
+            Stage::Stopping | Stage::Started | Stage::Telling | Stage::Settling | Stage::Ended => {
                 let words = format!("the agent of {host} is gone; waiting for its return or the word of {other}");
                 vec![self.event(words)]
             }
@@ -154,7 +193,9 @@ impl Coordinator {
             Stage::Expecting => Some((self.since + EXPECT_DEADLINE).min(self.whole_deadline())),
             Stage::Aborting if self.late => self.resend_at,
             Stage::Aborting => self.resend_at.map(|at| at.min(self.since + ABORT_PATIENCE)),
-            Stage::Started | Stage::Telling | Stage::Settling | Stage::Ended => Some(self.started_deadline().0),
+            Stage::Stopping | Stage::Started | Stage::Telling | Stage::Settling | Stage::Ended => {
+                Some(self.started_deadline().0)
+            }
         }
     }
 
@@ -194,7 +235,9 @@ impl Coordinator {
             Phase::Armed | Phase::Paused => {
                 (self.since + pause + CUTOVER_GRACE, "CUTOVER_TIMED_OUT", "the pause did not lead to a commit")
             }
-            Phase::Precopy | Phase::Committed | Phase::Settling | Phase::Done | Phase::Aborted => whole,
+            Phase::Stopping | Phase::Precopy | Phase::Committed | Phase::Settling | Phase::Done | Phase::Aborted => {
+                whole
+            }
         };
         if phase.0 <= whole.0 { phase } else { whole }
     }

@@ -15,6 +15,8 @@ pub enum CoordinatorEvent {
         /// Every host that has the guest's networks, with whether its agent is connected.
         hosts: BTreeMap<HostName, bool>,
     },
+    /// Its host has the guest, which was being stopped to be moved, as stopped.
+    GuestStopped,
     /// An end reports.
     News(Box<News>),
     /// A peer answers a `Rebind`.

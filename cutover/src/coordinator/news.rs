@@ -7,6 +7,8 @@ use crate::{Failure, Generation, Progress};
 /// Where a migration is. The order is the order of time; `Aborted` may follow anything before `Committed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Phase {
+    /// Accepted; the guest is asked to shut down, and nothing is done before it has.
+    Stopping,
     /// Accepted; the two ends make ready.
     Preparing,
     /// Memory is copied while the guest runs.

@@ -77,7 +77,20 @@ struct Play {
 
 impl Play {
     fn new() -> Self {
-        let machine = Coordinator::new(plan(), Duration::ZERO);
+        Self::of(Coordinator::new(plan(), Duration::ZERO))
+    }
+
+    /// The guest is stopped first, which may take a minute.
+    fn stopping() -> Self {
+        let plan = MigrationPlan { cold: true, ..plan() };
+        Self::of(Coordinator::new(plan, Duration::ZERO).after_its_stop(Duration::from_secs(60)))
+    }
+
+    fn one_of_both(stops: bool) -> Self {
+        if stops { Self::stopping() } else { Self::new() }
+    }
+
+    fn of(machine: Coordinator) -> Self {
         let mut play = Self { machine, lines: Vec::new() };
         let hosts = ["h1", "h2", "h3", "h4"].map(|name| (host(name), true));
         play.at(0, CoordinatorEvent::Begin { hosts: BTreeMap::from(hosts) });
@@ -130,6 +143,36 @@ fn happy_path() {
     play.news(930, Role::Source, Step::LineEmpty).news(931, Role::Destination, Step::GateOpen);
     play.news(1100, Role::Source, Step::Settled).news(1200, Role::Destination, Step::Settled);
     insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn stopped_first() {
+    let mut play = Play::stopping();
+    // The hosts come and go, and the controller does: nothing has been begun that it could harm.
+    play.at(100, CoordinatorEvent::HostLost(host("h1"))).at(200, CoordinatorEvent::HostBack(host("h1")));
+    play.at(59_000, CoordinatorEvent::Restarted).at(60_000, CoordinatorEvent::Tick);
+    for name in ["h1", "h2"] {
+        play.at(60_001, CoordinatorEvent::HostBack(host(name)));
+    }
+    play.at(90_000, CoordinatorEvent::GuestStopped).at(90_001, CoordinatorEvent::GuestStopped);
+    play.news(90_002, Role::Destination, Step::Expecting).news(90_003, Role::Source, Step::Precopy);
+    play.news(90_500, Role::Destination, Step::Committed);
+    insta::assert_json_snapshot!(play.lines);
+}
+
+#[test]
+fn a_guest_that_does_not_stop_stays() {
+    let mut late = Play::stopping();
+    late.news(1, Role::Source, Step::Aborted);
+    late.at(59_999, CoordinatorEvent::Tick)
+        .at(60_000, CoordinatorEvent::Tick)
+        .at(60_001, CoordinatorEvent::GuestStopped);
+    let mut cancelled = Play::stopping();
+    cancelled.at(500, CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request")));
+    assert_eq!((late.machine.phase(), cancelled.machine.phase()), (Phase::Aborted, Phase::Aborted));
+    let told = |lines: &[Line]| lines.iter().flat_map(|line| &line.effects).any(|it| *it == CoordinatorEffect::Expect);
+    assert!(!told(&late.lines) && !told(&cancelled.lines), "neither end has heard of it");
+    insta::assert_json_snapshot!([late.lines, cancelled.lines]);
 }
 
 #[test]
@@ -376,6 +419,7 @@ fn any_event() -> impl Strategy<Value = CoordinatorEvent> {
         1 => Just(CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request"))),
         1 => any::<bool>().prop_map(|guest_stays| CoordinatorEvent::Resolve { guest_stays }),
         1 => Just(CoordinatorEvent::Restarted),
+        1 => Just(CoordinatorEvent::GuestStopped),
         3 => Just(CoordinatorEvent::Tick),
     ]
 }
@@ -432,8 +476,11 @@ impl Invariants {
 
 proptest! {
     #[test]
-    fn any_order_of_events_keeps_the_invariants(events in prop::collection::vec((any_event(), 0_u64..3000), 0..60)) {
-        let mut play = Play::new();
+    fn any_order_of_events_keeps_the_invariants(
+        stops: bool,
+        events in prop::collection::vec((any_event(), 0_u64..3000), 0..60),
+    ) {
+        let mut play = Play::one_of_both(stops);
         let mut invariants = Invariants::default();
         invariants.check(&play.lines[0].effects, play.machine.phase());
         let mut now = 0;
@@ -445,8 +492,8 @@ proptest! {
     }
 
     #[test]
-    fn deadlines_move_on(events in prop::collection::vec((any_event(), 0_u64..3000), 0..40)) {
-        let mut play = Play::new();
+    fn deadlines_move_on(stops: bool, events in prop::collection::vec((any_event(), 0_u64..3000), 0..40)) {
+        let mut play = Play::one_of_both(stops);
         let mut now = 0;
         for (event, later) in events {
             now += later;
@@ -464,8 +511,11 @@ proptest! {
     }
 
     #[test]
-    fn ends_that_answer_bring_it_to_an_end(events in prop::collection::vec((any_event(), 0_u64..3000), 0..40)) {
-        let mut play = Play::new();
+    fn ends_that_answer_bring_it_to_an_end(
+        stops: bool,
+        events in prop::collection::vec((any_event(), 0_u64..3000), 0..40),
+    ) {
+        let mut play = Play::one_of_both(stops);
         for (event, _) in events {
             play.at(1, event);
         }

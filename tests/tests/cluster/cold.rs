@@ -4,7 +4,9 @@ use std::fs;
 use std::time::Duration;
 
 use crate::disks::{WRITER, WRITTEN};
+use crate::fencing::{kill_controller, start_daemon};
 use crate::lab::{GUEST, Lab, wait_for};
+use crate::power::BOOTED;
 use crate::probe::Probe;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -103,4 +105,50 @@ fn a_stopped_guest_without_disks_changes_hosts_at_once() {
     lab.migrate_stopped("h2", &[]);
     lab.start_guest().done();
     lab.assert_answers("a guest without disks started on h2");
+}
+
+#[test]
+fn a_guest_is_shut_down_moved_and_booted_there_by_one_request() {
+    let mut lab = Lab::up("stopmove");
+    lab.boot_guest_with(WRITER, &WRITTEN);
+    drop(Probe::start(&lab));
+    std::thread::sleep(Duration::from_secs(2));
+    let moved = lab.throughline(&["migrate", GUEST, "--to", "h2", "--stop"]).done()["migration"].take();
+    assert_eq!((&moved["phase"], &moved["stop_first"]["deadline_ms"]), (&"DONE".into(), &60_000.into()), "{moved:#}");
+    assert_eq!(lab.disk_files("h1"), [""; 0], "left behind");
+    lab.wait_for_state("RUNNING");
+    lab.assert_runs_on("h2");
+    lab.assert_answers("it was booted where it had come to, with its addresses");
+
+    // The controller's death in the middle costs nobody anything.
+    let back = ["migrate", GUEST, "--to", "h1", "--stop", "--detach"];
+    let id = lab.throughline(&back).done()["id"].as_str().expect("an id").to_owned();
+    let controller = kill_controller(&lab);
+    start_daemon(&mut lab, "ctl", &controller);
+    wait_for("the migration has ended well", SOON, || (lab.migration(&id)["phase"] == "DONE").then_some(()));
+    lab.wait_for_state("RUNNING");
+    lab.assert_runs_on("h1");
+    let mut probe = Probe::start(&lab);
+    lab.migrate("h2");
+    probe.assert_unnoticed(&lab, "it moved as it ran, too");
+    probe.assert_disks_read_back();
+}
+
+#[test]
+fn a_guest_that_does_not_shut_down_to_be_moved_stays_or_is_cut_off() {
+    let lab = Lab::up("deafmove");
+    lab.boot_guest_with("tl.probe=off tl.button=no", &[]);
+    wait_for("the guest is up", SOON, || lab.console("h1").contains(BOOTED).then_some(()));
+    let asked = ["migrate", GUEST, "--to", "h2", "--stop", "--stop-within", "1s"];
+    let stayed = lab.throughline(&asked);
+    let reason = &stayed.result["migration"]["failure"]["reason"];
+    assert_eq!((stayed.code, reason.as_str()), (7, Some("GUEST_DID_NOT_STOP")), "{:#}", stayed.result);
+    lab.wait_for_state("RUNNING");
+    lab.assert_runs_on("h1");
+    assert_eq!(lab.console("h1").matches(BOOTED).count(), 1, "it ran all along");
+    let moved = lab.throughline(&[&asked[..], &["--if-it-runs-on", "cut"]].concat()).done()["migration"].take();
+    assert_eq!(moved["phase"], "DONE", "{moved:#}");
+    lab.assert_no_qemu("h1");
+    lab.wait_for_state("RUNNING");
+    lab.assert_runs_on("h2");
 }

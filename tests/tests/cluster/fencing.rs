@@ -23,7 +23,7 @@ const AGENTS: [&str; 3] = ["h1", "h2", "peer"];
 const BACK: Duration = Duration::from_secs(20);
 
 /// The command line of a daemon.
-type CommandLine = Vec<String>;
+pub(crate) type CommandLine = Vec<String>;
 
 /// Kills a node's daemon with SIGKILL, the one that has this word on its command line.
 fn kill_daemon(lab: &Lab, node: &str, word: &str) -> CommandLine {
@@ -45,7 +45,7 @@ fn kill_daemon(lab: &Lab, node: &str, word: &str) -> CommandLine {
     command
 }
 
-fn start_daemon(lab: &mut Lab, node: &str, command: &[String]) {
+pub(crate) fn start_daemon(lab: &mut Lab, node: &str, command: &[String]) {
     let log = OpenOptions::new().append(true).open(lab.log(node)).unwrap();
     let words: Vec<_> = command.iter().map(String::as_str).collect();
     let mut command = lab.on(node, &words);
@@ -53,7 +53,7 @@ fn start_daemon(lab: &mut Lab, node: &str, command: &[String]) {
     lab.started.push(command.spawn().unwrap());
 }
 
-fn kill_controller(lab: &Lab) -> CommandLine {
+pub(crate) fn kill_controller(lab: &Lab) -> CommandLine {
     kill_daemon(lab, "ctl", "192.0.2.1:7700")
 }
 

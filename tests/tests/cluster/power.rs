@@ -12,7 +12,7 @@ use crate::operator::Answer;
 use crate::probe::Probe;
 
 /// What the guest's init writes once a boot.
-const BOOTED: &str = "init: eth0 has";
+pub(crate) const BOOTED: &str = "init: eth0 has";
 /// A guest that answers no question of ours takes as long as it takes.
 const SOON: Duration = Duration::from_secs(30);
 

@@ -54,6 +54,7 @@ impl TryFrom<v1::Step> for Step {
 impl From<Phase> for v1::Phase {
     fn from(phase: Phase) -> Self {
         match phase {
+            Phase::Stopping => Self::Stopping,
             Phase::Preparing => Self::Preparing,
             Phase::Precopy => Self::Precopy,
             Phase::Armed => Self::Armed,

@@ -1,8 +1,8 @@
 //! How a guest is stopped.
 
-use throughline_cutover::{Power, Stop};
+use throughline_cutover::{Power, RunsOn, Stop, StopFirst};
 
-use super::field::{InvalidField, within};
+use super::field::{InvalidField, Problem, within};
 use crate::v1;
 
 /// Longest time that a guest may be given to shut down before its power is cut, milliseconds: a day.
@@ -22,6 +22,36 @@ impl TryFrom<v1::Stop> for Stop {
 impl From<Stop> for v1::Stop {
     fn from(stop: Stop) -> Self {
         Self { cut_after_ms: stop.cut_after_ms }
+    }
+}
+
+/// How long a guest that is to be moved may take to shut down if its caller does not say, milliseconds.
+const USUAL_PATIENCE: u32 = 60_000;
+
+impl TryFrom<v1::StopFirst> for StopFirst {
+    type Error = InvalidField;
+    fn try_from(stop: v1::StopFirst) -> Result<Self, InvalidField> {
+        within("deadline_ms", stop.deadline_ms.into(), 0..=LONGEST_GRACE, "milliseconds")?;
+        let deadline_ms = if stop.deadline_ms == 0 { USUAL_PATIENCE } else { stop.deadline_ms };
+        let otherwise = match v1::RunsOn::try_from(stop.otherwise) {
+            Ok(v1::RunsOn::Unspecified | v1::RunsOn::Stay) => RunsOn::Stay,
+            Ok(v1::RunsOn::Cut) => RunsOn::Cut,
+            Err(_) => {
+                let words = format!("is {}, which this version does not know", stop.otherwise);
+                return Err(InvalidField::new("otherwise", Problem::Other(words)));
+            }
+        };
+        Ok(Self { deadline_ms, otherwise })
+    }
+}
+
+impl From<StopFirst> for v1::StopFirst {
+    fn from(stop: StopFirst) -> Self {
+        let otherwise = match stop.otherwise {
+            RunsOn::Stay => v1::RunsOn::Stay,
+            RunsOn::Cut => v1::RunsOn::Cut,
+        };
+        Self { deadline_ms: stop.deadline_ms, otherwise: otherwise.into() }
     }
 }
 
@@ -54,5 +84,20 @@ mod tests {
         assert_eq!(stop_of(Power::On), None);
         let long = v1::Stop { cut_after_ms: Some(86_400_001) };
         assert_eq!(Stop::try_from(long).expect_err("must be refused").field, "cut_after_ms");
+    }
+
+    #[test]
+    fn how_a_guest_is_stopped_to_be_moved_arrives_as_it_was_said() {
+        for otherwise in [RunsOn::Stay, RunsOn::Cut] {
+            let stop = StopFirst { deadline_ms: 5, otherwise };
+            assert_eq!(StopFirst::try_from(v1::StopFirst::from(stop)).unwrap(), stop);
+        }
+        let usual = StopFirst { deadline_ms: 60_000, otherwise: RunsOn::Stay };
+        assert_eq!(StopFirst::try_from(v1::StopFirst::default()).unwrap(), usual);
+        let field = |deadline_ms, otherwise| {
+            StopFirst::try_from(v1::StopFirst { deadline_ms, otherwise }).expect_err("must be refused").field
+        };
+        assert_eq!(field(86_400_001, 0), "deadline_ms");
+        assert_eq!(field(0, 3), "otherwise");
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use throughline_cutover::{
-    Mandate, OwnedGuest,
+    Mandate, OwnedGuest, StopFirst,
     admission::{Enrolment, Greeting, MigrationRequest, NewEndpoint, NewGuest, NewPort},
 };
 
@@ -99,10 +99,12 @@ impl TryFrom<v1::MigrateGuestRequest> for MigrationRequest {
             return Err(InvalidField::new("request_id", Problem::Other(words)));
         }
         let destination = &request.destination_host;
+        let stop_first = request.stop_first.map(StopFirst::try_from).transpose().map_err(|e| e.within("stop_first"))?;
         Ok(Self {
             guest: parse("guest", &request.guest)?,
             destination: if destination.is_empty() { None } else { Some(parse("destination_host", destination)?) },
             request_id: request.request_id,
+            stop_first,
         })
     }
 }
@@ -161,7 +163,8 @@ mod tests {
         let field = |guest: &str, destination_host: &str, request_id: &str| {
             let (guest, request_id) = (guest.to_owned(), request_id.to_owned());
             let destination_host = destination_host.to_owned();
-            let request = v1::MigrateGuestRequest { guest, destination_host, request_id, limits: None };
+            let stop_first = Some(v1::StopFirst { otherwise: 3, ..Default::default() });
+            let request = v1::MigrateGuestRequest { guest, destination_host, request_id, limits: None, stop_first };
             MigrationRequest::try_from(request).expect_err("must be refused").field
         };
         assert_eq!(field("web-1", "h2", ""), "request_id");
@@ -169,5 +172,6 @@ mod tests {
         assert_eq!(field("web-1", "h2", "r\n1"), "request_id");
         assert_eq!(field("../web-1", "h2", "r-1"), "guest");
         assert_eq!(field("web-1", "h2;reboot", "r-1"), "destination_host");
+        assert_eq!(field("web-1", "h2", "r-1"), "stop_first.otherwise");
     }
 }
