@@ -103,7 +103,7 @@ fn what_is_asked_is_what_was_typed() {
     let fabric = accepting(vec![done(1)]);
     run(
         fabric.address,
-        "migrate web-1 --to h2 --request-id r-1 --longest-pause 50 --bandwidth 10Gbit --deadline 5m \
+        "migrate web-1 --to h2 --request-id r-1 --stop --stop-within 2m --if-it-runs-on cut --longest-pause 50 --bandwidth 10Gbit --deadline 5m \
          --on-stall longer-pause --longest-pause-at-most 2000 --watch",
     )
     .with(0);
@@ -111,7 +111,10 @@ fn what_is_asked_is_what_was_typed() {
         "longest_pause_ms": 50, "bandwidth": 1_250_000_000, "deadline_ms": 300_000,
         "on_stall": "LONGER_PAUSE", "longest_pause_at_most_ms": 2_000,
     });
-    let request = json!({ "request_id": "r-1", "guest": "web-1", "destination_host": "h2", "limits": limits });
+    let stop_first = json!({ "deadline_ms": 120_000, "otherwise": "CUT" });
+    let request = json!({
+        "request_id": "r-1", "guest": "web-1", "destination_host": "h2", "limits": limits, "stop_first": stop_first,
+    });
     assert_eq!(fabric.asked("migrate_guest"), [request]);
     assert_eq!(fabric.asked("watch_migration"), [json!({ "id": "m1" })]);
 }
