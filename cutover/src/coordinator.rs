@@ -25,6 +25,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     time::Duration,
 };
 
@@ -94,6 +95,9 @@ pub struct Coordinator {
     /// How long the guest may take to stop, if it is stopped to be moved.
     #[serde(default)]
     stop_within: Option<Duration>,
+    /// The guest has stopped while the destination's agent was away: that is told of the migration when it is back.
+    #[serde(default)]
+    expect_on_return: bool,
     /// What an operator said became of the guest: it stays.
     #[serde(default)]
     resolved: Option<bool>,
@@ -123,6 +127,7 @@ impl Coordinator {
             destination_report: CutoverReport::default(),
             settled_at: None,
             stop_within: None,
+            expect_on_return: false,
             resolved: None,
         }
     }
@@ -292,6 +297,9 @@ impl Coordinator {
         self.hosts.insert(host.clone(), true);
         match (self.stage, self.role_of(&host)) {
             (Stage::Aborting, Some(role)) => self.abort_again(role),
+            (Stage::Expecting, Some(Role::Destination)) if mem::take(&mut self.expect_on_return) => {
+                vec![CoordinatorEffect::Expect]
+            }
             (Stage::Stopping | Stage::Expecting | Stage::Started | Stage::Aborting | Stage::Ended, _) => Vec::new(),
             (Stage::Telling, _) => self.tell_returned(&host, now),
             (Stage::Settling, Some(role)) => self.settle_again(role, now),

@@ -37,7 +37,11 @@ impl Coordinator {
         }
         (self.stage, self.phase) = (Stage::Expecting, Phase::Preparing);
         (self.began, self.since) = (now, now);
-        vec![self.event("the guest has stopped; it moves".to_owned()), CoordinatorEffect::Expect]
+        // One that is away, as all are when the controller has just started, has its time to return.
+        self.expect_on_return = !self.connected(self.host_of(Role::Destination));
+        let mut effects = vec![self.event("the guest has stopped; it moves".to_owned())];
+        effects.extend((!self.expect_on_return).then_some(CoordinatorEffect::Expect));
+        effects
     }
 
     /// Nobody has been told anything that were to be undone.

@@ -151,10 +151,9 @@ fn stopped_first() {
     // The hosts come and go, and the controller does: nothing has been begun that it could harm.
     play.at(100, CoordinatorEvent::HostLost(host("h1"))).at(200, CoordinatorEvent::HostBack(host("h1")));
     play.at(59_000, CoordinatorEvent::Restarted).at(60_000, CoordinatorEvent::Tick);
-    for name in ["h1", "h2"] {
-        play.at(60_001, CoordinatorEvent::HostBack(host(name)));
-    }
-    play.at(90_000, CoordinatorEvent::GuestStopped).at(90_001, CoordinatorEvent::GuestStopped);
+    play.at(60_001, CoordinatorEvent::HostBack(host("h1")));
+    play.at(89_999, CoordinatorEvent::GuestStopped).at(90_000, CoordinatorEvent::HostBack(host("h2")));
+    play.at(90_001, CoordinatorEvent::GuestStopped).at(90_001, CoordinatorEvent::HostBack(host("h2")));
     play.news(90_002, Role::Destination, Step::Expecting).news(90_003, Role::Source, Step::Precopy);
     play.news(90_500, Role::Destination, Step::Committed);
     insta::assert_json_snapshot!(play.lines);
@@ -167,12 +166,17 @@ fn a_guest_that_does_not_stop_stays() {
     late.at(59_999, CoordinatorEvent::Tick)
         .at(60_000, CoordinatorEvent::Tick)
         .at(60_001, CoordinatorEvent::GuestStopped);
+    let mut nowhere = Play::stopping();
+    nowhere.at(100, CoordinatorEvent::HostLost(host("h2"))).at(200, CoordinatorEvent::GuestStopped);
+    nowhere.at(10_200, CoordinatorEvent::Tick);
     let mut cancelled = Play::stopping();
     cancelled.at(500, CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request")));
-    assert_eq!((late.machine.phase(), cancelled.machine.phase()), (Phase::Aborted, Phase::Aborted));
+    for play in [&late, &nowhere, &cancelled] {
+        assert_eq!(play.machine.phase(), Phase::Aborted);
+    }
     let told = |lines: &[Line]| lines.iter().flat_map(|line| &line.effects).any(|it| *it == CoordinatorEffect::Expect);
     assert!(!told(&late.lines) && !told(&cancelled.lines), "neither end has heard of it");
-    insta::assert_json_snapshot!([late.lines, cancelled.lines]);
+    insta::assert_json_snapshot!([late.lines, nowhere.lines, cancelled.lines]);
 }
 
 #[test]
