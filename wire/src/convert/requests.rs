@@ -98,14 +98,10 @@ impl TryFrom<v1::MigrateGuestRequest> for MigrationRequest {
             let words = "has a character that is not printable ASCII; a UUID is a good request id".to_owned();
             return Err(InvalidField::new("request_id", Problem::Other(words)));
         }
-        let destination = &request.destination_host;
+        let (guest, destination) = (parse("guest", &request.guest)?, &request.destination_host);
+        let destination = if destination.is_empty() { None } else { Some(parse("destination_host", destination)?) };
         let stop_first = request.stop_first.map(StopFirst::try_from).transpose().map_err(|e| e.within("stop_first"))?;
-        Ok(Self {
-            guest: parse("guest", &request.guest)?,
-            destination: if destination.is_empty() { None } else { Some(parse("destination_host", destination)?) },
-            request_id: request.request_id,
-            stop_first,
-        })
+        Ok(Self { guest, destination, request_id: request.request_id, stop_first })
     }
 }
 
