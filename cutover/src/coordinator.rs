@@ -318,12 +318,13 @@ impl Coordinator {
         vec![self.event("the controller was restarted; waiting for the agents to report".to_owned())]
     }
 
-    /// An end that speaks of a migration that is over missed its end: tell it again.
+    /// An end that speaks of a migration that is over missed its end: tell it again. One that has ended its part by now has ignored
+    /// until then what was wanted of the guest.
     fn repeat_the_end(&self, event: &CoordinatorEvent) -> Vec<CoordinatorEffect> {
         let CoordinatorEvent::News(news) = event else { return Vec::new() };
         let role = news.role;
         match (self.phase, news.step) {
-            (_, Step::Settled | Step::Aborted) => Vec::new(),
+            (_, Step::Settled | Step::Aborted) => vec![CoordinatorEffect::RefreshEnd { role }],
             (Phase::Done, _) => vec![CoordinatorEffect::Settle { role }],
             // It had committed all the same. It ends its part, and then, by the record's order, the guest.
             (Phase::Aborted, _) if self.resolved == Some(true) && role == Role::Destination => {

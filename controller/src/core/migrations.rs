@@ -185,7 +185,10 @@ impl Core {
         if migration.has_talked_enough() && effects.iter().all(mere_words) {
             return;
         }
-        let changed = effects.iter().any(|effect| *effect != CoordinatorEffect::Progressed);
+        let passing = |effect: &CoordinatorEffect| {
+            matches!(effect, CoordinatorEffect::Progressed | CoordinatorEffect::RefreshEnd { .. })
+        };
+        let changed = !effects.iter().all(passing);
         for effect in effects {
             self.execute(id, effect);
         }
@@ -227,7 +230,13 @@ impl Core {
                 let guest = migration.plan().guest.name.clone();
                 self.saw(guest, GuestState::Running);
             }
-            CoordinatorEffect::Refresh => self.refresh_ends(id),
+            CoordinatorEffect::Refresh => {
+                [Role::Source, Role::Destination].into_iter().for_each(|role| self.refresh_end(id, role));
+            }
+            CoordinatorEffect::RefreshEnd { role } => {
+                self.refresh_end(id, role);
+                self.want_desired_states();
+            }
             CoordinatorEffect::Progressed => {
                 migration.progressed(now);
                 self.announce(id);
@@ -298,12 +307,10 @@ impl Core {
         self.observed.insert(guest, Observation { state, detail: String::new() });
     }
 
-    /// Both ends ignored their desired state for the guest's ports while it moved.
-    fn refresh_ends(&mut self, id: &str) {
-        let Some(migration) = self.record.migrations().get(id) else { return };
-        for role in [Role::Source, Role::Destination] {
-            let host = migration.coordinator.host_of(role).clone();
-            self.links.forget_desired(&host);
+    /// An end ignored its desired state for the guest and its ports while it moved.
+    fn refresh_end(&mut self, id: &str, role: Role) {
+        if let Some(migration) = self.record.migrations().get(id) {
+            self.links.forget_desired(migration.coordinator.host_of(role));
         }
     }
 
@@ -339,8 +346,13 @@ impl Core {
         self.record.outline_oldest(self.policy.keep_migrations);
     }
 
-    /// An end of a migration nobody remembers is told to undo it; if it has committed it will not.
+    /// An end of a migration nobody remembers is told to undo it; if it has committed it will not. Until it has ended its part it
+    /// ignores what is wanted of the guest.
     pub(super) fn forbid_unknown(&mut self, host: &HostName, migration: &str, news: &News) {
+        if matches!(news.step, Step::Aborted | Step::Settled) {
+            self.links.forget_desired(host);
+            self.want_desired_states();
+        }
         if !matches!(news.step, Step::Aborted | Step::Settled | Step::Committed) {
             let failure = Failure::new("UNKNOWN_MIGRATION", "the controller has no record of this migration; undo it");
             self.links.send(host, Downlink::Abort { migration: migration.to_owned(), failure });

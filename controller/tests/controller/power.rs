@@ -160,6 +160,10 @@ async fn a_guest_is_stopped_moved_and_started_by_one_request() {
     assert_eq!(wanted.guests[0].generation, 4, "the switch was turned on again");
     let guest = fabric.get_guest(named_guest("web-1")).await.unwrap().into_inner();
     assert_eq!((guest.host.as_str(), guest.state(), guest.migration_id.as_str()), ("h2", GuestState::Starting, ""));
+
+    // One that was away, and settles only now, took what it was told before for something from before the move's end.
+    h2.news(&id, v1::Role::Destination, v1::Step::Settled).await;
+    assert_eq!(h2.desired(|_| true).await.guests[0].stop, None, "it is told once more");
     controller.stop().await;
 }
 

@@ -92,6 +92,11 @@ pub enum CoordinatorEffect {
     },
     /// Send both ends their desired state once more: they ignored it for the guest's ports while it moved.
     Refresh,
+    /// The same for one end, which ended its part only after the migration was over.
+    RefreshEnd {
+        /// Which end.
+        role: Role,
+    },
     /// The guest runs at the destination.
     GuestRuns,
     /// Memory got on; nothing else changed.

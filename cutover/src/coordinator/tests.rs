@@ -396,6 +396,25 @@ fn markers_come_from_whoever_can_send() {
     assert_eq!(names(&["h1", "h2"]).len(), 4);
 }
 
+#[test]
+fn an_end_that_ends_after_all_is_told_what_is_wanted() {
+    let mut moved = Play::new();
+    moved.until_committed().ack(911, "h3").ack(911, "h4").ack(912, "h1");
+    moved.news(1_000, Role::Source, Step::Settled).at(1_001, CoordinatorEvent::HostLost(host("h2")));
+    moved.at(61_912, CoordinatorEvent::Tick);
+    let mut undone = Play::new();
+    undone.until_paused().at(950, CoordinatorEvent::HostLost(host("h2")));
+    undone.at(951, CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request")));
+    undone.news(952, Role::Source, Step::Aborted);
+    for (play, end, step) in [(moved, Phase::Done, Step::Settled), (undone, Phase::Aborted, Step::Aborted)] {
+        let mut play = play;
+        assert_eq!(play.machine.phase(), end);
+        play.news(70_000, Role::Destination, step);
+        let refresh = CoordinatorEffect::RefreshEnd { role: Role::Destination };
+        assert_eq!(play.lines.last().unwrap().effects, [refresh]);
+    }
+}
+
 fn any_event() -> impl Strategy<Value = CoordinatorEvent> {
     let step = prop::sample::select(vec![
         Step::Expecting,
@@ -467,7 +486,10 @@ impl Invariants {
                 CoordinatorEffect::Settle { .. } | CoordinatorEffect::Done => assert_eq!(self.owners, 1),
                 CoordinatorEffect::Abort { .. } | CoordinatorEffect::Aborted { .. } => assert_eq!(self.owners, 0),
                 CoordinatorEffect::GuestRuns => assert_eq!(self.owners, 1),
-                CoordinatorEffect::Refresh | CoordinatorEffect::Progressed | CoordinatorEffect::Event { .. } => {}
+                CoordinatorEffect::Refresh
+                | CoordinatorEffect::RefreshEnd { .. }
+                | CoordinatorEffect::Progressed
+                | CoordinatorEffect::Event { .. } => {}
             }
             self.ends += u32::from(matches!(effect, CoordinatorEffect::Done | CoordinatorEffect::Aborted { .. }));
         }

@@ -119,6 +119,7 @@ impl Hands<'_> {
                     self.state.source.link.has = None;
                     self.state.destination.link.has = None;
                 }
+                CoordinatorEffect::RefreshEnd { role } => self.link(end(*role)).has = None,
                 _ => {}
             }
         }
