@@ -20,6 +20,7 @@ mod before;
 mod events;
 mod news;
 mod plan;
+mod stopping;
 #[cfg(test)]
 mod tests;
 
@@ -35,7 +36,7 @@ pub use plan::{UNCOUNTED_MARKER, marker_peers};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, HostName, MigrationPlan, Progress};
+use crate::{Failure, Generation, HostName, MigrationPlan, Progress, StopFirst};
 use after::Told;
 
 /// How far the coordinator's own work is; the ends' work shows in [`Phase`].
@@ -92,9 +93,12 @@ pub struct Coordinator {
     source_report: CutoverReport,
     destination_report: CutoverReport,
     settled_at: Option<Duration>,
-    /// How long the guest may take to stop, if it is stopped to be moved.
+    /// How the guest is stopped, if it is stopped to be moved.
     #[serde(default)]
-    stop_within: Option<Duration>,
+    stop_first: Option<StopFirst>,
+    /// The controller was restarted while the guest was being stopped. Its record may be an older copy, and the ends further than that.
+    #[serde(default)]
+    may_have_begun: bool,
     /// The guest has stopped while the destination's agent was away: that is told of the migration when it is back.
     #[serde(default)]
     expect_on_return: bool,
@@ -126,16 +130,27 @@ impl Coordinator {
             source_report: CutoverReport::default(),
             destination_report: CutoverReport::default(),
             settled_at: None,
-            stop_within: None,
+            stop_first: None,
+            may_have_begun: false,
             expect_on_return: false,
             resolved: None,
         }
     }
 
-    /// That of a guest that is being stopped to be moved: it begins when the guest has stopped, which it waits for so long.
+    /// That of a guest that is being stopped to be moved: it begins when the guest has stopped.
     #[must_use]
-    pub fn after_its_stop(self, stop_within: Duration) -> Self {
-        Self { phase: Phase::Stopping, stage: Stage::Stopping, stop_within: Some(stop_within), ..self }
+    pub fn after_its_stop(self, stop: StopFirst) -> Self {
+        Self { phase: Phase::Stopping, stage: Stage::Stopping, stop_first: Some(stop), ..self }
+    }
+
+    /// Who has the guest by what has come of this migration so far, and at which generation.
+    pub fn owner(&self) -> (&HostName, Generation) {
+        let before = self.plan.generation;
+        match (self.phase, self.resolved) {
+            (Phase::Committed | Phase::Settling | Phase::Done, _) => (self.host_of(Role::Destination), before.next()),
+            (_, Some(true)) => (self.host_of(Role::Source), before.next().next()),
+            (_, _) => (self.host_of(Role::Source), before),
+        }
     }
 
     /// The plan both ends were told.
@@ -188,7 +203,7 @@ impl Coordinator {
             CoordinatorEvent::HostBack(host) => self.host_back(host, now),
             CoordinatorEvent::GuestStopped => self.guest_stopped(now),
             CoordinatorEvent::Cancel(failure) => match self.stage {
-                Stage::Stopping => self.stay(failure),
+                Stage::Stopping => self.cancel_stopping(failure, now),
                 Stage::Expecting | Stage::Started => self.abort(failure, now),
                 Stage::Aborting | Stage::Telling | Stage::Settling | Stage::Ended => Vec::new(),
             },
@@ -201,8 +216,7 @@ impl Coordinator {
     /// When to `Tick` next, time since 1970; `None`: only an event can bring it on.
     pub fn next_deadline(&self) -> Option<Duration> {
         match self.stage {
-            Stage::Stopping => Some(self.stop_deadline()),
-            Stage::Expecting | Stage::Started | Stage::Aborting => self.deadline_before_commit(),
+            Stage::Stopping | Stage::Expecting | Stage::Started | Stage::Aborting => self.deadline_before_commit(),
             Stage::Telling | Stage::Settling => self.deadline_after_commit(),
             Stage::Ended => None,
         }
@@ -220,10 +234,18 @@ impl Coordinator {
     }
 
     fn news(&mut self, news: News, now: Duration) -> Vec<CoordinatorEffect> {
+        let mut effects = Vec::new();
         if self.stage == Stage::Stopping {
-            let (role, step) = (self.end_name(news.role), news.step);
-            return vec![self.event(format!("{role} reported {step:?} of what has not begun; ignored"))];
+            effects = self.is_further(&news, now);
+            if self.stage == Stage::Stopping {
+                return effects;
+            }
         }
+        effects.extend(self.news_of_a_move(news, now));
+        effects
+    }
+
+    fn news_of_a_move(&mut self, news: News, now: Duration) -> Vec<CoordinatorEffect> {
         let report = match news.role {
             Role::Source => &mut self.source_report,
             Role::Destination => &mut self.destination_report,
@@ -310,6 +332,7 @@ impl Coordinator {
     /// Deadlines begin anew: the controller cannot hold its own absence against anyone.
     fn restarted(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
         self.hosts.values_mut().for_each(|connected| *connected = false);
+        self.may_have_begun |= self.stage == Stage::Stopping;
         // Wall time may have been set meanwhile: what was read off it before says nothing now.
         self.began = now.saturating_sub(self.since.saturating_sub(self.began));
         self.resend_at = self.resend_at.map(|_| now);

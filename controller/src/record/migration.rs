@@ -96,7 +96,7 @@ impl MigrationRecord {
 
     /// The same, of a guest that runs and is being stopped to be moved.
     pub(crate) fn after_stop(self, stop: StopFirst) -> Self {
-        Self { coordinator: self.coordinator.after_its_stop(stop.patience()), start_after: true, ..self }
+        Self { coordinator: self.coordinator.after_its_stop(stop), start_after: true, ..self }
     }
 
     /// How its guest was stopped to be moved, if it was.

@@ -30,48 +30,9 @@ impl Coordinator {
         vec![self.event(message), CoordinatorEffect::Expect]
     }
 
-    /// Only now does the move begin, and its deadline with it.
-    pub(super) fn guest_stopped(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
-        if self.stage != Stage::Stopping {
-            return Vec::new();
-        }
-        (self.stage, self.phase) = (Stage::Expecting, Phase::Preparing);
-        (self.began, self.since) = (now, now);
-        // One that is away, as all are when the controller has just started, has its time to return.
-        self.expect_on_return = !self.connected(self.host_of(Role::Destination));
-        let mut effects = vec![self.event("the guest has stopped; it moves".to_owned())];
-        effects.extend((!self.expect_on_return).then_some(CoordinatorEffect::Expect));
-        effects
-    }
-
-    /// Nobody has been told anything that were to be undone.
-    pub(super) fn stay(&mut self, failure: Failure) -> Vec<CoordinatorEffect> {
-        (self.stage, self.phase) = (Stage::Ended, Phase::Aborted);
-        self.failure = Some(failure.clone());
-        let message = format!("undone, the guest stays at {}: {}", self.plan.source.host, failure.message);
-        vec![self.event(message), CoordinatorEffect::Aborted { failure }]
-    }
-
-    pub(super) fn stop_deadline(&self) -> Duration {
-        self.since + self.stop_within.unwrap_or_default()
-    }
-
-    pub(super) fn tick_stopping(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
-        if now < self.stop_deadline() {
-            return Vec::new();
-        }
-        let words = format!(
-            "{} was not reported as stopped within {} s; look whether it heeds ACPI's power button, and whether {} is connected, or \
-             have its power cut",
-            self.plan.guest.name,
-            self.stop_within.unwrap_or_default().as_secs(),
-            self.plan.source.host
-        );
-        self.stay(Failure::new("GUEST_DID_NOT_STOP", words))
-    }
-
+    /// The destination has taken the plan; from one that was not told it yet that is no answer.
     pub(super) fn expecting(&mut self, now: Duration) -> Vec<CoordinatorEffect> {
-        if self.stage != Stage::Expecting {
+        if self.stage != Stage::Expecting || self.expect_on_return {
             return Vec::new();
         }
         self.stage = Stage::Started;
@@ -104,8 +65,9 @@ impl Coordinator {
 
     /// Orders both ends to undo; the source only if it knows of the migration.
     pub(super) fn abort(&mut self, failure: Failure, now: Duration) -> Vec<CoordinatorEffect> {
+        let failure = self.and_is_started_again(failure);
         let mut effects = vec![self.event(format!("undoing: {}", failure.message))];
-        if self.stage == Stage::Expecting {
+        if self.stage == Stage::Expecting && !self.may_have_begun {
             self.answered.insert(Role::Source);
         }
         self.stage = Stage::Aborting;
@@ -172,7 +134,8 @@ impl Coordinator {
         self.abort(failure.unwrap_or_else(unexplained), now)
     }
 
-    /// Before commit an end that is silent proves nothing, unless nothing can have happened yet.
+    /// Before commit an end that is silent proves nothing, unless nothing can have happened yet. In other stages its silence is
+    /// another's to judge.
     pub(super) fn end_lost(&mut self, role: Role, now: Duration) -> Vec<CoordinatorEffect> {
         let (host, other) = (self.host_of(role), self.host_of(role.other()));
         match self.stage {
@@ -185,21 +148,22 @@ impl Coordinator {
                 effects.extend(self.end_abort(now));
                 effects
             }
-            Stage::Stopping | Stage::Started | Stage::Telling | Stage::Settling | Stage::Ended => {
+            Stage::Started => {
                 let words = format!("the agent of {host} is gone; waiting for its return or the word of {other}");
                 vec![self.event(words)]
             }
+            Stage::Stopping | Stage::Telling | Stage::Settling | Stage::Ended => Vec::new(),
         }
     }
 
     pub(super) fn deadline_before_commit(&self) -> Option<Duration> {
         match self.stage {
+            Stage::Stopping => Some(self.stop_deadline()),
             Stage::Expecting => Some((self.since + EXPECT_DEADLINE).min(self.whole_deadline())),
             Stage::Aborting if self.late => self.resend_at,
             Stage::Aborting => self.resend_at.map(|at| at.min(self.since + ABORT_PATIENCE)),
-            Stage::Stopping | Stage::Started | Stage::Telling | Stage::Settling | Stage::Ended => {
-                Some(self.started_deadline().0)
-            }
+            Stage::Started => Some(self.started_deadline().0),
+            Stage::Telling | Stage::Settling | Stage::Ended => None,
         }
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::*;
 use crate::{
     Boot, CarryId, End, Generation, GuestSpec, Limits, MacAddr, MarkerPeer, MarkerSecret, Port, PortId, PortPlan,
-    Queues, Vni,
+    Queues, RunsOn, Vni,
 };
 
 fn host(name: &str) -> HostName {
@@ -82,8 +82,13 @@ impl Play {
 
     /// The guest is stopped first, which may take a minute.
     fn stopping() -> Self {
+        Self::stopping_or(RunsOn::Stay)
+    }
+
+    fn stopping_or(otherwise: RunsOn) -> Self {
         let plan = MigrationPlan { cold: true, ..plan() };
-        Self::of(Coordinator::new(plan, Duration::ZERO).after_its_stop(Duration::from_secs(60)))
+        let stop = StopFirst { deadline_ms: 60_000, otherwise };
+        Self::of(Coordinator::new(plan, Duration::ZERO).after_its_stop(stop))
     }
 
     fn one_of_both(stops: bool) -> Self {
@@ -177,6 +182,69 @@ fn a_guest_that_does_not_stop_stays() {
     let told = |lines: &[Line]| lines.iter().flat_map(|line| &line.effects).any(|it| *it == CoordinatorEffect::Expect);
     assert!(!told(&late.lines) && !told(&cancelled.lines), "neither end has heard of it");
     insta::assert_json_snapshot!([late.lines, nowhere.lines, cancelled.lines]);
+}
+
+#[test]
+fn a_guest_whose_power_is_cut_has_its_time_and_its_host_the_time_to_do_it() {
+    let mut play = Play::stopping_or(RunsOn::Cut);
+    play.at(89_999, CoordinatorEvent::Tick);
+    assert_eq!(play.machine.phase(), Phase::Stopping);
+    play.at(90_000, CoordinatorEvent::Tick);
+    let words = &play.machine.failure().unwrap().message;
+    assert!(words.contains("within 90s; it runs on at h1") && words.ends_with("then migrate again"), "{words}");
+}
+
+#[test]
+fn talk_while_the_guest_is_being_stopped_is_no_happening() {
+    let mut play = Play::stopping();
+    for (role, step) in
+        [(Role::Source, Step::Aborted), (Role::Destination, Step::Committed), (Role::Source, Step::Progress)]
+    {
+        play.news(1, role, step);
+        assert_eq!(play.lines.last().unwrap().effects, []);
+    }
+    assert_eq!(play.machine.phase(), Phase::Stopping);
+}
+
+/// The record may be an older copy: whoever has begun since is asked, and believed.
+#[test]
+fn after_a_restart_the_ends_may_be_further_than_a_stop() {
+    let restarted = || {
+        let mut play = Play::stopping();
+        play.at(10, CoordinatorEvent::Restarted).at(11, CoordinatorEvent::HostBack(host("h1")));
+        play.at(12, CoordinatorEvent::HostBack(host("h2")));
+        play
+    };
+    let asked = |play: &Play| {
+        let effects = &play.lines.last().unwrap().effects;
+        let asked = |role: Role| {
+            effects.iter().any(|it| matches!(it, CoordinatorEffect::Abort { role: to, .. } if *to == role))
+        };
+        (asked(Role::Source), asked(Role::Destination))
+    };
+    let cancel = || CoordinatorEvent::Cancel(Failure::new("CANCELLED", "by request"));
+    let mut cancelled = restarted();
+    cancelled.at(20, cancel());
+    assert_eq!((asked(&cancelled), cancelled.machine.phase().is_end()), ((true, true), false));
+    cancelled.news(21, Role::Destination, Step::Committed);
+    assert_eq!(cancelled.machine.owner(), (&host("h2"), Generation(5)), "it had moved");
+
+    let mut overdue = restarted();
+    overdue.at(60_010, CoordinatorEvent::Tick);
+    assert_eq!(asked(&overdue), (true, true));
+    overdue.news(60_011, Role::Source, Step::Aborted).news(60_012, Role::Destination, Step::Aborted);
+    assert_eq!((overdue.machine.phase(), overdue.machine.owner()), (Phase::Aborted, (&host("h1"), Generation(4))));
+
+    let mut begun = restarted();
+    begun.at(20, CoordinatorEvent::GuestStopped).at(21, cancel());
+    assert_eq!(asked(&begun), (true, true), "even of a move that begins only now, by this record");
+
+    let mut told = restarted();
+    told.news(20, Role::Destination, Step::Expecting);
+    assert_eq!(told.machine.phase(), Phase::Stopping, "that says nothing of the guest");
+    told.news(21, Role::Source, Step::Precopy).news(22, Role::Destination, Step::Committed);
+    assert!(told.machine.phase() >= Phase::Committed, "the move goes on from where its ends are");
+    assert_eq!(told.machine.owner(), (&host("h2"), Generation(5)));
 }
 
 #[test]
