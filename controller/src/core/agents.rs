@@ -121,7 +121,7 @@ impl Core {
                 }
                 self.observed.insert(name.clone(), Observation { state, detail });
                 if state == GuestState::Stopped {
-                    self.begin_what_waited_for(&name);
+                    self.begin_what_waited_for(&name, host, generation);
                 }
             } else if let Some(unknown) = self.unknown.get_mut(&name).filter(|it| it.host == *host) {
                 unknown.observation.state = state;
@@ -129,10 +129,11 @@ impl Core {
         }
     }
 
-    /// The guest may have been stopped to be moved.
-    fn begin_what_waited_for(&mut self, stopped: &GuestName) {
+    /// The guest may have been stopped to be moved: by the plan's source, at the plan's generation. The migration of an older copy of the
+    /// record may be over, and the guest another's.
+    fn begin_what_waited_for(&mut self, stopped: &GuestName, host: &HostName, generation: Generation) {
         let migration = self.record.guests().get(stopped).and_then(|guest| guest.migration.clone());
-        if let Some(migration) = migration {
+        if let Some(migration) = migration.filter(|id| self.is_the_guests_owner(id, host, generation)) {
             self.step_migration(&migration, CoordinatorEvent::GuestStopped);
         }
     }

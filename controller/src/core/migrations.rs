@@ -272,6 +272,12 @@ impl Core {
         self.saw(guest, if is_off { GuestState::Stopped } else { GuestState::Paused });
     }
 
+    /// Whether a migration leaves its guest to that host, at that generation, by what has come of it so far.
+    pub(super) fn is_the_guests_owner(&self, id: &str, host: &HostName, generation: Generation) -> bool {
+        let migration = self.record.migrations().get(id);
+        migration.is_some_and(|it| it.coordinator.owner() == (host, generation))
+    }
+
     fn generation_of(&self, guest: &GuestName) -> Option<Generation> {
         self.record.guests().get(guest).map(|guest| guest.generation)
     }
@@ -331,7 +337,10 @@ impl Core {
             guest: Some(guest.clone()),
             ..Object::migration(id)
         };
-        let start_after = migration.start_after;
+        // If somebody else has it, as an older copy of the record may learn, it is not this migration's to start.
+        let recorded = self.record.guests().get(&guest);
+        let is_its_own = recorded.is_some_and(|it| self.is_the_guests_owner(id, &it.host, it.generation));
+        let start_after = migration.start_after && is_its_own;
         let (asked_by, moved) = (migration.requested_by.as_ref(), coordinator.phase() == Phase::Done);
         self.audit.ended(asked_by, object, coordinator.failure(), moved);
         self.record.change_guest(&guest, |guest| {

@@ -1,5 +1,6 @@
 //! Guests are stopped and started by word of an operator; the host learns it with its desired state.
 
+use throughline_controller::Config;
 use throughline_wire::v1::{
     self, GuestState, agent_message::Message as Up, controller_message::Message as Down, fabric_client::FabricClient,
 };
@@ -196,5 +197,55 @@ async fn a_guest_that_does_not_stop_to_be_moved_runs_on() {
     let odd = v1::StopFirst { deadline_ms: 86_400_001, otherwise: 0 };
     let wish = v1::MigrateGuestRequest { stop_first: Some(odd), ..move_web_1("r-3", "h2") };
     assert_eq!(told(fabric.migrate_guest(wish).await).2, "stop_first.deadline_ms");
+    controller.stop().await;
+}
+
+/// What the record of a controller that was killed while a guest was being stopped to be moved says, and what has become of it since
+/// under another that is gone now: it moved, was started at generation 4, and stopped by an operator at generation 5.
+async fn an_older_copy(state: &StateDir) -> (Controller, FabricClient<Channel>, String, [Agent; 2]) {
+    let controller = Controller::start(state).await;
+    let (mut fabric, hosts) = controller.three_hosts().await;
+    let wish = v1::MigrateGuestRequest { stop_first: Some(v1::StopFirst::default()), ..move_web_1("r-1", "h2") };
+    let id = fabric.migrate_guest(wish).await.unwrap().into_inner().id;
+    let spec = fabric.get_guest(named_guest("web-1")).await.unwrap().into_inner().spec;
+    drop(hosts);
+    controller.stop().await;
+
+    let config = Config { heartbeat: std::time::Duration::from_millis(200), restored: true, ..Config::new(&state.0) };
+    let controller = Controller::with(config).await;
+    let h1 = controller.agent("h1", 1).await;
+    let owned = v1::OwnedGuest { spec, generation: 5, vnis: vec![7], stopped: true };
+    let h2 = Agent::connect(controller.address, v1::Hello { guests: vec![owned], ..hello("h2", 2) }).await.unwrap();
+    let fabric = controller.fabric().await;
+    (controller, fabric, id, [h1, h2])
+}
+
+#[tokio::test]
+async fn an_older_copy_takes_no_other_stop_for_the_one_it_waits_for() {
+    let state = StateDir::new();
+    let (controller, mut fabric, id, [mut h1, mut h2]) = an_older_copy(&state).await;
+    is(&h2, &mut fabric, 5, GuestState::Stopped).await;
+    let get = v1::GetMigrationRequest { id: id.clone() };
+    assert_eq!(fabric.get_migration(get).await.unwrap().into_inner().phase(), v1::Phase::Stopping);
+
+    // Both ends know better, so both are asked.
+    fabric.cancel_migration(v1::CancelMigrationRequest { id: id.clone() }).await.unwrap();
+    for end in [&mut h1, &mut h2] {
+        let Down::Abort(_) = end.order().await else { panic!("whether there is something to undo is theirs to know") };
+    }
+    h2.update(v1::MigrationUpdate { generation: 3, ..update(&id, v1::Role::Destination, v1::Step::Committed) }).await;
+    for (end, role) in [(&mut h1, v1::Role::Source), (&mut h2, v1::Role::Destination)] {
+        let Down::Settle(_) = end.order().await else { panic!("both settle") };
+        end.news(&id, role, v1::Step::Settled).await;
+    }
+    while !fabric.get_guest(named_guest("web-1")).await.unwrap().into_inner().migration_id.is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let guest = fabric.get_guest(named_guest("web-1")).await.unwrap().into_inner();
+    assert_eq!(
+        (guest.host.as_str(), guest.generation, guest.state()),
+        ("h2", 5, GuestState::Stopped),
+        "not to be started"
+    );
     controller.stop().await;
 }
