@@ -80,6 +80,9 @@ pub struct OwnedGuest {
     /// It was stopped: that nothing runs is in order.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopped: bool,
+    /// It was asked to shut down since it booted. When it does, that is in order, whether or not anybody still wants it by then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub asked: bool,
 }
 
 /// A port that is not a guest's and stays on its host.

@@ -6,15 +6,25 @@ use std::{
 };
 
 use throughline_cutover::{GuestName, HostName, MacAddr, Vni};
-use throughline_hypervisor::{Accelerator, Confinement, Sealer};
+use throughline_hypervisor::{Accelerator, Confinement, GuestEventKind, Sealer};
 use throughline_identity::Security;
 use throughline_loader::Datapath;
 use throughline_netlink::Netlink;
 use tokio::sync::{Mutex, Notify, Semaphore};
 
 use crate::{
-    bindings::Bindings, clock::Monotonic, config::Config, disks::Store, flows, gates::Gates, journal::Journal,
-    moves::Moves, resident::Resident, stops::Stops, uplink::Uplink, watch::next,
+    bindings::Bindings,
+    clock::Monotonic,
+    config::Config,
+    disks::Store,
+    flows,
+    gates::Gates,
+    journal::Journal,
+    moves::Moves,
+    resident::Resident,
+    stops::{self, Stops},
+    uplink::Uplink,
+    watch::next,
 };
 
 /// One host's agent.
@@ -133,11 +143,16 @@ impl Host {
             tokio::spawn(flows::watch(self.clone(), Arc::downgrade(&resident), resident.vm.events()));
         }
         let mut events = resident.vm.events();
-        let host = self.clone();
+        let (host, this) = (self.clone(), Arc::downgrade(&resident));
         tokio::spawn(async move {
             // Whatever QEMU says may change what is to be reported; the last thing it says is that it ended.
-            while next(&mut events).await.is_some() {
+            let mut shut_down = false;
+            while let Some(event) = next(&mut events).await {
+                shut_down |= event.kind == GuestEventKind::Shutdown { by_guest: true };
                 host.look_again.notify_one();
+            }
+            if shut_down {
+                stops::see_off_who_went(host, this).await;
             }
         });
         self.residents.lock().await.insert(resident.spec.name.clone(), resident);

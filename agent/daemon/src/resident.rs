@@ -97,7 +97,7 @@ impl Resident {
     /// As the journal has it while it runs, at another generation.
     pub fn owned_at(&self, generation: Generation) -> OwnedGuest {
         let vnis = self.ports.iter().map(|port| port.vni).collect();
-        OwnedGuest { spec: self.spec.clone(), generation, vnis, stopped: false }
+        OwnedGuest { spec: self.spec.clone(), generation, vnis, stopped: false, asked: false }
     }
 
     /// It is held at a higher generation, which is in the journal.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -13,7 +13,12 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{host::Host, lock::lock, resident::Resident};
+use crate::{
+    host::Host,
+    journal::{Journal, JournalError},
+    lock::lock,
+    resident::Resident,
+};
 
 /// How often a guest is asked to shut down: one that was booting has not heard it.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
@@ -93,20 +98,51 @@ impl Host {
 }
 
 async fn see_off(host: Arc<Host>, resident: Arc<Resident>, mut watch: Watch) {
-    let name = resident.spec.name.clone();
     loop {
         let stop = *watch.hear.borrow_and_update();
         tokio::select! {
-            () = time_is_up(&resident, stop) => break,
+            () = time_is_up(&host, &resident, stop) => break,
             // Told otherwise, or withdrawn.
             told = watch.hear.changed() => if told.is_err() { return },
         }
     }
-    if !host.stops.begin_to_end(&watch) {
-        return;
+    if host.stops.begin_to_end(&watch) {
+        end(&host, resident, watch).await;
     }
+}
+
+/// Sees a guest off that has shut down by itself, if nobody else does. One that was asked to and not waited for any more has stopped as
+/// any other; what is wanted of it now, to run above all, is then done as of any that has. One that was never asked is left as it is
+/// found.
+pub async fn see_off_who_went(host: Arc<Host>, gone: Weak<Resident>) {
+    while let Some(resident) = gone.upgrade() {
+        let name = resident.spec.name.clone();
+        let is_here = host.resident(&name).await.is_some_and(|it| Arc::ptr_eq(&it, &resident));
+        match host.journal.find_guest(&name) {
+            Ok(Some(owned)) if owned.asked && is_here => {}
+            Ok(_) => return,
+            Err(error) => {
+                warn!(%error, guest = %name, "it shut down; whether it had been asked to cannot be looked up")
+            }
+        }
+        let is_anothers = host.stops.concern(&name) || host.moves.concerns(&name);
+        if !is_anothers
+            && let Some(watch) = host.stops.say(&name, Stop::default())
+            && host.stops.begin_to_end(&watch)
+        {
+            info!(guest = %name, "shut down after all, as it had been asked to");
+            return end(&host, resident, watch).await;
+        }
+        drop(resident);
+        sleep(AGAIN).await;
+    }
+}
+
+/// Notes a guest as stopped, and ends what there is of it.
+async fn end(host: &Arc<Host>, resident: Arc<Resident>, watch: Watch) {
+    let name = resident.spec.name.clone();
     // Noted first: a guest that is missing without that counts as lost. It has stopped when nothing runs of it, and not before.
-    note_stopped(&host, &name).await;
+    noted(host, &name, "its stop waits until that can be noted", |journal, name| journal.note_power(name, false)).await;
     while let Err(error) = resident.vm.quit().await {
         warn!(%error, guest = %name, "the QEMU of a guest that is to stop has not ended");
         sleep(AGAIN).await;
@@ -120,12 +156,14 @@ async fn see_off(host: Arc<Host>, resident: Arc<Resident>, mut watch: Watch) {
 }
 
 /// Returns when the guest has shut down, or has had the time it was given for it.
-async fn time_is_up(resident: &Resident, stop: Stop) {
+async fn time_is_up(host: &Arc<Host>, resident: &Resident, stop: Stop) {
     let grace = stop.cut_after_ms.map(|ms| Duration::from_millis(ms.into()));
     if grace == Some(Duration::ZERO) {
         return;
     }
     let shuts_down = async {
+        // Noted first: it may shut down when nobody that knows it was asked is there any more.
+        noted(host, &resident.spec.name, "it is asked to shut down when that can be noted", Journal::note_asked).await;
         loop {
             if let Err(error) = resident.vm.power_down().await {
                 warn!(%error, guest = %resident.spec.name, "cannot be asked to shut down");
@@ -145,14 +183,19 @@ async fn time_is_up(resident: &Resident, stop: Stop) {
     }
 }
 
-async fn note_stopped(host: &Arc<Host>, guest: &GuestName) {
+/// Returns when it is in the journal.
+async fn noted(
+    host: &Arc<Host>,
+    guest: &GuestName,
+    otherwise: &str,
+    note: fn(&Journal, &GuestName) -> Result<(), JournalError>,
+) {
     loop {
         let (journal, name) = (host.journal.clone(), guest.clone());
-        let noted = tokio::task::spawn_blocking(move || journal.note_power(&name, false)).await;
-        match noted {
+        match tokio::task::spawn_blocking(move || note(&journal, &name)).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => warn!(%error, %guest, "its stop waits until that can be noted"),
-            Err(panicked) => warn!(%panicked, %guest, "its stop waits until that can be noted"),
+            Ok(Err(error)) => warn!(%error, %guest, "{otherwise}"),
+            Err(panicked) => warn!(%panicked, %guest, "{otherwise}"),
         }
         sleep(AGAIN).await;
     }

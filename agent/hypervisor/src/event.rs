@@ -29,7 +29,7 @@ pub enum GuestEventKind {
     Reset,
     /// The guest shut down; QEMU ends next.
     Shutdown {
-        /// It did so itself.
+        /// It did so itself, and in order.
         by_guest: bool,
     },
     /// The guest's kernel panicked.
@@ -176,7 +176,9 @@ pub(crate) fn translate(event: &qmp::Event) -> Option<GuestEvent> {
         Q::RESUME { .. } => GuestEventKind::Resume,
         Q::MIGRATION { data, .. } => GuestEventKind::Migration(data.status.into()),
         Q::RESET { .. } => GuestEventKind::Reset,
-        Q::SHUTDOWN { data, .. } => GuestEventKind::Shutdown { by_guest: data.guest },
+        Q::SHUTDOWN { data, .. } => {
+            GuestEventKind::Shutdown { by_guest: data.guest && data.reason == qmp::ShutdownCause::guest_shutdown }
+        }
         Q::GUEST_PANICKED { .. } => GuestEventKind::Panicked,
         Q::BLOCK_IO_ERROR { data, .. } if data.action == qmp::BlockErrorAction::stop => {
             GuestEventKind::DiskError { why: data.reason.clone() }
@@ -204,10 +206,13 @@ mod tests {
             r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "MIGRATION", "data": {"status": "pre-switchover"}}"#,
         );
         assert_eq!(switchover.unwrap().kind, GuestEventKind::Migration(MigrationStatus::PreSwitchover));
-        let shutdown = parse(
-            r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
-        );
-        assert_eq!(shutdown.unwrap().kind, GuestEventKind::Shutdown { by_guest: true });
+        let shutdown = |reason| {
+            parse(&format!(
+                r#"{{"timestamp": {{"seconds": 1, "microseconds": 2}}, "event": "SHUTDOWN", "data": {{"guest": true, "reason": "{reason}"}}}}"#
+            ))
+        };
+        assert_eq!(shutdown("guest-shutdown").unwrap().kind, GuestEventKind::Shutdown { by_guest: true });
+        assert_eq!(shutdown("guest-panic").unwrap().kind, GuestEventKind::Shutdown { by_guest: false });
         let full = |action| {
             parse(&format!(
                 r#"{{"timestamp": {{"seconds": 1, "microseconds": 2}}, "event": "BLOCK_IO_ERROR", "data": {{"device": "", "node-name": "image-root", "operation": "write", "action": "{action}", "nospace": true, "reason": "No space left on device"}}}}"#

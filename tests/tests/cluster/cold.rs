@@ -152,3 +152,33 @@ fn a_guest_that_does_not_shut_down_to_be_moved_stays_or_is_cut_off() {
     lab.wait_for_state("RUNNING");
     lab.assert_runs_on("h2");
 }
+
+#[test]
+fn a_guest_that_shuts_down_when_nobody_waits_for_it_any_more_boots_where_it_is() {
+    let mut lab = Lab::up("latemove");
+    lab.boot_guest_with("tl.probe=off tl.button=late", &[]);
+    let is_up = |lab: &Lab| wait_for("the guest is up", SOON, || lab.console("h1").contains(BOOTED).then_some(()));
+    let has_booted_after = |lab: &Lab, before: Vec<i32>| {
+        wait_for("it has shut down and boots again", SOON, || {
+            let now = lab.qemus("h1");
+            (now.len() == 1 && now != before).then_some(())
+        });
+        is_up(lab);
+        lab.wait_for_state("RUNNING");
+        lab.assert_runs_on("h1");
+    };
+    is_up(&lab);
+    let before = lab.qemus("h1");
+    let asked = ["migrate", GUEST, "--to", "h2", "--stop", "--stop-within", "1s"];
+    lab.throughline(&asked).refused(7, "GUEST_DID_NOT_STOP");
+    assert_eq!(lab.qemus("h1"), before, "it runs on");
+    has_booted_after(&lab, before);
+
+    // An agent that did not ask it knows that it was asked.
+    let before = lab.qemus("h1");
+    lab.throughline(&asked).refused(7, "GUEST_DID_NOT_STOP");
+    let agent = lab.kill_agent("h1");
+    lab.start_again(&agent);
+    assert_eq!(lab.qemus("h1"), before, "it runs on");
+    has_booted_after(&lab, before);
+}

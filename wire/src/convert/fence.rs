@@ -39,7 +39,8 @@ impl TryFrom<v1::OwnedGuest> for OwnedGuest {
         }
         let vnis = guest.vnis.into_iter().enumerate().map(|(at, vni)| number(&format!("vnis[{at}]"), vni));
         let (vnis, stopped) = (vnis.collect::<Result<_, _>>()?, guest.stopped);
-        Ok(Self { spec, generation: Generation(guest.generation), vnis, stopped })
+        // Whether it was asked to shut down is its host's alone.
+        Ok(Self { spec, generation: Generation(guest.generation), vnis, stopped, asked: false })
     }
 }
 

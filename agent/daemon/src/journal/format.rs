@@ -121,7 +121,7 @@ mod tests {
             ports: Vec::new(),
             disks: Vec::new(),
         };
-        let guest = OwnedGuest { spec, generation: Generation(3), vnis: Vec::new(), stopped: false };
+        let guest = OwnedGuest { spec, generation: Generation(3), vnis: Vec::new(), stopped: false, asked: false };
         write(&scratch.journal(), |write| {
             let value = serde_json::to_vec(&guest).unwrap();
             write.open_table(GUESTS).unwrap().insert("web-1", value.as_slice()).unwrap();

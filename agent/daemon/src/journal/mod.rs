@@ -38,7 +38,7 @@ const CACHE: usize = 1 << 20;
 /// What a migration's destination owns.
 fn owned_by_destination(plan: &MigrationPlan) -> OwnedGuest {
     let vnis = plan.ports.iter().map(|port| port.vni).collect();
-    OwnedGuest { spec: plan.guest.clone(), generation: plan.generation.next(), vnis, stopped: plan.cold }
+    OwnedGuest { spec: plan.guest.clone(), generation: plan.generation.next(), vnis, stopped: plan.cold, asked: false }
 }
 
 /// How far this host has bound itself in a migration.
@@ -285,15 +285,32 @@ impl Journal {
     /// # Errors
     /// When it could not be made durable.
     pub fn note_power(&self, name: &GuestName, runs: bool) -> Result<(), JournalError> {
+        self.write(|write| match read_guest(write, name)? {
+            Some(guest) if guest.stopped == runs => own(write, &OwnedGuest { stopped: !runs, ..guest }),
+            Some(_) | None => Ok(()),
+        })
+    }
+
+    /// A guest of this host is asked to shut down. Of one that is not this host's nothing is noted.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub fn note_asked(&self, name: &GuestName) -> Result<(), JournalError> {
+        self.write(|write| match read_guest(write, name)? {
+            Some(guest) if !guest.asked => own(write, &OwnedGuest { asked: true, ..guest }),
+            Some(_) | None => Ok(()),
+        })
+    }
+
+    /// This host owns a guest of its own at another generation. What was noted of its stop stands: that is another's to note.
+    ///
+    /// # Errors
+    /// When it could not be made durable.
+    pub fn raise(&self, guest: &OwnedGuest) -> Result<(), JournalError> {
         self.write(|write| {
-            let guests = write.open_table(GUESTS)?;
-            let value = guests.get(name.as_str())?;
-            let found = value.map(|value| serde_json::from_slice::<OwnedGuest>(value.value())).transpose()?;
-            drop(guests);
-            match found {
-                Some(guest) if guest.stopped == runs => own(write, &OwnedGuest { stopped: !runs, ..guest }),
-                Some(_) | None => Ok(()),
-            }
+            let noted = read_guest(write, &guest.spec.name)?.map(|noted| (noted.stopped, noted.asked));
+            let (stopped, asked) = noted.unwrap_or((guest.stopped, guest.asked));
+            own(write, &OwnedGuest { stopped, asked, ..guest.clone() })
         })
     }
 
@@ -435,6 +452,12 @@ fn own(write: &WriteTransaction, guest: &OwnedGuest) -> Result<(), JournalError>
     Ok(())
 }
 
+fn read_guest(write: &WriteTransaction, name: &GuestName) -> Result<Option<OwnedGuest>, JournalError> {
+    let guests = write.open_table(GUESTS)?;
+    let value = guests.get(name.as_str())?;
+    Ok(value.map(|value| serde_json::from_slice(value.value())).transpose()?)
+}
+
 fn disown(write: &WriteTransaction, name: &GuestName) -> Result<(), JournalError> {
     write.open_table(GUESTS)?.remove(name.as_str())?;
     Ok(())
@@ -538,6 +561,47 @@ mod tests {
                 assert!(journal.find_move("m").expect("read").is_some());
             }
         });
+        drop(journal);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn what_is_noted_of_a_stop_stands_until_the_guest_boots() {
+        let directory = std::env::temp_dir().join(format!("throughline-journal-stop-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let journal = Journal::open(&directory.join("journal.redb")).unwrap();
+        let boot = throughline_cutover::Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() };
+        let (name, queues) = (&"web-1".parse::<GuestName>().unwrap(), throughline_cutover::Queues::ONE);
+        let (ports, disks) = (Vec::new(), Vec::new());
+        let spec = throughline_cutover::GuestSpec {
+            name: name.clone(),
+            vcpus: 1,
+            queues,
+            memory_kib: 262_136,
+            boot,
+            ports,
+            disks,
+        };
+        let booted = OwnedGuest {
+            spec,
+            generation: throughline_cutover::Generation(3),
+            vnis: Vec::new(),
+            stopped: false,
+            asked: false,
+        };
+        let noted = || journal.find_guest(name).unwrap().map(|it| (it.generation, it.stopped, it.asked));
+        journal.note_asked(name).unwrap();
+        assert_eq!(noted(), None, "it is nobody's");
+        journal.own(&booted).unwrap();
+        journal.note_asked(name).unwrap();
+        let next = booted.generation.next();
+        journal.raise(&OwnedGuest { generation: next, ..booted.clone() }).unwrap();
+        assert_eq!(noted(), Some((next, false, true)));
+        journal.note_power(name, false).unwrap();
+        journal.raise(&OwnedGuest { generation: next.next(), ..booted.clone() }).unwrap();
+        assert_eq!(noted(), Some((next.next(), true, true)));
+        journal.own(&booted).unwrap();
+        assert_eq!(noted(), Some((booted.generation, false, false)));
         drop(journal);
         std::fs::remove_dir_all(&directory).unwrap();
     }

@@ -92,8 +92,12 @@ async fn have_running(host: &Arc<Host>, spec: &GuestSpec, order: Order, failed: 
             if verdict == Have::Raise {
                 raise(host, &resident, order.generation)?;
             }
-            // The agent that was to stop it may have got no further than to note it.
+            // Somebody may have begun to see it off meanwhile: it shut down. Else the agent that was to stop it got no further than to
+            // note it.
             if noted_as_stopped {
+                if !host.stops.withdraw(name) {
+                    return Ok(false);
+                }
                 host.journal.note_power(name, true)?;
             }
         }
@@ -170,17 +174,16 @@ async fn have_stopped(host: &Arc<Host>, spec: &GuestSpec, order: Order, stop: St
     }
     if !noted {
         let vnis = segments(host, spec)?.iter().map(|segment| segment.vni).collect();
-        let owned = OwnedGuest { spec: spec.clone(), generation: order.generation, vnis, stopped: true };
+        let owned = OwnedGuest { spec: spec.clone(), generation: order.generation, vnis, stopped: true, asked: false };
         host.journal.own(&owned)?;
         info!(guest = %name, generation = %order.generation, "is noted as stopped");
     }
     Ok(())
 }
 
-/// The record affirms at a higher generation that the guest is this host's. Whether it is about to be stopped is another's to note.
+/// The record affirms at a higher generation that the guest is this host's.
 fn raise(host: &Host, resident: &Resident, generation: Generation) -> Result<(), Failure> {
-    let stopped = host.journal.find_guest(&resident.spec.name)?.is_some_and(|owned| owned.stopped);
-    host.journal.own(&OwnedGuest { stopped, ..resident.owned_at(generation) })?;
+    host.journal.raise(&resident.owned_at(generation))?;
     info!(guest = %resident.spec.name, held = %resident.generation(), %generation, "held at a higher generation from now on");
     resident.raise(generation);
     Ok(())
@@ -199,7 +202,7 @@ async fn boot(host: &Host, spec: &GuestSpec, generation: Generation, stopped: bo
     let segments = segments(host, spec)?;
     let vnis = segments.iter().map(|segment| segment.vni).collect();
     // Until it runs it is what it was: stopped, or nobody's.
-    host.journal.own(&OwnedGuest { spec: spec.clone(), generation, vnis, stopped })?;
+    host.journal.own(&OwnedGuest { spec: spec.clone(), generation, vnis, stopped, asked: false })?;
     let booted = host.boot(spec, generation, &segments).await;
     let noted = match &booted {
         Ok(_) => host.journal.note_power(&spec.name, true),
