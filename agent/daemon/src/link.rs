@@ -137,10 +137,12 @@ fn obey(host: &Arc<Host>, desired: &watch::Sender<Option<Desired>>, order: Contr
             desired.send_replace(Some(Desired { state, moves_ended: host.moves.ended() }));
         }
         Some(Order::Expect(expect)) => match plan(expect.plan) {
+            Ok(plan) if memory::answer_beginning(host, &plan.id) => {}
             Ok(plan) => destination::expect(host, plan),
             Err(problem) => warn!(problem, "a plan that cannot be read"),
         },
         Some(Order::Start(start)) => match plan(start.plan) {
+            Ok(plan) if memory::answer_beginning(host, &plan.id) => {}
             Ok(plan) => drop(tokio::spawn(source::start(host.clone(), plan))),
             Err(problem) => warn!(problem, "a plan that cannot be read"),
         },

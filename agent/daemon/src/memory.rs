@@ -38,6 +38,20 @@ pub fn answer_abort(host: &Host, id: &str) {
     }
 }
 
+/// Says how far this host is in a move that it is told to begin and has, or had, a part in already: the controller's record is older than
+/// that. False: it has none.
+pub fn answer_beginning(host: &Host, id: &str) -> bool {
+    if let Some(one) = host.moves.get(id) {
+        one.repeat_news();
+        return true;
+    }
+    let is_known = look_up(host, id).is_some();
+    if is_known {
+        answer_abort(host, id);
+    }
+    is_known
+}
+
 /// Says that a move the controller wants settled is.
 pub fn answer_settle(host: &Host, id: &str) {
     let Some(MoveRecord { plan: Some(plan), promise, .. }) = look_up(host, id) else {

@@ -71,6 +71,13 @@ impl Move {
         }
     }
 
+    /// Sends its last step again.
+    pub fn repeat_news(&self) {
+        match self {
+            Self::Source { news, .. } | Self::Destination { news, .. } => news.repeat(),
+        }
+    }
+
     /// An operator's word, for a source that waits for its destination's.
     pub fn resolve(&self, guest_stays: bool) {
         if let Self::Source { events, .. } = self {
@@ -129,11 +136,7 @@ impl Moves {
 
     /// Sends every move's last step again.
     pub fn repeat_news(&self) {
-        for one in self.lock().values() {
-            match one {
-                Move::Source { news, .. } | Move::Destination { news, .. } => news.repeat(),
-            }
-        }
+        self.lock().values().for_each(Move::repeat_news);
     }
 
     /// How many have ended here.
