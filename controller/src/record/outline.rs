@@ -2,7 +2,9 @@
 //! of it.
 
 use serde::{Deserialize, Serialize};
-use throughline_cutover::{Failure, Generation, HostName, Limits, OperatorName, Phase, admission::MigrationRequest};
+use throughline_cutover::{
+    Failure, Generation, HostName, Limits, OperatorName, Phase, StopFirst, admission::MigrationRequest,
+};
 
 use super::{MigrationRecord, Record};
 use crate::store::Table;
@@ -29,6 +31,9 @@ pub(crate) struct Outline {
     pub(crate) generation: Generation,
     /// Its limits.
     pub(crate) limits: Limits,
+    /// How its guest was stopped to be moved, if it was.
+    #[serde(default)]
+    pub(crate) stop_first: Option<StopFirst>,
     /// How it ended.
     pub(crate) phase: Phase,
     /// Why it was aborted, or what was lost.
@@ -51,6 +56,7 @@ impl From<&MigrationRecord> for Outline {
             destination: plan.destination.host.clone(),
             generation: plan.generation,
             limits: plan.limits,
+            stop_first: migration.stopped_first(),
             phase: migration.coordinator.phase(),
             failure: migration.coordinator.failure().cloned(),
             created_at_ms: migration.created_at_ms,

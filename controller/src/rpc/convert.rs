@@ -115,6 +115,7 @@ impl From<Outline> for v1::Migration {
             ended_at_ms: outline.ended_at_ms,
             failure: outline.failure.map(Into::into),
             requested_by: outline.requested_by.map(Into::into).unwrap_or_default(),
+            stop_first: outline.stop_first.map(Into::into),
             ..Self::default()
         }
     }

@@ -73,6 +73,20 @@ async fn old_migrations_are_kept_as_outlines() {
 }
 
 #[tokio::test]
+async fn an_outline_says_that_its_guest_was_stopped_first() {
+    let state = StateDir::new();
+    let controller = Controller::with(Config { keep_migrations: 0, ..Config::new(&state.0) }).await;
+    let (mut fabric, _agents) = controller.three_hosts().await;
+    let stop_first = Some(v1::StopFirst { deadline_ms: 7, otherwise: v1::RunsOn::Stay.into() });
+    let wish = v1::MigrateGuestRequest { stop_first, ..move_web_1("r-1", "h2") };
+    let id = fabric.migrate_guest(wish).await.unwrap().into_inner().id;
+    let outline = get(&mut fabric, &id).await;
+    assert_eq!((outline.phase(), outline.stop_first), (v1::Phase::Aborted, stop_first));
+    assert_eq!(listed(&mut fabric).await, [""; 0], "nothing else is left of it");
+    controller.stop().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_talks_on_and_on_does_not_fill_the_record() {
     let state = StateDir::new();
     let controller = Controller::start(&state).await;
