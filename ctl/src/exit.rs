@@ -18,7 +18,7 @@ pub(crate) enum Exit {
     WrongInput = 5,
     /// The controller was not reached, or did not answer in time.
     Unreachable = 6,
-    /// The migration was undone before commit; the guest runs on where it was.
+    /// The migration was undone before commit; the guest stays where it was.
     MigrationAborted = 7,
     /// Ctrl-C.
     Interrupted = 130,
@@ -36,7 +36,7 @@ EXIT CODES:
   4    not found
   5    wrong input: the controller names the field
   6    controller unreachable, or no answer in time
-  7    the migration was aborted; the guest runs on at its source
+  7    the migration was aborted; the guest stays at its source
   130  interrupted; a migration being watched goes on
   141  the reader of the output went away";
 

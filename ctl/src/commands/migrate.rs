@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Without --detach the command ends when the migration has ended: 0 when the guest is there, 7 when
-the move was undone and the guest runs on where it was. Ctrl-C ends the watching, not the migration.
+the move was undone and the guest stays where it was. Ctrl-C ends the watching, not the migration.
 
 A guest that changes its memory faster than it can be sent does not converge: pass after pass leaves
 as much. That is noticed after a few passes, and --on-stall says what is done about it.
@@ -32,7 +32,12 @@ EXAMPLES:
 
 A guest that is stopped moves stopped. --stop is for one that runs and cannot move as it runs: it is
 asked to shut down, moves when it has, and boots where it has come to; with its addresses, without
-what was in its memory. If the move is undone, it runs where it was.")]
+what was in its memory. If the move is undone, it runs where it was. The command ends when the guest
+has moved, BEFORE IT HAS BOOTED: `throughline guest get` says whether it runs.
+
+--stop-within counts from when the controller accepts the move: until the guest's host has it as
+stopped, a host's absence included. With --if-it-runs-on cut the host counts from when it hears of
+it, cuts the power after that, and is given 30 s more. --deadline counts from the stop.")]
 pub(crate) struct Migrate {
     /// Guest to move
     guest: String,
@@ -60,7 +65,7 @@ pub(crate) struct Migrate {
     /// Shut the guest down first, move it stopped, and start it there
     #[arg(long)]
     stop: bool,
-    /// With --stop: how long it may take to shut down, as 90s or 5m (default 1m)
+    /// With --stop: how long it may take to shut down, as 90s or 5m, 24h at most (default 1m)
     #[arg(long, value_name = "TIME", requires = "stop", value_parser = units::duration_ms)]
     stop_within: Option<u32>,
     /// With --stop: what becomes of a guest that has not shut down by then (default stay)

@@ -11,7 +11,7 @@ use crate::{
     output::Show,
     session::{PAGE_SIZE, Session, all_pages},
     units,
-    watch::{self, disks, memory, on_stall, pause, phase, report_lines},
+    watch::{self, disks, memory, on_stall, pause, phase, report_lines, stop_first},
 };
 
 pub(super) const EXAMPLES: &str = "\
@@ -53,7 +53,7 @@ EXAMPLES:
         /// Its id
         id: String,
     },
-    /// Undo a migration that has not committed; the guest runs on where it is
+    /// Undo a migration that has not committed; the guest stays where it is
     #[command(after_help = "\
 EXAMPLES:
   throughline migration cancel 5f1c7a52-0c3d-4c8e-9a57-2f0e8f0a9a11")]
@@ -152,10 +152,11 @@ async fn list(session: &Session, guest: &str) -> Result<(), Failure> {
     session.output.list(&all.migrations, &all)
 }
 
-impl Show<8> for Migration {
-    const HEADING: [&'static str; 8] = ["ID", "GUEST", "FROM", "TO", "PHASE", "ACCEPTED", "PAUSE", "BY"];
+impl Show<9> for Migration {
+    const HEADING: [&'static str; 9] =
+        ["ID", "GUEST", "FROM", "TO", "PHASE", "ACCEPTED", "PAUSE", "STOPPED FIRST", "BY"];
 
-    fn row(&self) -> [String; 8] {
+    fn row(&self) -> [String; 9] {
         [
             self.id.clone(),
             self.guest.clone(),
@@ -164,6 +165,7 @@ impl Show<8> for Migration {
             phase(self),
             units::utc(self.created_at_ms),
             self.report.as_ref().and_then(pause).map(units::span).unwrap_or_default(),
+            stop_first(self),
             self.requested_by.clone(),
         ]
     }
@@ -181,6 +183,7 @@ impl Show<8> for Migration {
             ("asked for by", self.requested_by.clone()),
             ("accepted", units::utc(self.created_at_ms)),
             ("ended", units::utc(self.ended_at_ms)),
+            ("stopped first", stop_first(self)),
             ("if it stalls", on_stall(self)),
         ];
         all.extend(self.stalls.iter().map(|stall| ("stalled", stall.clone())));

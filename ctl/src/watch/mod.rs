@@ -9,10 +9,10 @@ mod view;
 
 use std::time::Duration;
 
-use throughline_wire::v1::{Migration, Phase, WatchMigrationRequest};
+use throughline_wire::v1::{Migration, Phase, RunsOn, WatchMigrationRequest};
 use tokio::time::{Instant, sleep};
 
-pub(crate) use self::report::{disks, memory, on_stall, pause, phase, report_lines};
+pub(crate) use self::report::{disks, memory, on_stall, pause, phase, report_lines, stop_first};
 use self::view::View;
 use crate::{
     exit::Exit,
@@ -32,7 +32,16 @@ pub(crate) async fn to_the_end(session: &Session, id: &str, accepted: bool) -> R
     let mut watcher = Watcher { session, id, exists: accepted, seen: None, view: view::choose(session.output) };
     let end = interruptible(watcher.follow(), || interrupted(session, id)).await?;
     watcher.view.end(&end)?;
-    if end.phase() == Phase::Aborted { Err(aborted(&end)) } else { Ok(()) }
+    let see = session.hint(&format!("guest get {}", end.guest));
+    if end.phase() == Phase::Aborted {
+        return Err(aborted(&end, &see));
+    }
+    if end.stop_first.is_some() {
+        watcher
+            .view
+            .notice(&format!("{} is booted at {} now; whether it runs: {see}", end.guest, end.destination_host));
+    }
+    Ok(())
 }
 
 struct Watcher<'a> {
@@ -124,12 +133,26 @@ fn interrupted(session: &Session, id: &str) -> Failure {
         .next(ways_on(session, id))
 }
 
-fn aborted(end: &Migration) -> Failure {
+fn aborted(end: &Migration, see: &str) -> Failure {
     let what = format!("migrate guest {} to {}", end.guest, end.destination_host);
     let (message, reason) = match &end.failure {
         Some(failure) => (failure.message.as_str(), failure.reason.as_str()),
         None => ("it was aborted; the record does not say why", "ABORTED"),
     };
-    Failure::new(Exit::MigrationAborted, reason, what, message)
-        .next(format!("the guest runs on at {}; put it right and migrate again", end.source_host))
+    Failure::new(Exit::MigrationAborted, reason, what, message).next(what_next(end, reason, see))
+}
+
+/// What became of the guest of a migration that was undone, and what may be done.
+fn what_next(end: &Migration, reason: &str, see: &str) -> String {
+    let source = &end.source_host;
+    match &end.stop_first {
+        None => format!("the guest stays at {source}; put it right and migrate again"),
+        Some(stop) if reason == "GUEST_DID_NOT_STOP" && stop.otherwise() != RunsOn::Cut => format!(
+            "the guest runs on at {source}; migrate again with a longer --stop-within, or with --if-it-runs-on cut to have its power \
+             cut after that"
+        ),
+        Some(_) => {
+            format!("the guest is to run at {source} again, which shows in: {see}; put it right and migrate again")
+        }
+    }
 }

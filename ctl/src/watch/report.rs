@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use throughline_wire::v1::{CutoverReport, Migration, OnStall, Phase, Progress};
+use throughline_wire::v1::{CutoverReport, Migration, OnStall, Phase, Progress, RunsOn};
 
 use crate::units;
 
@@ -96,6 +96,13 @@ pub(crate) fn on_stall(migration: &Migration) -> String {
         OnStall::LongerPause => format!("longer pause, {} ms at most", limits.longest_pause_at_most_ms),
         OnStall::PostCopy => "post-copy".to_owned(),
     }
+}
+
+/// How the guest was stopped to be moved; nothing if it was not.
+pub(crate) fn stop_first(migration: &Migration) -> String {
+    let Some(stop) = &migration.stop_first else { return String::new() };
+    let otherwise = if stop.otherwise() == RunsOn::Cut { "else cut" } else { "else stays" };
+    format!("within {}, {otherwise}", units::span(Duration::from_millis(stop.deadline_ms.into())))
 }
 
 /// Whose markers came in time, by port and peer.

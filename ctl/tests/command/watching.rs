@@ -162,10 +162,50 @@ fn an_aborted_migration_is_7() {
         ended.stderr.starts_with("error: migrate guest web-1 to h2: h2 went away (DESTINATION_LOST)\n"),
         "{ended:?}"
     );
-    assert!(ended.stderr.contains("next: the guest runs on at h1"), "{ended:?}");
+    assert!(ended.stderr.contains("next: the guest stays at h1"), "{ended:?}");
     let ended = run(fabric.address, "migration watch m1 -o json").with(7);
     assert_eq!(json_lines(&ended).len(), 2);
     assert_eq!(ended.error()["reason"], json!("DESTINATION_LOST"));
+}
+
+#[test]
+fn what_becomes_of_a_guest_that_is_stopped_first_is_said() {
+    let stopped = |phase: &str, reason: &str, otherwise: &str| {
+        let mut end = migration(phase);
+        end["stop_first"] = json!({ "deadline_ms": 120_000, "otherwise": otherwise });
+        if !reason.is_empty() {
+            end["failure"] = json!({ "reason": reason, "message": "it did not" });
+        }
+        vec![event(1, end, "")]
+    };
+    let fabric = accepting(stopped("DONE", "", "STAY"));
+    let moved = run(fabric.address, "migrate web-1 --to h2 --stop").with(0);
+    let last = moved.stderr.lines().last().unwrap();
+    assert!(last.starts_with("web-1 is booted at h2 now; whether it runs: throughline guest get web-1"), "{moved:?}");
+    for (reason, otherwise, expected) in [
+        (
+            "GUEST_DID_NOT_STOP",
+            "STAY",
+            "next: the guest runs on at h1; migrate again with a longer --stop-within, or with --if-it",
+        ),
+        ("GUEST_DID_NOT_STOP", "CUT", "next: the guest is to run at h1 again"),
+        ("DESTINATION_LOST", "STAY", "next: the guest is to run at h1 again"),
+    ] {
+        fabric.watched(stopped("ABORTED", reason, otherwise));
+        let ended = run(fabric.address, "migration watch m1").with(7);
+        assert!(ended.stderr.contains(expected), "{ended:?}");
+    }
+    let listed = stopped("DONE", "", "CUT").remove(0);
+    let Step::Event(listed) = listed else { unreachable!() };
+    fabric.says("list_migrations", json!({ "migrations": [listed["migration"]] }));
+    fabric.says("get_migration", listed["migration"].clone());
+    assert!(run(fabric.address, "migration list").with(0).stdout.contains("within 2 min 00 s, else cut"));
+    assert!(
+        run(fabric.address, "migration show m1")
+            .with(0)
+            .stdout
+            .contains("stopped first  within 2 min 00 s, else cut\n")
+    );
 }
 
 #[test]
