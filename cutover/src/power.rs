@@ -24,7 +24,8 @@ pub struct Stop {
 /// A guest that runs is to be stopped, moved stopped, and started where it has come to: for one that cannot move as it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StopFirst {
-    /// How long it may take to shut down, milliseconds.
+    /// How long it may take to shut down, milliseconds: for the controller from the acceptance until the host has the guest as stopped;
+    /// for a host that is to cut its power, from when it heard of that.
     pub deadline_ms: u32,
     /// What becomes of it if it runs on past that.
     pub otherwise: RunsOn,
@@ -48,7 +49,7 @@ impl StopFirst {
         Stop { cut_after_ms: (self.otherwise == RunsOn::Cut).then_some(self.deadline_ms) }
     }
 
-    /// How long it is waited for.
+    /// How long it is waited for, from the acceptance.
     pub fn patience(self) -> Duration {
         let grace = if self.otherwise == RunsOn::Cut { Self::CUT_GRACE_MS } else { 0 };
         Duration::from_millis(u64::from(self.deadline_ms) + u64::from(grace))
