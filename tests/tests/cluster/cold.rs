@@ -157,7 +157,11 @@ fn a_guest_that_does_not_shut_down_to_be_moved_stays_or_is_cut_off() {
 fn a_guest_that_shuts_down_when_nobody_waits_for_it_any_more_boots_where_it_is() {
     let mut lab = Lab::up("latemove");
     lab.boot_guest_with("tl.probe=off tl.button=late", &[]);
-    let is_up = |lab: &Lab| wait_for("the guest is up", SOON, || lab.console("h1").contains(BOOTED).then_some(()));
+    let is_up = |lab: &Lab| {
+        wait_for("the guest is up", SOON, || lab.console("h1").contains(BOOTED).then_some(()));
+        // What hears its button may be a little later.
+        std::thread::sleep(Duration::from_secs(3));
+    };
     let has_booted_after = |lab: &Lab, before: Vec<i32>| {
         wait_for("it has shut down and boots again", SOON, || {
             let now = lab.qemus("h1");
