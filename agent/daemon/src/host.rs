@@ -149,10 +149,10 @@ impl Host {
             let mut shut_down = false;
             while let Some(event) = next(&mut events).await {
                 shut_down |= event.kind == GuestEventKind::Shutdown { by_guest: true };
+                if shut_down && matches!(event.kind, GuestEventKind::Exited(_)) {
+                    return stops::see_off_who_went(host, this).await;
+                }
                 host.look_again.notify_one();
-            }
-            if shut_down {
-                stops::see_off_who_went(host, this).await;
             }
         });
         self.residents.lock().await.insert(resident.spec.name.clone(), resident);

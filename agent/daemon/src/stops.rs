@@ -120,7 +120,7 @@ pub async fn see_off_who_went(host: Arc<Host>, gone: Weak<Resident>) {
         let is_here = host.resident(&name).await.is_some_and(|it| Arc::ptr_eq(&it, &resident));
         match host.journal.find_guest(&name) {
             Ok(Some(owned)) if owned.asked && is_here => {}
-            Ok(_) => return,
+            Ok(_) => break,
             Err(error) => {
                 warn!(%error, guest = %name, "it shut down; whether it had been asked to cannot be looked up")
             }
@@ -134,8 +134,10 @@ pub async fn see_off_who_went(host: Arc<Host>, gone: Weak<Resident>) {
             return end(&host, resident, watch).await;
         }
         drop(resident);
+        host.look_again.notify_one();
         sleep(AGAIN).await;
     }
+    host.look_again.notify_one();
 }
 
 /// Notes a guest as stopped, and ends what there is of it.
