@@ -125,7 +125,10 @@ fn a_guest_is_shut_down_moved_and_booted_there_by_one_request() {
     let id = lab.throughline(&back).done()["id"].as_str().expect("an id").to_owned();
     let controller = kill_controller(&lab);
     start_daemon(&mut lab, "ctl", &controller);
-    wait_for("the migration has ended well", SOON, || (lab.migration(&id)["phase"] == "DONE").then_some(()));
+    wait_for("the migration has ended well", SOON, || {
+        let shown = lab.throughline(&["migration", "show", &id]);
+        (shown.code == 0 && shown.result["phase"] == "DONE").then_some(())
+    });
     lab.wait_for_state("RUNNING");
     lab.assert_runs_on("h1");
     let mut probe = Probe::start(&lab);
