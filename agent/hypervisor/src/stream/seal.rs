@@ -169,15 +169,25 @@ async fn carry(end: End, load: Load, mut network: Box<dyn Stream>, local: StdUni
             Err(_) if load == Load::Disk && has_closed(&watched) => Ok(()),
             carried => carried.map(drop),
         },
-        () = gone(end, &watched) => Err(io::Error::new(io::ErrorKind::TimedOut, "QEMU has gone, and the other host does not answer")),
+        () = gone(end, load, &watched) => match load {
+            Load::Memory => Err(io::Error::new(io::ErrorKind::TimedOut, "QEMU has gone, and the other host does not answer")),
+            Load::Disk => Ok(()),
+        },
     }
 }
 
-async fn gone(end: End, local: &StdUnixStream) {
+async fn gone(end: End, load: Load, local: &StdUnixStream) {
     loop {
         sleep(LOOK).await;
         if has_closed(local) {
-            sleep(if end == End::Source { LAST_OF_SOURCE } else { LAST_OF_DESTINATION }).await;
+            sleep(match (end, load) {
+                // Nothing it left is of use. And one that is full keeps QEMU, which has cut it, until this end is closed too: a cut
+                // wakes who waits to read from such a socket, and not who waits to write (QEMU takes no POLLHUP for a POLLOUT).
+                (End::Source, Load::Disk) => Duration::ZERO,
+                (End::Source, Load::Memory) => LAST_OF_SOURCE,
+                (End::Destination, _) => LAST_OF_DESTINATION,
+            })
+            .await;
             return;
         }
     }
