@@ -63,14 +63,24 @@ impl Guest {
     /// # Errors
     /// [`HypervisorError::Disk`] if the chart has not one bitmap; [`HypervisorError::Refused`] if it is no chart of this disk.
     pub async fn merge_chart(&self, disk: &DiskName, chart: OwnedFd) -> Result<(), HypervisorError> {
+        self.merge_chart_into(disk, chart, COPY).await
+    }
+
+    /// The same into the bitmap called `target`.
+    pub(super) async fn merge_chart_into(
+        &self,
+        disk: &DiskName,
+        chart: OwnedFd,
+        target: &str,
+    ) -> Result<(), HypervisorError> {
         let opaque = Some(nodes::chart(disk));
         let added = self.execute_with(qmp::add_fd { fdset_id: None, opaque }, chart).await?;
-        let merged = self.merge_from(disk, added.fdset_id).await;
+        let merged = self.merge_from(disk, added.fdset_id, target).await;
         let removed = self.execute(qmp::remove_fd { fdset_id: added.fdset_id, fd: Some(added.fd) }).await;
         merged.and(removed.map(drop))
     }
 
-    async fn merge_from(&self, disk: &DiskName, set: i64) -> Result<(), HypervisorError> {
+    async fn merge_from(&self, disk: &DiskName, set: i64, target: &str) -> Result<(), HypervisorError> {
         let node = nodes::chart(disk);
         // One that an earlier agent was killed over.
         self.allow_refusal(qmp::blockdev_del { node_name: node.clone() }).await?;
@@ -83,7 +93,7 @@ impl Guest {
             let marked = qmp::BlockDirtyBitmap { node: node.clone(), name: name.clone() };
             let merge = qmp::BlockDirtyBitmapMerge {
                 node: nodes::image(disk),
-                target: COPY.to_owned(),
+                target: target.to_owned(),
                 bitmaps: vec![qmp::BlockDirtyBitmapOrStr::external(marked)],
             };
             self.execute(qmp::block_dirty_bitmap_merge(merge)).await.map(drop)
@@ -120,7 +130,7 @@ impl Guest {
     }
 
     /// Names of the bitmaps on a node.
-    async fn bitmaps(&self, name: &str) -> Result<Vec<String>, HypervisorError> {
+    pub(super) async fn bitmaps(&self, name: &str) -> Result<Vec<String>, HypervisorError> {
         let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
         let node = nodes.into_iter().find(|node| node.node_name.as_deref() == Some(name));
         let bitmaps = node.and_then(|node| node.dirty_bitmaps).unwrap_or_default();

@@ -4,14 +4,10 @@ use std::time::Duration;
 
 use qapi::{Command, qmp};
 use throughline_cutover::DiskName;
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep},
-};
-use tracing::warn;
+use tokio::task::JoinSet;
 
 use super::{
-    jobs::{DiskProgress, DiskState, by_disk, is_over},
+    jobs::{DiskProgress, DiskState, by_disk},
     nodes, options,
     streams::DiskStreams,
 };
@@ -19,11 +15,6 @@ use crate::{Guest, HypervisorError};
 
 /// How long mirrors may take to end that have sent everything: the destination writes its files to disk meanwhile.
 const END_DEADLINE: Duration = Duration::from_secs(2);
-/// How long jobs may take to give up.
-const ABANDON_DEADLINE: Duration = Duration::from_secs(5);
-/// How often QEMU is asked meanwhile, but for the beginning: then it is asked again as soon as it has answered.
-const POLL: Duration = Duration::from_millis(5);
-const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// What is copied beside a mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +91,7 @@ impl Guest {
         }
         ended?;
         // They stay as they are, ended: to dismiss them would take the guest's time, and its QEMU is about to go.
-        let over = self.jobs_over("block-job-cancel", END_DEADLINE).await?;
+        let over = self.jobs_over(ours, "block-job-cancel", END_DEADLINE).await?;
         for disk in disks {
             let ended = over.iter().find(|job| job.id == nodes::mirror(disk));
             match ended.map(|job| &job.error) {
@@ -119,67 +110,17 @@ impl Guest {
     /// # Errors
     /// [`HypervisorError::Deadline`] if the jobs do not end within 5 s.
     pub async fn abandon_mirrors(&self) -> Result<(), HypervisorError> {
-        self.cut_streams().await?;
-        let jobs = self.execute(qmp::query_jobs {}).await?;
-        for device in under_way(&jobs) {
-            let cancel = qmp::block_job_cancel { device, force: Some(true) };
-            // One that ends at this moment is refused.
-            self.allow_refusal(cancel).await?;
-        }
-        for job in self.jobs_over("block-job-cancel", ABANDON_DEADLINE).await? {
-            self.allow_refusal(qmp::job_dismiss { id: job.id }).await?;
-        }
+        self.cut_streams(nodes::is_connection).await?;
+        self.end_jobs(ours).await?;
         for node in self.connections().await? {
             self.execute(qmp::blockdev_del { node_name: node }).await?;
         }
         Ok(())
     }
 
-    /// Waits until none of our jobs does anything, and gives them.
-    async fn jobs_over(&self, command: &'static str, after: Duration) -> Result<Vec<qmp::JobInfo>, HypervisorError> {
-        let started = Instant::now();
-        loop {
-            let jobs = self.execute(qmp::query_jobs {}).await?;
-            let ours = ours(&jobs);
-            if ours.iter().all(|job| is_over(job)) {
-                return Ok(ours.into_iter().cloned().collect());
-            }
-            let waited = started.elapsed();
-            if waited > after {
-                return Err(HypervisorError::Deadline { guest: self.name().clone(), command, after });
-            }
-            // The guest may stand.
-            if waited > AT_ONCE {
-                sleep(POLL).await;
-            }
-        }
-    }
-
-    /// Cuts every stream of a disk, past all that QEMU may be waiting for in the main loop: a request the destination does not
-    /// answer, say, when it stops the guest.
-    async fn cut_streams(&self) -> Result<(), HypervisorError> {
-        for instance in self.execute_past(qmp::query_yank {}).await? {
-            let qmp::YankInstance::block_node(node) = &instance else { continue };
-            if !nodes::is_connection(&node.node_name) {
-                continue;
-            }
-            let name = node.node_name.clone();
-            match self.execute_past(qmp::yank { instances: vec![instance] }).await {
-                Ok(_) => {}
-                // It has just gone.
-                Err(HypervisorError::Refused { desc, .. }) => {
-                    warn!(guest = %self.name(), stream = name, desc, "a disk's stream was not cut");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
     /// Nodes that are connections to a destination.
     async fn connections(&self) -> Result<Vec<String>, HypervisorError> {
-        let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
-        Ok(nodes.into_iter().filter_map(|node| node.node_name).filter(|name| nodes::is_connection(name)).collect())
+        Ok(self.node_names().await?.into_iter().filter(|name| nodes::is_connection(name)).collect())
     }
 
     /// Carries out commands without waiting for one before the next is sent.
@@ -199,11 +140,6 @@ impl Guest {
         }
         Ok(())
     }
-}
-
-/// Ids of those that do something.
-fn under_way(jobs: &[qmp::JobInfo]) -> Vec<String> {
-    ours(jobs).into_iter().filter(|job| !is_over(job)).map(|job| job.id.clone()).collect()
 }
 
 /// Those of the jobs that copy disks, the rest's before its mirror's.

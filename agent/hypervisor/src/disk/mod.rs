@@ -26,6 +26,7 @@
 pub(crate) mod arguments;
 mod bitmap;
 mod copy;
+mod ending;
 mod jobs;
 mod nodes;
 mod offer;

@@ -35,12 +35,7 @@ impl Guest {
         source: Ipv4Addr,
         sealer: &Sealer,
     ) -> Result<(AwaitedDisk, DiskInvitation), HypervisorError> {
-        if self.exports().await?.is_empty() {
-            // One that an earlier try left.
-            self.stop_server().await?;
-            self.execute(options::server(RunDir::DISKS_SOCKET)).await?;
-        }
-        self.execute(options::export(disk)).await?;
+        self.export(disk).await?;
         let door = || Awaited::for_disk(address, source, sealer);
         let failed =
             |source| HypervisorError::Stream { guest: self.name().clone(), what: "of a disk has no door", source };
@@ -48,6 +43,16 @@ impl Guest {
         let (rest, to_rest) = door().map_err(failed)?;
         let invitation = DiskInvitation { disk: disk.clone(), mirror: to_mirror, rest: to_rest };
         Ok((AwaitedDisk { disk: disk.clone(), mirror, rest }, invitation))
+    }
+
+    /// Lets who is connected to the server, which runs then, write the disk.
+    pub(super) async fn export(&self, disk: &DiskName) -> Result<(), HypervisorError> {
+        if self.exports().await?.is_empty() {
+            // One that an earlier try left.
+            self.stop_server().await?;
+            self.execute(options::server(RunDir::DISKS_SOCKET)).await?;
+        }
+        self.execute(options::export(disk)).await.map(drop)
     }
 
     /// Destination: waits for the source's two calls, and connects them to the disk. Dropped, it closes the doors.
@@ -103,7 +108,7 @@ impl Guest {
     }
 
     /// Ids of the exports that are there, be they about to close.
-    async fn exports(&self) -> Result<Vec<String>, HypervisorError> {
+    pub(super) async fn exports(&self) -> Result<Vec<String>, HypervisorError> {
         let exports = self.execute(qmp::query_block_exports {}).await?;
         Ok(exports.into_iter().map(|export| export.id).filter(|id| nodes::is_export(id)).collect())
     }
@@ -117,7 +122,7 @@ impl Guest {
     }
 
     /// A connection to the server, and to nobody else who might have put a socket there.
-    async fn connect_disks(&self) -> io::Result<UnixStream> {
+    pub(super) async fn connect_disks(&self) -> io::Result<UnixStream> {
         let (stream, served_by) = self.run_dir().connect_to(RunDir::DISKS_SOCKET).await?;
         if served_by != Some(self.pid()) {
             return Err(io::Error::other(format!("process {served_by:?} serves the disks' socket, and not QEMU")));
