@@ -88,12 +88,7 @@ impl CommandLine<'_> {
     }
 
     fn machine(&self, args: &mut Arguments) {
-        args.option("-name", format!("guest={},debug-threads=on", self.name));
-        args.flag("-nodefaults");
-        args.flag("-no-user-config");
-        args.option("-display", "none");
-        args.option("-msg", "timestamp=on");
-        args.option("-sandbox", SANDBOX);
+        args.process(self.name);
         // Nothing that a guest with a serial line and virtio cards does not use: it starts faster and migrates less.
         args.option("-machine", "q35,usb=off,sata=off,smbus=off,smm=off,vmport=off,hpet=off,dump-guest-core=off");
         let (accel, cpu) = processor(self.accelerator);
@@ -116,12 +111,7 @@ impl CommandLine<'_> {
     }
 
     fn monitor_and_serial(&self, args: &mut Arguments) {
-        args.option("-pidfile", RunDir::PID_FILE);
-        args.option("-chardev", format!("socket,id=qmp,server=on,wait=off,path={}", RunDir::QMP_SOCKET));
-        args.option("-mon", "chardev=qmp,mode=control");
-        // A monitor that never disconnects: with the last one QEMU closes the kept descriptors of a running guest.
-        args.option("-chardev", "file,id=keep,path=/dev/null");
-        args.option("-mon", "chardev=keep,mode=control");
+        args.monitor();
         args.option("-add-fd", format!("fd={},set={SERIAL_SET},opaque=serial", self.serial_log));
         args.option("-chardev", format!("file,id=serial0,append=on,path=/dev/fdset/{SERIAL_SET}"));
         args.option("-serial", "chardev:serial0");
@@ -159,9 +149,42 @@ fn queue_pairs(queues: usize) -> String {
     if queues > 1 { format!(",mq=on,vectors={}", 2 * queues + 2) } else { String::new() }
 }
 
+/// The arguments of a QEMU that runs no guest and has disks.
+pub(crate) fn keeper(name: &GuestName, disks: &[DiskArgs]) -> Vec<OsString> {
+    let mut args = Arguments(Vec::new());
+    args.process(name);
+    // No processor, no memory, no device.
+    args.option("-machine", "none");
+    args.flag("-S");
+    args.monitor();
+    for (option, value) in arguments::kept(disks) {
+        args.option(option, value);
+    }
+    args.0
+}
+
 struct Arguments(Vec<OsString>);
 
 impl Arguments {
+    /// What every QEMU is told of itself.
+    fn process(&mut self, name: &GuestName) {
+        self.option("-name", format!("guest={name},debug-threads=on"));
+        self.flag("-nodefaults");
+        self.flag("-no-user-config");
+        self.option("-display", "none");
+        self.option("-msg", "timestamp=on");
+        self.option("-sandbox", SANDBOX);
+    }
+
+    fn monitor(&mut self) {
+        self.option("-pidfile", RunDir::PID_FILE);
+        self.option("-chardev", format!("socket,id=qmp,server=on,wait=off,path={}", RunDir::QMP_SOCKET));
+        self.option("-mon", "chardev=qmp,mode=control");
+        // A monitor that never disconnects: with the last one QEMU closes the kept descriptors of a running guest.
+        self.option("-chardev", "file,id=keep,path=/dev/null");
+        self.option("-mon", "chardev=keep,mode=control");
+    }
+
     fn flag(&mut self, flag: &str) {
         self.0.push(flag.into());
     }
@@ -257,6 +280,20 @@ mod tests {
 -incoming defer
 -S";
         assert_eq!(render(Accelerator::Tcg, &[nic(7, 20), nic(9, 30)], true), golden);
+    }
+
+    #[test]
+    fn golden_keeper() {
+        let (name, format, bus) = ("root".parse().unwrap(), DiskFormat::Qcow2, DiskBus::VirtioBlk);
+        let args = keeper(&"web-1".parse().unwrap(), &[DiskArgs { name, format, bus, image: 40 }]);
+        let args: Vec<_> = args.into_iter().map(|arg| arg.into_string().unwrap()).collect();
+        let line = args.join(" ");
+        let golden = "\
+-name guest=web-1,debug-threads=on -nodefaults -no-user-config -display none -msg timestamp=on \
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
+-machine none -S -pidfile qemu.pid -chardev socket,id=qmp,server=on,wait=off,path=qmp.sock -mon chardev=qmp,mode=control \
+-chardev file,id=keep,path=/dev/null -mon chardev=keep,mode=control -add-fd fd=40,set=2000,opaque=disk:root -blockdev ";
+        assert!(line.starts_with(golden), "{line}");
     }
 
     #[test]

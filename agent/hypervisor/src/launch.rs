@@ -84,7 +84,7 @@ impl Guest {
     /// [`HypervisorError::Occupied`] if one runs there already, [`HypervisorError::Died`] with QEMU's words if it
     /// ended at once. After an error no QEMU of this launch runs; its log stays in the run directory.
     pub async fn launch(launch: Launch, confinement: &Confinement) -> Result<Self, HypervisorError> {
-        let cell = prepare_run_dir(&launch, confinement)?;
+        let cell = prepare_run_dir(&launch.name, &launch.run_dir, confinement)?;
         let given = ram_kib(launch.memory_kib, launch.accelerator);
         if given < launch.memory_kib {
             info!(
@@ -94,6 +94,16 @@ impl Guest {
         }
         let child = spawn(&launch, &cell)?;
         let Launch { name, run_dir, .. } = launch;
+        Self::meet(name, run_dir, cell, child).await
+    }
+
+    /// A QEMU that was just started, as soon as its monitor answers.
+    pub(crate) async fn meet(
+        name: GuestName,
+        run_dir: RunDir,
+        cell: Cell,
+        child: Child,
+    ) -> Result<Self, HypervisorError> {
         let (process, child) = hold(&name, child)?;
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let watch = process.watch(Some(child)).map_err(|source| process_error(&name, "watch", &process, source))?;
@@ -141,8 +151,12 @@ async fn end_failed_start(
     }
 }
 
-fn prepare_run_dir(launch: &Launch, confinement: &Confinement) -> Result<Cell, HypervisorError> {
-    let (guest, run_dir) = (&launch.name, &launch.run_dir);
+/// Makes the directory of a QEMU that is about to start, where none runs.
+pub(crate) fn prepare_run_dir(
+    guest: &GuestName,
+    run_dir: &RunDir,
+    confinement: &Confinement,
+) -> Result<Cell, HypervisorError> {
     if !run_dir.fits_socket() {
         return Err(HypervisorError::SocketPath { guest: guest.clone(), path: run_dir.qmp_socket() });
     }
@@ -222,7 +236,7 @@ fn numbers(nic: &NicFds, kept_tap: &[OwnedFd]) -> NicArgs {
     NicArgs { port: nic.port, mac: nic.mac, mtu: nic.mtu, tap, kept }
 }
 
-fn disk_numbers(disk: &DiskFd) -> DiskArgs {
+pub(crate) fn disk_numbers(disk: &DiskFd) -> DiskArgs {
     DiskArgs { name: disk.name.clone(), format: disk.format, bus: disk.bus, image: disk.image.as_raw_fd() }
 }
 

@@ -29,14 +29,30 @@ pub(crate) fn options(disks: &[DiskArgs]) -> Vec<(&'static str, String)> {
     }
     for (index, disk) in disks.iter().enumerate() {
         let set = FIRST_SET + index;
-        options.push(("-add-fd", format!("fd={},set={set},opaque={}", disk.image, nodes::descriptor(&disk.name))));
+        options.push(disk.descriptor(set));
         options.extend(disk.nodes(set).map(|node| ("-blockdev", node)));
         options.push(("-device", disk.device(index)));
     }
     options
 }
 
+/// The same for disks that are kept for nobody's use here: no device has them.
+pub(crate) fn kept(disks: &[DiskArgs]) -> Vec<(&'static str, String)> {
+    let mut options = Vec::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let set = FIRST_SET + index;
+        options.push(disk.descriptor(set));
+        let [file, image, _device] = disk.nodes(set);
+        options.extend([file, image].map(|node| ("-blockdev", node)));
+    }
+    options
+}
+
 impl DiskArgs {
+    fn descriptor(&self, set: usize) -> (&'static str, String) {
+        ("-add-fd", format!("fd={},set={set},opaque={}", self.image, nodes::descriptor(&self.name)))
+    }
+
     /// From the file up.
     fn nodes(&self, set: usize) -> [String; 3] {
         let (file, image, disk) = (nodes::file(&self.name), nodes::image(&self.name), nodes::disk(&self.name));
@@ -105,6 +121,16 @@ mod tests {
 -blockdev {"discard":"unmap","driver":"raw","file":"image-data","node-name":"disk-data"}
 -device scsi-hd,id=dev-data,drive=disk-data,bus=scsi.0,scsi-id=1,lun=0,serial=data,device_id=data,werror=stop"#;
         assert_eq!(render(&disks), golden);
+    }
+
+    #[test]
+    fn a_kept_disk_has_its_file_and_its_image() {
+        let options = kept(&[disk("root", DiskFormat::Qcow2, DiskBus::VirtioScsi, 40)]);
+        let golden = r#"-add-fd fd=40,set=2000,opaque=disk:root
+-blockdev {"aio":"threads","discard":"unmap","driver":"file","filename":"/dev/fdset/2000","locking":"on","node-name":"file-root"}
+-blockdev {"backing":null,"discard":"unmap","driver":"qcow2","file":"file-root","node-name":"image-root"}"#;
+        let said: Vec<_> = options.iter().map(|(option, value)| format!("{option} {value}")).collect();
+        assert_eq!(said.join("\n"), golden);
     }
 
     #[test]
