@@ -6,7 +6,8 @@
 //! crate sends commands, each with a deadline, and passes on events in the order QEMU sent them.
 //!
 //! QEMU is not trusted: it runs confined (`confinement/`), and what it says or leaves is checked. Memory goes over a stream that
-//! the agents open and a program of this crate, `throughline-seal`, encrypts (`stream/`). So do disks (`disk/`).
+//! the agents open and a program of this crate, `throughline-seal`, encrypts (`stream/`). So do disks (`disk/`), and restore
+//! points of a guest that stays (`disk/replica/`).
 //!
 //! What is pure (command line, RAM size, reading of statistics) is in functions without IO.
 //!
@@ -51,7 +52,11 @@ mod stream;
 pub use accelerator::{Accelerator, AcceleratorChoice, InvalidAccelerator, ram_kib};
 pub use confinement::{Confinement, ConfinementError, InvalidQemuUser, QemuUser};
 pub use descriptors::FdRole;
-pub use disk::{AwaitedDisk, DiskFd, DiskInvitation, DiskProgress, DiskState, DiskStreams, Rest};
+pub use disk::{
+    AwaitedDisk, AwaitedReplica, DiskFd, DiskInvitation, DiskProgress, DiskState, DiskStreams, InvalidReplicaName,
+    PointDisk, PointName, PointProgress, PointState, ReplicaInvitation, ReplicaName, ReplicaRecord, ReplicaStream,
+    Rest, RestorePoint, Since,
+};
 pub use error::HypervisorError;
 pub use event::{GuestEvent, GuestEventKind, MigrationStatus, RunState};
 pub use guest::Guest;

@@ -22,6 +22,8 @@
 //!
 //! No QEMU writes a disk that the other may write too: the source's mirrors end while its guest stands, and the destination's
 //! exports are closed before its guest runs.
+//!
+//! A guest that stays may be sent elsewhere too, again and again: see [`replica`].
 
 pub(crate) mod arguments;
 mod bitmap;
@@ -31,6 +33,7 @@ mod jobs;
 mod nodes;
 mod offer;
 mod options;
+mod replica;
 mod streams;
 
 use std::os::fd::{OwnedFd, RawFd};
@@ -42,6 +45,10 @@ pub use self::{
     copy::Rest,
     jobs::{DiskProgress, DiskState},
     offer::AwaitedDisk,
+    replica::{
+        AwaitedReplica, InvalidReplicaName, PointDisk, PointName, PointProgress, PointState, ReplicaInvitation,
+        ReplicaName, ReplicaRecord, ReplicaStream, RestorePoint, Since,
+    },
     streams::{DiskInvitation, DiskStreams},
 };
 use crate::{Guest, HypervisorError};

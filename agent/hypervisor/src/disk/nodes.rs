@@ -2,6 +2,9 @@
 
 use throughline_cutover::DiskName;
 
+/// How marks of descriptors begin that are not a disk's own.
+const ASIDE: &str = "aside:";
+
 /// The file.
 pub(super) fn file(disk: &DiskName) -> String {
     format!("file-{disk}")
@@ -32,6 +35,26 @@ pub(super) fn chart(disk: &DiskName) -> String {
     format!("chart-{disk}")
 }
 
+/// A file for what the guest overwrites while a point of its replica is sent.
+pub(super) fn aside(disk: &DiskName) -> String {
+    format!("aside-{disk}")
+}
+
+/// The filter that puts it there.
+pub(super) fn before(disk: &DiskName) -> String {
+    format!("before-{disk}")
+}
+
+/// The disk as it was at the point's instant, made of the two.
+pub(super) fn instant(disk: &DiskName) -> String {
+    format!("instant-{disk}")
+}
+
+/// The job that sends it, and the node of its connection.
+pub(super) fn send(disk: &DiskName) -> String {
+    format!("send-{disk}")
+}
+
 /// The export of a disk, by id and by name.
 pub(super) fn export(disk: &DiskName) -> String {
     format!("export-{disk}")
@@ -47,6 +70,16 @@ pub(super) fn disk_of_descriptor(mark: &str) -> Option<DiskName> {
     mark.strip_prefix("disk:")?.parse().ok()
 }
 
+/// What the descriptor of the file for what is overwritten is marked with.
+pub(super) fn aside_descriptor(disk: &DiskName) -> String {
+    format!("{ASIDE}{disk}")
+}
+
+/// Whether a descriptor's mark is one of those.
+pub(super) fn is_aside_descriptor(mark: &str) -> bool {
+    mark.starts_with(ASIDE)
+}
+
 /// Whether an export is ours.
 pub(super) fn is_export(id: &str) -> bool {
     id.starts_with("export-")
@@ -55,6 +88,11 @@ pub(super) fn is_export(id: &str) -> bool {
 /// Whether a node is a connection to a destination.
 pub(super) fn is_connection(node: &str) -> bool {
     node.starts_with("mirror-") || node.starts_with("rest-")
+}
+
+/// Whether a node is a connection to a replica.
+pub(super) fn is_sending(node: &str) -> bool {
+    node.starts_with("send-")
 }
 
 #[cfg(test)]
@@ -68,7 +106,9 @@ mod tests {
         let longest = "x".repeat(DiskName::MAX);
         let names = ["a", "image", "a-image", "disk-a", "image-a", "file-a", "mirror-a", "rest-a", longest.as_str()];
         let disks: Vec<DiskName> = names.map(|name| name.parse().unwrap()).into();
-        let parts = |name: &DiskName| [file, image, disk, mirror, rest, chart].map(|part| part(name));
+        let parts = |name: &DiskName| {
+            [file, image, disk, mirror, rest, chart, aside, before, instant, send].map(|part| part(name))
+        };
         let all: Vec<String> = disks.iter().flat_map(parts).collect();
         assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
         assert!(all.iter().all(|name| name.len() <= 31), "QEMU's limit: {all:?}");
@@ -76,6 +116,9 @@ mod tests {
             assert_eq!(disk_of_descriptor(&descriptor(name)).as_ref(), Some(name));
             assert!(is_connection(&mirror(name)) && is_connection(&rest(name)) && is_export(&export(name)));
             assert!(!is_connection(&disk(name)) && !is_connection(&image(name)));
+            assert!(is_sending(&send(name)) && !is_connection(&send(name)) && !is_sending(&rest(name)));
+            let mark = aside_descriptor(name);
+            assert!(is_aside_descriptor(&mark) && disk_of_descriptor(&mark).is_none());
         }
         assert_eq!(disk_of_descriptor("tap:7"), None);
     }

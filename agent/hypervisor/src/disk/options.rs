@@ -9,7 +9,7 @@ use super::{
     nodes,
 };
 
-fn base(node: Option<String>, read_only: bool) -> qmp::BlockdevOptionsBase {
+pub(super) fn base(node: Option<String>, read_only: bool) -> qmp::BlockdevOptionsBase {
     qmp::BlockdevOptionsBase {
         node_name: node,
         auto_read_only: None,

@@ -6,5 +6,6 @@ mod confined;
 mod disks;
 mod harness;
 mod lifecycle;
+mod replica;
 mod sealed;
 mod switchover;

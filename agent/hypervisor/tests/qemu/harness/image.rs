@@ -72,6 +72,37 @@ impl Image {
         assert!(String::from_utf8_lossy(&said.stdout).contains("identical"), "{said:?}");
     }
 
+    /// What a snapshot in it has, while no QEMU may write it.
+    pub(crate) fn snapshot(&self, name: &str) -> Vec<u8> {
+        let raw = self.path.with_extension("point");
+        let [from, to] = [self.path.to_str().unwrap(), raw.to_str().unwrap()];
+        tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", "-l", &format!("snapshot.name={name}"), from, to]);
+        let content = std::fs::read(&raw).unwrap();
+        std::fs::remove_file(raw).unwrap();
+        content
+    }
+
+    /// What a guest would read now, while no QEMU may write it.
+    pub(crate) fn content(&self) -> Vec<u8> {
+        let raw = self.path.with_extension("content");
+        let [from, to] = [self.path.to_str().unwrap(), raw.to_str().unwrap()];
+        tool("qemu-img", &["convert", "-f", self.format.as_str(), "-O", "raw", from, to]);
+        let content = std::fs::read(&raw).unwrap();
+        std::fs::remove_file(raw).unwrap();
+        content
+    }
+
+    /// Goes back to a snapshot, as an operator who wants it would.
+    pub(crate) fn apply(&self, name: &str) {
+        tool("qemu-img", &["snapshot", "-a", name, self.path.to_str().unwrap()]);
+    }
+
+    /// Nothing in it contradicts itself. What nobody uses any more may be there.
+    pub(crate) fn assert_sound(&self) {
+        let output = Command::new("qemu-img").args(["check", "-q", "-f", "qcow2"]).arg(&self.path).output().unwrap();
+        assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
+    }
+
     /// A chart of a disk of `mib`, on which `extents` are marked, MiB: offset and length.
     pub(crate) fn chart(dir: &Path, mib: u64, extents: &[(u64, u64)]) -> File {
         let path = dir.join("chart.qcow2");

@@ -3,7 +3,8 @@
 pub(crate) mod copying;
 pub(crate) mod hand;
 pub(crate) mod image;
-mod initrd;
+pub(crate) mod initrd;
+pub(crate) mod replicating;
 mod tap;
 pub(crate) mod wire;
 
@@ -78,7 +79,7 @@ impl Lab {
         let dir = env::temp_dir().join(format!("tl-qemu-{}-{name}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let initrd = dir.join("initrd");
-        initrd::write(&initrd);
+        initrd::write(&initrd, &kernel().with_file_name("modules"));
         let cgroup = Path::new("throughline-test").join(format!("{}-{name}", std::process::id()));
         let sealer = Sealer::open(Path::new(env!("CARGO_BIN_EXE_throughline-seal"))).unwrap();
         Self { dir, sealer, memory_kib: 131_072, cgroup, initrd }
@@ -115,7 +116,7 @@ impl Lab {
     }
 
     /// Each side is a host of its own, but for the users, of which there are enough.
-    fn confinement(&self, run_dir: &RunDir) -> Confinement {
+    pub(crate) fn confinement(&self, run_dir: &RunDir) -> Confinement {
         let group = self.cgroup.join(run_dir.path().file_name().unwrap());
         Confinement::new(&USERS.parse().unwrap(), &group).unwrap()
     }
