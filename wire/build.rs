@@ -14,7 +14,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
     let builder = tonic_prost_build::configure()
         // They hold secrets; see `src/secret.rs`.
-        .skip_debug(["throughline.v1.Prepared", "throughline.v1.DiskStream", "throughline.v1.Sealed"])
+        .skip_debug([
+            "throughline.v1.Prepared",
+            "throughline.v1.DiskStream",
+            "throughline.v1.Sealed",
+            "throughline.v1.DesiredReplication",
+            "throughline.v1.DesiredReplica",
+        ])
         .message_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default)]")
         .enum_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]");
     name_enums(builder, &set).compile_fds(set)?;

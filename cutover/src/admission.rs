@@ -6,6 +6,7 @@ mod delete;
 mod denial;
 mod migrate;
 mod power;
+mod replica;
 #[cfg(test)]
 mod tests;
 
@@ -16,12 +17,15 @@ pub use delete::{delete_endpoint, delete_guest, delete_host, delete_network, dis
 pub use denial::{Denial, Kind};
 pub use migrate::{Manner, MigrationRequest, Verdict, cancel, migrate, resolve};
 pub use power::{start_guest, stop_guest};
+pub use replica::{
+    Failover, NewReplica, PromotionRequest, ReplicaFacts, create_replica, delete_replica, promote_replica,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Boot, Disk, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Mandate, Network,
-    NetworkName, OwnedGuest, Port, PortId, Power, Queues,
+    NetworkName, OwnedGuest, Port, PortId, Power, Queues, ReplicaName,
 };
 
 /// A network card as asked for: number and, if the caller left it open, MAC address are still to be allotted.
@@ -194,8 +198,14 @@ pub trait View {
     fn guest(&self, name: &GuestName) -> Option<GuestFacts>;
     /// One endpoint.
     fn endpoint(&self, name: &InterfaceName) -> Option<&Endpoint>;
+    /// What every replica is found by.
+    fn replicas(&self) -> impl Iterator<Item = &ReplicaName>;
+    /// One replica.
+    fn replica(&self, name: &ReplicaName) -> Option<ReplicaFacts>;
+    /// Hosts that have a copy of a guest, or may: its own, and those that are still to end one.
+    fn holders(&self, guest: &GuestName) -> Vec<HostName>;
     /// A host is still to delete the disks of an earlier guest of that name.
     fn deletes_disks(&self, host: &HostName, guest: &GuestName) -> bool;
-    /// What a host is still needed for: a guest, an endpoint or a migration, in words; `None`: nothing.
+    /// What a host is still needed for: a guest, an endpoint, a replica or a migration, in words; `None`: nothing.
     fn host_needed_for(&self, name: &HostName) -> Option<String>;
 }

@@ -13,6 +13,7 @@ mod model;
 mod names;
 mod network;
 mod power;
+mod replica;
 mod source;
 mod stall;
 
@@ -31,7 +32,13 @@ pub use model::{
     Binding, Boot, End, Endpoint, Failure, GuestSpec, Limits, MarkerPeer, MigrationPlan, Network, OnStall, OwnedGuest,
     Port, PortPlan, Progress,
 };
-pub use names::{DiskName, FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName};
+pub use names::{
+    DiskName, FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName, ReplicaId,
+};
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, MarkerSecret, Mtu, PortId, Queues, Vni};
 pub use power::{Power, RunsOn, Stop, StopFirst};
+pub use replica::{
+    Keeping, MOST_AT_A_HOST, MOST_OF_A_GUEST, MOST_POINTS, Point, Promotion, ReplicaName, ReplicaToken, Replication,
+    Sender, Terms,
+};
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

@@ -110,6 +110,10 @@ name!(
     GuestName, 63
 );
 name!(
+    /// What tells one replica from another, an earlier one of the same guest at the same host included; a UUID.
+    ReplicaId, 63
+);
+name!(
     /// Name of an operator: a person or a program that uses the public API.
     OperatorName, 63
 );

@@ -7,6 +7,8 @@ pub const LARGEST_ORDER: usize = 64 << 20;
 pub const LARGEST_PEER_MESSAGE: usize = 1 << 20;
 /// Most guests a host may name.
 pub const MOST_GUESTS: usize = 2048;
+/// Most replicas a host may name, those it sends and those it keeps.
+pub const MOST_REPLICAS: usize = 8192;
 /// Most ports a guest may have.
 pub const MOST_PORTS: usize = 8;
 /// Most addresses a port may have.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::v1::{DiskStream, Prepared, Sealed, prepared::Memory};
+use crate::v1::{DesiredReplica, DesiredReplication, DiskStream, Prepared, Sealed, prepared::Memory};
 
 impl fmt::Debug for Prepared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -22,6 +22,22 @@ impl fmt::Debug for DiskStream {
 impl fmt::Debug for Sealed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Sealed(…)")
+    }
+}
+
+impl fmt::Debug for DesiredReplication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("DesiredReplication");
+        shown.field("id", &self.id).field("guest", &self.guest).field("generation", &self.generation);
+        shown.field("host", &self.host).field("every_ms", &self.every_ms).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for DesiredReplica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("DesiredReplica");
+        shown.field("id", &self.id).field("generation", &self.generation).field("source", &self.source);
+        shown.field("keep", &self.keep).finish_non_exhaustive()
     }
 }
 
@@ -45,6 +61,15 @@ mod tests {
         assert!(shown.contains("192.0.2.2:7") && shown.contains("192.0.2.2:8"), "{shown}");
         for secret in ["71", "72", "73", "74", "75"] {
             assert!(!shown.contains(secret), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_lets_a_replicas_sender_in_is_in_no_log() {
+        let sent = DesiredReplication { id: "r-1".into(), token: "secret".into(), ..Default::default() };
+        let kept = DesiredReplica { id: "r-1".into(), token: "secret".into(), ..Default::default() };
+        for shown in [format!("{sent:?}"), format!("{kept:?}")] {
+            assert!(shown.contains("r-1") && !shown.contains("secret"), "{shown}");
         }
     }
 }

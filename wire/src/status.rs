@@ -111,21 +111,31 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::IpInUse { .. }
         | Denial::VtepInUse { .. }
         | Denial::PeerEndpointInUse { .. }
+        | Denial::ReplicaExists { .. }
         | Denial::RequestIdReused { .. } => Code::AlreadyExists,
         Denial::UnknownNetwork { .. }
         | Denial::UnknownHost { .. }
         | Denial::UnknownGuest { .. }
         | Denial::UnknownEndpoint { .. }
+        | Denial::UnknownReplica { .. }
+        | Denial::UnknownPoint { .. }
         | Denial::UnknownMigration => Code::NotFound,
         Denial::HostNotEnrolled { .. } | Denial::OtherFabric(_) | Denial::TermUnproved(_) => Code::PermissionDenied,
         Denial::NotEnoughMemory { .. }
         | Denial::NoDestination { .. }
         | Denial::PortsExhausted
+        | Denial::TooManyReplicas { .. }
         | Denial::TooManyMigrations { .. } => Code::ResourceExhausted,
         Denial::HostDown { .. }
         | Denial::HostPeerOnly { .. }
         | Denial::SameHost { .. }
         | Denial::AlreadyMigrating { .. }
+        | Denial::GuestHasReplica { .. }
+        | Denial::ReplicaAtDestination { .. }
+        | Denial::ReplicaPromoted { .. }
+        | Denial::GuestHasNoDisk { .. }
+        | Denial::NoPoint { .. }
+        | Denial::SourceConnected { .. }
         | Denial::DiskFateNeeded { .. }
         | Denial::DisksBeingDeleted { .. }
         | Denial::GuestNotRunning { .. }

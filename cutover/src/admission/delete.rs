@@ -1,6 +1,6 @@
 //! May it go?
 
-use super::{Denial, View, create::known_host};
+use super::{Denial, View, create::known_host, power::at_rest};
 use crate::{DiskFate, GuestName, HostName, InterfaceName, NetworkName};
 
 /// A network that no port is on.
@@ -34,16 +34,16 @@ pub fn delete_host(view: &impl View, name: &HostName) -> Result<(), Denial> {
     Ok(())
 }
 
-/// A guest that is not on the move; of one with disks the caller says what becomes of them.
+/// A guest that is not on the move and of which no other host keeps a replica; of one with disks the caller says what becomes of
+/// them.
 ///
 /// # Errors
-/// `UNKNOWN_GUEST`, `ALREADY_MIGRATING`, `DISK_FATE_NEEDED`.
+/// `UNKNOWN_GUEST`, `ALREADY_MIGRATING`, `REPLICA_EXISTS`, `DISK_FATE_NEEDED`.
 pub fn delete_guest(view: &impl View, name: &GuestName, fate: Option<DiskFate>) -> Result<DiskFate, Denial> {
-    let Some(guest) = view.guest(name) else {
-        return Err(Denial::UnknownGuest { field: "name".to_owned(), name: name.clone() });
-    };
-    match guest.migration {
-        Some(migration) => Err(Denial::AlreadyMigrating { guest: name.clone(), migration }),
+    let guest = at_rest(view, "name", name)?;
+    // One at its own host is becoming its disks, and goes as they do.
+    match view.replicas().find(|it| it.guest == *name && it.host != guest.host) {
+        Some(replica) => Err(Denial::GuestHasReplica { replica: replica.clone() }),
         None => disk_fate(name, guest.disks, fate),
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use crate::{Failure, GuestName, HostName, InterfaceName, MacAddr, NetworkName, OperatorName, Vni};
+use crate::{Failure, GuestName, HostName, InterfaceName, MacAddr, NetworkName, OperatorName, ReplicaName, Vni};
 
 /// A kind of thing that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,9 +68,54 @@ pub enum Denial {
     )]
     NotEnoughMemory { field: String, host: HostName, asked_kib: u64, free_kib: u64 },
     #[error("guest {guest} is on host {host} already; choose another host")]
-    SameHost { guest: GuestName, host: HostName },
-    #[error("guest {guest} is being moved by migration {migration}; wait for its end or cancel it")]
+    SameHost { field: String, guest: GuestName, host: HostName },
+    #[error(
+        "guest {guest} is being moved by migration {migration}; wait for its end, or cancel it and, if its destination is gone for good, resolve it"
+    )]
     AlreadyMigrating { guest: GuestName, migration: String },
+    #[error(
+        "there is no replica of guest {guest} at host {host}; list the replicas there are",
+        guest = replica.guest, host = replica.host
+    )]
+    UnknownReplica { replica: ReplicaName },
+    #[error(
+        "host {host} keeps a replica of guest {guest} already; choose another host or delete it first",
+        guest = replica.guest, host = replica.host
+    )]
+    ReplicaExists { replica: ReplicaName },
+    #[error(
+        "host {host} keeps a replica of guest {guest}; delete it first, if what it has is not needed",
+        guest = replica.guest, host = replica.host
+    )]
+    GuestHasReplica { replica: ReplicaName },
+    #[error(
+        "host {host} keeps a replica of guest {guest}, which cannot move there; choose another host or delete the replica first",
+        guest = replica.guest, host = replica.host
+    )]
+    ReplicaAtDestination { replica: ReplicaName },
+    #[error(
+        "the replica at host {host} is becoming the disks of guest {guest}; wait until it runs there, or promote again",
+        guest = replica.guest, host = replica.host
+    )]
+    ReplicaPromoted { replica: ReplicaName },
+    #[error("guest {guest} has no disk, so there is nothing to keep; create it again where it is needed")]
+    GuestHasNoDisk { guest: GuestName },
+    #[error("{whose} has {most} replicas, which is the most; delete one first")]
+    TooManyReplicas { whose: String, most: usize },
+    #[error(
+        "host {host} has told of no restore point of guest {guest} since it is connected; look again in a moment, or promote another replica",
+        guest = replica.guest, host = replica.host
+    )]
+    NoPoint { replica: ReplicaName },
+    #[error(
+        "the replica of guest {guest} at host {host} has no point {point}; see which it has, or name none for the newest",
+        guest = replica.guest, host = replica.host
+    )]
+    UnknownPoint { replica: ReplicaName, point: u64 },
+    #[error(
+        "host {host}, which has guest {guest}, is connected; migrate the guest, or promote even if it is connected: its copy is ended first"
+    )]
+    SourceConnected { guest: GuestName, host: HostName },
     #[error("guest {guest} has disks ({disks}); say whether they are to be deleted with it or kept on its host")]
     DiskFateNeeded { guest: GuestName, disks: usize },
     #[error(
@@ -138,6 +183,15 @@ impl Denial {
             Self::NotEnoughMemory { .. } => "NOT_ENOUGH_MEMORY",
             Self::SameHost { .. } => "SAME_HOST",
             Self::AlreadyMigrating { .. } => "ALREADY_MIGRATING",
+            Self::UnknownReplica { .. } => "UNKNOWN_REPLICA",
+            Self::ReplicaExists { .. } | Self::GuestHasReplica { .. } => "REPLICA_EXISTS",
+            Self::ReplicaAtDestination { .. } => "REPLICA_AT_DESTINATION",
+            Self::ReplicaPromoted { .. } => "REPLICA_PROMOTED",
+            Self::GuestHasNoDisk { .. } => "GUEST_HAS_NO_DISK",
+            Self::TooManyReplicas { .. } => "TOO_MANY_REPLICAS",
+            Self::NoPoint { .. } => "NO_POINT",
+            Self::UnknownPoint { .. } => "UNKNOWN_POINT",
+            Self::SourceConnected { .. } => "SOURCE_CONNECTED",
             Self::DiskFateNeeded { .. } => "DISK_FATE_NEEDED",
             Self::DisksBeingDeleted { .. } => "DISKS_BEING_DELETED",
             Self::GuestNotRunning { .. } => "GUEST_NOT_RUNNING",
@@ -167,6 +221,7 @@ impl Denial {
             | Self::UnknownNetwork { field, .. }
             | Self::UnknownHost { field, .. }
             | Self::UnknownGuest { field, .. }
+            | Self::SameHost { field, .. }
             | Self::DisksBeingDeleted { field, .. }
             | Self::HostDown { field, .. }
             | Self::HostPeerOnly { field, .. }
@@ -176,14 +231,26 @@ impl Denial {
             Self::PeerEndpointInUse { .. } => "hello.peer_endpoint",
             Self::HostNotEnrolled { .. } => "hello.host",
             Self::UnknownEndpoint { .. } | Self::NetworkInUse { .. } => "name",
-            Self::HostInUse { .. } | Self::HostConnected { .. } | Self::GuestFailed { .. } => "name",
+            Self::HostInUse { .. }
+            | Self::HostConnected { .. }
+            | Self::GuestFailed { .. }
+            | Self::GuestHasReplica { .. } => "name",
             Self::UnknownMigration
             | Self::TooLate { .. }
             | Self::NotUnresolved { .. }
             | Self::DestinationConnected { .. } => "id",
             Self::StoodDown(_) | Self::OtherFabric(_) | Self::TermUnproved(_) => "hello.obeyed",
-            Self::SameHost { .. } | Self::NoDestination { .. } => "destination_host",
-            Self::AlreadyMigrating { .. } | Self::GuestNotRunning { .. } | Self::TooManyMigrations { .. } => "guest",
+            Self::NoDestination { .. } | Self::ReplicaAtDestination { .. } => "destination_host",
+            Self::AlreadyMigrating { .. }
+            | Self::GuestNotRunning { .. }
+            | Self::GuestHasNoDisk { .. }
+            | Self::TooManyMigrations { .. } => "guest",
+            Self::UnknownReplica { .. }
+            | Self::ReplicaExists { .. }
+            | Self::ReplicaPromoted { .. }
+            | Self::TooManyReplicas { .. } => "host",
+            Self::NoPoint { .. } | Self::UnknownPoint { .. } => "point",
+            Self::SourceConnected { .. } => "even_if_connected",
             Self::DiskFateNeeded { .. } => "disks",
             Self::RequestIdReused { .. } => "request_id",
             Self::PortsExhausted => "port",

@@ -8,7 +8,7 @@ use super::{
     Denial, GuestFacts, View,
     create::{can_run, has_no_old_disks, known_host},
 };
-use crate::{GuestName, HostName, Phase, Power, StopFirst};
+use crate::{GuestName, HostName, Phase, Power, ReplicaName, StopFirst};
 
 /// A wish to move a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +58,8 @@ pub enum Verdict {
 ///
 /// # Errors
 /// `REQUEST_ID_REUSED`, `UNKNOWN_GUEST`, `ALREADY_MIGRATING`, `UNKNOWN_HOST`, `SAME_HOST`, `HOST_DOWN` (either end),
-/// `HOST_PEER_ONLY`, `NOT_ENOUGH_MEMORY`, `DISKS_BEING_DELETED`, `GUEST_NOT_RUNNING`, `NO_DESTINATION`.
+/// `HOST_PEER_ONLY`, `NOT_ENOUGH_MEMORY`, `DISKS_BEING_DELETED`, `REPLICA_AT_DESTINATION`, `GUEST_NOT_RUNNING`,
+/// `NO_DESTINATION`.
 pub fn migrate(
     view: &impl View,
     request: &MigrationRequest,
@@ -127,11 +128,15 @@ fn named(view: &impl View, name: &GuestName, guest: &GuestFacts, host: &HostName
     const FIELD: &str = "destination_host";
     let facts = known_host(view, FIELD, host)?;
     if *host == guest.host {
-        return Err(Denial::SameHost { guest: name.clone(), host: host.clone() });
+        return Err(Denial::SameHost { field: FIELD.to_owned(), guest: name.clone(), host: host.clone() });
     }
     can_run(&facts, FIELD, FIELD, guest.memory_kib)?;
     has_no_old_disks(view, "guest", host, name)?;
-    Ok(facts.name)
+    let replica = ReplicaName { guest: name.clone(), host: facts.name };
+    if view.replica(&replica).is_some() {
+        return Err(Denial::ReplicaAtDestination { replica });
+    }
+    Ok(replica.host)
 }
 
 /// Most free memory wins; of equals the first by name, so that the choice can be foretold.
@@ -139,6 +144,8 @@ fn choose(view: &impl View, name: &GuestName, guest: &GuestFacts) -> Result<Host
     let able = view.hosts().filter(|host| host.name != guest.host);
     let able =
         able.filter(|host| can_run(host, "", "", guest.memory_kib).is_ok() && !view.deletes_disks(&host.name, name));
+    let keeps = |host: &HostName| view.replicas().any(|it| it.guest == *name && it.host == *host);
+    let able = able.filter(|host| !keeps(&host.name));
     let best = able.min_by_key(|host| (Reverse(host.memory_free_kib()), host.name.clone()));
     best.map(|host| host.name).ok_or_else(|| Denial::NoDestination { guest: name.clone(), asked_kib: guest.memory_kib })
 }

@@ -1,5 +1,7 @@
 //! Every denial by name, and that whatever is admitted keeps the record free of collisions.
 
+mod replica;
+
 use std::net::IpAddr;
 
 use proptest::prelude::*;
@@ -16,6 +18,9 @@ struct Fabric {
     endpoints: Vec<Endpoint>,
     /// Disks that are being deleted, by host and guest.
     deleting: Vec<(HostName, GuestName)>,
+    replicas: Vec<ReplicaFacts>,
+    /// Hosts that are still to end a copy of any guest.
+    ending: Vec<HostName>,
 }
 
 impl View for Fabric {
@@ -44,6 +49,15 @@ impl View for Fabric {
     }
     fn endpoint(&self, name: &InterfaceName) -> Option<&Endpoint> {
         self.endpoints.iter().find(|it| it.name == *name)
+    }
+    fn replicas(&self) -> impl Iterator<Item = &ReplicaName> {
+        self.replicas.iter().map(|it| &it.name)
+    }
+    fn replica(&self, name: &ReplicaName) -> Option<ReplicaFacts> {
+        self.replicas.iter().find(|it| it.name == *name).cloned()
+    }
+    fn holders(&self, guest: &GuestName) -> Vec<HostName> {
+        self.guest(guest).map(|it| it.host).into_iter().chain(self.ending.clone()).collect()
     }
     fn deletes_disks(&self, host: &HostName, guest: &GuestName) -> bool {
         self.deleting.contains(&(host.clone(), guest.clone()))

@@ -6,10 +6,12 @@ mod field;
 mod news;
 mod plan;
 mod power;
+mod replicas;
 mod requests;
 mod resources;
 
 pub use disks::disk_fate;
 pub use field::{InvalidField, Problem};
 pub use power::{power_of, stop_of};
+pub use replicas::{points, replica_name};
 pub use requests::{nested, parsed};
