@@ -8,6 +8,7 @@
 mod agents;
 mod command;
 mod migrations;
+mod replicas;
 mod resources;
 mod view;
 
@@ -21,7 +22,9 @@ pub(crate) use agents::{ObservedGuest, Uplink};
 pub(crate) use command::Standing;
 use command::{Stranger, UnknownGuest};
 pub(crate) use migrations::Chapter;
-use throughline_cutover::{GuestName, HostName};
+use replicas::Seen;
+pub(crate) use replicas::{ObservedReplica, ReplicaView, Sent};
+use throughline_cutover::{GuestName, HostName, ReplicaName};
 use tokio::{sync::watch, time::Instant};
 pub(crate) use view::{GuestState, GuestView, HostView, Observation};
 
@@ -54,6 +57,8 @@ pub(crate) struct Core {
     record: Record,
     links: Links,
     observed: BTreeMap<GuestName, Observation>,
+    /// What hosts last said of replicas.
+    replicas: BTreeMap<ReplicaName, Seen>,
     /// Guests that hosts have and the record does not know.
     unknown: BTreeMap<GuestName, UnknownGuest>,
     /// Hosts that belong to another fabric.
@@ -91,6 +96,7 @@ impl Core {
             record,
             links: Links::new(heartbeat),
             observed: BTreeMap::new(),
+            replicas: BTreeMap::new(),
             unknown: BTreeMap::new(),
             strangers: BTreeMap::new(),
             is_old: policy.restored,

@@ -4,9 +4,11 @@
 
 use std::net::Ipv4Addr;
 
-use throughline_cutover::{Binding, Endpoint, Generation, GuestSpec, HostName, Network, Power};
+use throughline_cutover::{
+    Binding, End, Endpoint, Generation, GuestSpec, HostName, Keeping, Network, Power, Promotion, Replication, Sender,
+};
 
-use crate::record::{HostRecord, Record, What};
+use crate::record::{GuestRecord, HostRecord, Record, ReplicaRecord, What};
 
 /// A network as one host should have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,10 @@ pub(crate) struct Desired {
     pub(crate) endpoints: Vec<Endpoint>,
     /// What is to go.
     pub(crate) removals: Vec<What>,
+    /// Replicas to be sent from it.
+    pub(crate) replications: Vec<Replication>,
+    /// Replicas to be kept there.
+    pub(crate) replicas: Vec<Keeping>,
 }
 
 /// A guest as its host should have it.
@@ -43,6 +49,8 @@ pub(crate) struct DesiredGuest {
     pub(crate) boot: bool,
     /// Whether it should run.
     pub(crate) power: Power,
+    /// What its disks are made from, if it was promoted.
+    pub(crate) promotion: Option<Promotion>,
 }
 
 /// What should be on `host`. `unknown`: ports of guests that hosts have and the record does not know.
@@ -57,7 +65,10 @@ pub(crate) fn desired(record: &Record, unknown: &[Binding], host: &HostName) -> 
             .chain(unknown.iter().filter(|binding| binding.vni == network.vni).cloned())
             .collect(),
     });
-    let guests = record.guests().values().filter(|guest| guest.host == *host);
+    let guests = record.guests().values().filter(|guest| guest.host == *host && guest.is_due());
+    let replicas = record.replicas().values().filter_map(|it| Some((it, record.guests().get(&it.name.guest)?)));
+    let sent = replicas.clone().filter(|(replica, guest)| guest.host == *host && replica.name.host != *host);
+    let kept = replicas.filter(|(replica, _)| replica.name.host == *host);
     Desired {
         networks: networks.collect(),
         guests: guests
@@ -66,9 +77,39 @@ pub(crate) fn desired(record: &Record, unknown: &[Binding], host: &HostName) -> 
                 generation: guest.generation,
                 boot: !guest.started,
                 power: guest.power,
+                promotion: guest.promotion.as_ref().map(|pending| pending.promotion.clone()),
             })
             .collect(),
         endpoints: record.endpoints().values().filter(|endpoint| endpoint.host == *host).cloned().collect(),
         removals: record.removals(host).cloned().collect(),
+        replications: sent.filter_map(|(replica, guest)| replication(record, replica, guest)).collect(),
+        replicas: kept.map(|(replica, guest)| keeping(record, replica, guest)).collect(),
+    }
+}
+
+/// What a guest's host is to send; nothing while the other has never said where it is.
+fn replication(record: &Record, replica: &ReplicaRecord, guest: &GuestRecord) -> Option<Replication> {
+    let keeper = record.hosts().get(&replica.name.host)?.enrolment.as_ref()?;
+    Some(Replication {
+        id: replica.id.clone(),
+        guest: replica.name.guest.clone(),
+        generation: guest.generation,
+        keeper: End { host: keeper.host.clone(), vtep: keeper.vtep, peer_endpoint: keeper.peer_endpoint.clone() },
+        token: replica.token.clone(),
+        every_ms: replica.terms.every_ms,
+        bandwidth: replica.terms.bandwidth,
+    })
+}
+
+/// What a host is to keep. Of a replica that is its guest's own host's nothing is sent: it is becoming the guest's disks.
+fn keeping(record: &Record, replica: &ReplicaRecord, guest: &GuestRecord) -> Keeping {
+    let vtep = record.hosts().get(&guest.host).and_then(HostRecord::vtep);
+    Keeping {
+        id: replica.id.clone(),
+        spec: guest.spec.clone(),
+        generation: guest.generation,
+        source: (guest.host != replica.name.host).then(|| Sender { host: guest.host.clone(), vtep }),
+        token: replica.token.clone(),
+        keep: replica.terms.keep,
     }
 }

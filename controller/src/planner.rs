@@ -101,7 +101,8 @@ fn random_mac(rng: &mut impl Rng) -> MacAddr {
     MacAddr::new(octets)
 }
 
-fn token(rng: &mut impl Rng) -> String {
+/// A secret that two hosts are told, and one says to the other.
+pub(crate) fn token(rng: &mut impl Rng) -> String {
     let secret: [u8; 32] = rng.random();
     secret.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -4,18 +4,20 @@ mod command;
 mod migration;
 mod outline;
 mod removal;
+mod replica;
 
 use std::{collections::BTreeMap, fmt::Display, net::Ipv4Addr};
 
-pub(crate) use migration::{Asked, Happening, MigrationRecord, Snapshot};
+pub(crate) use migration::{Asked, Happening, MigrationRecord, Snapshot, milliseconds};
 pub(crate) use outline::{Known, Outline};
 use removal::Removal;
 pub(crate) use removal::{Report, What};
+pub(crate) use replica::{Pending, ReplicaRecord};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use throughline_cutover::{
     Binding, Endpoint, Generation, GuestName, GuestSpec, HostName, InterfaceName, MacAddr, Mandate, Network,
-    NetworkName, Port, PortId, Power,
+    NetworkName, Port, PortId, Power, ReplicaName,
     admission::{Denial, Enrolment, Kind, NewPort, UsedPort},
 };
 
@@ -63,6 +65,20 @@ pub(crate) struct GuestRecord {
     /// What is wanted of it.
     #[serde(default)]
     pub(crate) power: Power,
+    /// How it came to its host, while that has not been seen to have it.
+    #[serde(default)]
+    pub(crate) promotion: Option<Pending>,
+    /// Where it was before a replica of it was last promoted.
+    #[serde(default)]
+    pub(crate) promoted_from: Option<HostName>,
+}
+
+impl GuestRecord {
+    /// One that is its host's by no promotion.
+    pub(crate) fn new(spec: GuestSpec, host: HostName, generation: Generation, power: Power) -> Self {
+        let (migration, promotion, promoted_from) = (None, None, None);
+        Self { spec, host, generation, migration, started: false, power, promotion, promoted_from }
+    }
 }
 
 fn seen() -> bool {
@@ -96,6 +112,7 @@ pub(crate) struct Record {
     migrations: BTreeMap<String, MigrationRecord>,
     outlines: BTreeMap<u64, Outline>,
     removals: BTreeMap<String, Removal>,
+    replicas: BTreeMap<ReplicaName, ReplicaRecord>,
     changes: Vec<Change>,
 }
 
@@ -117,6 +134,7 @@ impl Record {
             migrations: keyed(load(store, Table::Migrations)?, |it: &MigrationRecord| it.id().to_owned()),
             outlines: keyed(load(store, Table::Outlines)?, |it: &Outline| it.number),
             removals: load(store, Table::Removals)?.into_iter().map(|it: Removal| (it.key(), it)).collect(),
+            replicas: keyed(load(store, Table::Replicas)?, |it: &ReplicaRecord| it.name.clone()),
             changes: Vec::new(),
         };
         let guests = record.guests.values().map(|guest| guest.generation);
@@ -183,6 +201,11 @@ impl Record {
     /// All migrations, by id.
     pub(crate) fn migrations(&self) -> &BTreeMap<String, MigrationRecord> {
         &self.migrations
+    }
+
+    /// All replicas, by guest and host.
+    pub(crate) fn replicas(&self) -> &BTreeMap<ReplicaName, ReplicaRecord> {
+        &self.replicas
     }
 
     /// Adds or replaces a network.
@@ -364,6 +387,7 @@ pub fn read_value(table: &str, value: &[u8]) -> bool {
         Some(Table::Migrations) => reads::<MigrationRecord>(value),
         Some(Table::Outlines) => reads::<Outline>(value),
         Some(Table::Removals) => reads::<Removal>(value),
+        Some(Table::Replicas) => reads::<ReplicaRecord>(value),
         None => false,
     }
 }

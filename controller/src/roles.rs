@@ -1,7 +1,7 @@
 //! Who may do what: one table with every method this controller serves, and the one place where it is read.
 //!
-//! Moving guests is daily work and an operator's; changing what the fabric is made of, or vouching for a guest nobody can ask
-//! about, is an administrator's. An agent may attach, for its own host, and nothing else. A method that is not in the table is
+//! Moving guests is daily work and an operator's, and so is having them replicated; changing what the fabric is made of, giving up
+//! what is kept, or vouching for a guest nobody can ask about, as a failover does, is an administrator's. An agent may attach, for its own host, and nothing else. A method that is not in the table is
 //! refused, so that a new one cannot be served before somebody has decided who may call it.
 
 mod book;
@@ -99,6 +99,8 @@ pub(crate) const TABLE: &[Method] = table! {
         "ListGuests": VIEWER, Look;
         "GetEndpoint": VIEWER, Look;
         "ListEndpoints": VIEWER, Look;
+        "GetReplica": VIEWER, Look;
+        "ListReplicas": VIEWER, Look;
         "GetMigration": VIEWER, Look;
         "ListMigrations": VIEWER, Look;
         "WatchMigration": VIEWER, Watch;
@@ -106,6 +108,7 @@ pub(crate) const TABLE: &[Method] = table! {
         "StopGuest": OPERATOR, Deed;
         "StartGuest": OPERATOR, Deed;
         "CancelMigration": OPERATOR, Deed;
+        "CreateReplica": OPERATOR, Deed;
         "CreateNetwork": ADMIN, Deed;
         "DeleteNetwork": ADMIN, Deed;
         "CreateHost": ADMIN, Deed;
@@ -114,6 +117,8 @@ pub(crate) const TABLE: &[Method] = table! {
         "DeleteGuest": ADMIN, Deed;
         "CreateEndpoint": ADMIN, Deed;
         "DeleteEndpoint": ADMIN, Deed;
+        "DeleteReplica": ADMIN, Deed;
+        "PromoteReplica": ADMIN, Deed;
         "ResolveMigration": ADMIN, Deed;
     }
     "throughline.v1.AgentLink" {

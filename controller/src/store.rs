@@ -29,11 +29,13 @@ pub(crate) enum Table {
     Outlines,
     /// What hosts are still to be rid of.
     Removals,
+    /// Replicas by guest and host.
+    Replicas,
 }
 
 impl Table {
     /// Every table.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Meta,
         Self::Networks,
         Self::Hosts,
@@ -42,6 +44,7 @@ impl Table {
         Self::Migrations,
         Self::Outlines,
         Self::Removals,
+        Self::Replicas,
     ];
 
     /// Its name on disk.
@@ -55,6 +58,7 @@ impl Table {
             Self::Migrations => "migrations",
             Self::Outlines => "outlines",
             Self::Removals => "removals",
+            Self::Replicas => "replicas",
         }
     }
 }

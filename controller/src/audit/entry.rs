@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde::{Serialize, Serializer};
-use throughline_cutover::{GuestName, HostName, InterfaceName, NetworkName};
+use throughline_cutover::{GuestName, HostName, InterfaceName, NetworkName, ReplicaName};
 use throughline_identity::{Caller, Identity};
 use throughline_wire::{Explanation, v1};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -91,6 +91,11 @@ impl Object {
     /// An endpoint.
     pub(crate) fn endpoint(name: &InterfaceName) -> Self {
         Self { endpoint: Some(name.clone()), ..Self::default() }
+    }
+
+    /// A replica.
+    pub(crate) fn replica(name: &ReplicaName) -> Self {
+        Self { host: Some(name.host.clone()), ..Self::guest(&name.guest) }
     }
 
     /// A migration, if that is an id of one.

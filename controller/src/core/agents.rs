@@ -6,7 +6,7 @@ use throughline_cutover::{
 };
 use throughline_wire::Refusal;
 
-use super::{Core, GuestState, Observation};
+use super::{Core, GuestState, Observation, ObservedReplica};
 use crate::{
     links::Line,
     record::{HostRecord, Report},
@@ -23,6 +23,8 @@ pub(crate) enum Uplink {
         revision: u64,
         /// Guests there.
         guests: Vec<ObservedGuest>,
+        /// Replicas sent from there and kept there.
+        replicas: Vec<ObservedReplica>,
         /// What could not be reconciled, for people.
         problems: Vec<String>,
     },
@@ -71,6 +73,7 @@ impl Core {
         tracing::info!(%host, vtep = %enrolment.vtep, version = enrolment.agent_version, "agent connected");
         self.record.put_host(HostRecord { name: host.clone(), enrolment: Some(enrolment) });
         self.learn(&host, guests);
+        self.ask_for_points_again(&host);
         let session = self.links.attach(host.clone(), line);
         let (mandate, welcomed) = (self.record.mandate().clone(), host.clone());
         self.when_durable(move |core| core.links.welcome(&welcomed, session, &mandate));
@@ -94,7 +97,11 @@ impl Core {
         }
         match message {
             Uplink::Heartbeat => {}
-            Uplink::Observed { revision, guests, problems } => self.observe(host, revision, guests, &problems),
+            Uplink::Observed { revision, guests, replicas, problems } => {
+                self.confirm(host, revision, &guests, &replicas, &problems);
+                self.observe(host, guests);
+                self.observe_replicas(host, replicas);
+            }
             Uplink::Refused(failure) => self.refused(host, session, failure),
             Uplink::RebindAck { id, outcome } => {
                 let RebindId { migration, port } = id;
@@ -105,13 +112,26 @@ impl Core {
         }
     }
 
-    /// Only the owner's word on a guest counts, and only at the generation it owns it at.
-    fn observe(&mut self, host: &HostName, revision: u64, guests: Vec<ObservedGuest>, problems: &[String]) {
+    /// What was to go from the host may have gone.
+    fn confirm(
+        &mut self,
+        host: &HostName,
+        revision: u64,
+        guests: &[ObservedGuest],
+        replicas: &[ObservedReplica],
+        problems: &[String],
+    ) {
         for problem in problems {
             tracing::warn!(%host, problem, "agent could not reconcile");
         }
-        let held: Vec<_> = guests.iter().map(|guest| (guest.name.clone(), guest.generation)).collect();
-        self.record.confirm_removals(host, Report { guests: &held, revision, all_done: problems.is_empty() });
+        let guests: Vec<_> = guests.iter().map(|guest| (guest.name.clone(), guest.generation)).collect();
+        let replicas: Vec<_> = replicas.iter().map(|replica| replica.id.clone()).collect();
+        let report = Report { guests: &guests, replicas: &replicas, revision, all_done: problems.is_empty() };
+        self.record.confirm_removals(host, report);
+    }
+
+    /// Only the owner's word on a guest counts, and only at the generation it owns it at.
+    fn observe(&mut self, host: &HostName, guests: Vec<ObservedGuest>) {
         for guest in guests {
             let ObservedGuest { name, generation, state, detail } = guest;
             let recorded = self.record.guests().get(&name);

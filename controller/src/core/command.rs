@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use throughline_cutover::{
-    Binding, DiskFate, Failure, GuestName, HostName, Mandate, OwnedGuest, Port, Power, Stop, Term, Vni,
+    Binding, DiskFate, Failure, GuestName, HostName, Mandate, OwnedGuest, Port, Power, ReplicaName, Stop, Term, Vni,
     admission::{Denial, Enrolment},
     fence::{self, Claim, Ownership, Recorded},
 };
@@ -126,7 +126,7 @@ impl Core {
     pub(super) fn learn(&mut self, host: &HostName, guests: Vec<OwnedGuest>) {
         self.unknown.retain(|_, it| it.host != *host);
         let held: Vec<_> = guests.iter().map(|it| (it.spec.name.clone(), it.generation)).collect();
-        self.record.confirm_removals(host, Report { guests: &held, revision: 0, all_done: false });
+        self.record.confirm_removals(host, Report { guests: &held, replicas: &[], revision: 0, all_done: false });
         for owned in guests {
             self.record.saw_generation(owned.generation);
             owned.spec.ports.iter().for_each(|port| self.record.saw_port(port.id));
@@ -155,10 +155,10 @@ impl Core {
         })
     }
 
-    /// The host has been seen to have a guest of its own.
+    /// The host has been seen to have a guest of its own. If it was promoted there, the replica has become its disks.
     pub(super) fn started(&mut self, host: &HostName, name: &GuestName) {
-        if self.record.guests().get(name).is_some_and(|guest| guest.host == *host && !guest.started) {
-            self.record.change_guest(name, |guest| guest.started = true);
+        if self.record.took(host, name) {
+            self.end_replica(&ReplicaName { guest: name.clone(), host: host.clone() });
         }
     }
 
@@ -180,8 +180,9 @@ impl Core {
         let migration = before.and_then(|guest| guest.migration.clone());
         let known = before.map(|guest| guest.generation);
         tracing::warn!(guest = %name, %host, %generation, ?known, "the record is older than the host's; it follows");
-        self.record.put_guest(GuestRecord { spec, host: host.clone(), generation, migration, started: true, power });
+        self.record.put_guest(GuestRecord { migration, ..GuestRecord::new(spec, host.clone(), generation, power) });
         self.observed.remove(&name);
+        self.started(host, &name);
     }
 
     fn note_unknown(&mut self, host: &HostName, owned: OwnedGuest) {

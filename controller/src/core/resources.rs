@@ -6,7 +6,7 @@ use std::{
 };
 
 use throughline_cutover::{
-    DiskFate, Endpoint, GuestName, HostName, InterfaceName, Network, NetworkName, Power, Stop,
+    DiskFate, Endpoint, GuestName, HostName, InterfaceName, Network, NetworkName, Power, ReplicaName, Stop,
     admission::{self, Denial, Kind, NewEndpoint, NewGuest},
 };
 
@@ -18,7 +18,10 @@ fn page<'a, K: Ord, V>(all: &'a BTreeMap<K, V>, after: Option<&K>, size: usize) 
     page_of(entries_after(all, after).map(|(_, value)| value), size)
 }
 
-fn entries_after<'a, K: Ord, V>(all: &'a BTreeMap<K, V>, after: Option<&K>) -> impl Iterator<Item = (&'a K, &'a V)> {
+pub(super) fn entries_after<'a, K: Ord, V>(
+    all: &'a BTreeMap<K, V>,
+    after: Option<&K>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
     let from = after.map_or(Bound::Unbounded, Bound::Excluded);
     all.range((from, Bound::Unbounded))
 }
@@ -125,8 +128,7 @@ impl Core {
         let spec = guest.allot(ports);
         let name = spec.name.clone();
         let generation = self.record.new_generation();
-        let power = Power::On;
-        self.record.put_guest(GuestRecord { spec, host, generation, migration: None, started: false, power });
+        self.record.put_guest(GuestRecord::new(spec, host, generation, Power::On));
         self.observed.insert(name.clone(), Observation::default());
         self.guest(&name)
     }
@@ -204,6 +206,7 @@ impl Core {
         }
         let fate = admission::delete_guest(self, name, fate)?;
         if let Some(GuestRecord { host, generation, .. }) = self.record.guests().get(name).cloned() {
+            self.end_replica_as_disks(&ReplicaName { guest: name.clone(), host: host.clone() }, fate);
             self.record.end_guest(host, name.clone(), generation, Some(fate));
         }
         self.record.remove_guest(name);

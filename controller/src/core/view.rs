@@ -1,11 +1,11 @@
 //! What callers and policy may see.
 
 use throughline_cutover::{
-    Endpoint, Failure, Generation, GuestName, GuestSpec, HostName, InterfaceName, Network, NetworkName,
-    admission::{GuestFacts, HostFacts, Kind, UsedPort, View},
+    Endpoint, Failure, Generation, GuestName, GuestSpec, HostName, InterfaceName, Network, NetworkName, ReplicaName,
+    admission::{GuestFacts, HostFacts, Kind, ReplicaFacts, UsedPort, View},
 };
 
-use super::Core;
+use super::{Core, Seen};
 use crate::record::HostRecord;
 
 /// Whether a guest runs, as its host's agent last saw it.
@@ -65,6 +65,8 @@ pub(crate) struct GuestView {
     pub(crate) migration: Option<String>,
     /// Its host has it, the record does not know it.
     pub(crate) unknown: bool,
+    /// Where it was before a replica of it was last promoted.
+    pub(crate) promoted_from: Option<HostName>,
 }
 
 impl Core {
@@ -94,6 +96,7 @@ impl Core {
             observation: self.observed.get(name).cloned().unwrap_or_default(),
             migration: guest.migration.clone(),
             unknown: false,
+            promoted_from: guest.promoted_from.clone(),
         });
         recorded.or_else(|| {
             self.unknown.get(name).map(|it| GuestView {
@@ -103,6 +106,7 @@ impl Core {
                 observation: it.observation.clone(),
                 migration: None,
                 unknown: true,
+                promoted_from: None,
             })
         })
     }
@@ -176,6 +180,21 @@ impl View for Core {
         self.record.endpoints().get(name)
     }
 
+    fn replicas(&self) -> impl Iterator<Item = &ReplicaName> {
+        self.record.replicas().keys()
+    }
+
+    fn replica(&self, name: &ReplicaName) -> Option<ReplicaFacts> {
+        self.record.replicas().get(name)?;
+        let points = self.replicas.get(name).map(Seen::certain_points).unwrap_or_default();
+        Some(ReplicaFacts { name: name.clone(), points })
+    }
+
+    fn holders(&self, guest: &GuestName) -> Vec<HostName> {
+        let own = self.record.guests().get(guest).map(|it| &it.host);
+        own.into_iter().chain(self.record.ending(guest)).cloned().collect()
+    }
+
     fn deletes_disks(&self, host: &HostName, guest: &GuestName) -> bool {
         self.record.deletes_disks(host, guest)
     }
@@ -184,6 +203,7 @@ impl View for Core {
         let guest = self.record.guests().values().find(|guest| guest.host == *name);
         let unknown = self.unknown.values().find(|it| it.host == *name);
         let endpoint = self.record.endpoints().values().find(|endpoint| endpoint.host == *name);
+        let replica = self.record.replicas().keys().find(|replica| replica.host == *name);
         let live = self.live.keys().filter_map(|id| self.record.migrations().get(id));
         let migration =
             live.map(|it| it.plan()).find(|plan| plan.source.host == *name || plan.destination.host == *name);
@@ -191,6 +211,7 @@ impl View for Core {
             .map(|guest| format!("guest {}", guest.spec.name))
             .or_else(|| unknown.map(|it| format!("guest {}, which the record does not know", it.owned.spec.name)))
             .or_else(|| endpoint.map(|endpoint| format!("endpoint {}", endpoint.name)))
+            .or_else(|| replica.map(|replica| format!("a replica of guest {}", replica.guest)))
             .or_else(|| migration.map(|plan| format!("migration {}", plan.id)))
     }
 }

@@ -170,6 +170,7 @@ impl MigrationRecord {
     }
 }
 
-fn milliseconds(time: Duration) -> u64 {
+/// Whole milliseconds.
+pub(crate) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

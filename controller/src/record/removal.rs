@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use throughline_cutover::{DiskFate, Generation, GuestName, HostName, PortId, Vni};
+use throughline_cutover::{DiskFate, Generation, GuestName, HostName, PortId, ReplicaId, Vni};
 
 use super::Record;
 use crate::store::{Change, Table};
@@ -32,6 +32,11 @@ pub(crate) enum What {
         /// Its VNI.
         vni: Vni,
     },
+    /// A replica that is kept there.
+    Replica {
+        /// Which.
+        id: ReplicaId,
+    },
 }
 
 /// Something that is to go from some hosts.
@@ -54,6 +59,7 @@ impl Removal {
             }
             What::Endpoint { port } => format!("endpoint/{port}"),
             What::Network { vni } => format!("network/{vni}"),
+            What::Replica { id } => format!("replica/{id}"),
         }
     }
 }
@@ -63,6 +69,8 @@ impl Removal {
 pub(crate) struct Report<'a> {
     /// Guests, with their generations.
     pub(crate) guests: &'a [(GuestName, Generation)],
+    /// Replicas of which there is anything.
+    pub(crate) replicas: &'a [ReplicaId],
     /// The revision of the desired state it answers; 0: it greets, and answers none.
     pub(crate) revision: u64,
     /// All of that was done.
@@ -81,6 +89,12 @@ impl Record {
             What::Guest { name, generation, .. } if name == guest => Some(*generation),
             _ => None,
         })
+    }
+
+    /// Hosts that are to end a guest.
+    pub(crate) fn ending<'a>(&'a self, guest: &'a GuestName) -> impl Iterator<Item = &'a HostName> {
+        let ends = move |it: &&Removal| matches!(&it.what, What::Guest { name, .. } if name == guest);
+        self.removals.values().filter(ends).flat_map(|it| &it.hosts)
     }
 
     /// `host` is to end a guest held at `generation` or below. `fate`: what becomes of its disks; `None`: as was ordered before,
@@ -116,6 +130,11 @@ impl Record {
         self.order(What::Endpoint { port }, BTreeSet::from([host]));
     }
 
+    /// What a host keeps of a replica is to go.
+    pub(super) fn remove_kept(&mut self, host: HostName, id: ReplicaId) {
+        self.order(What::Replica { id }, BTreeSet::from([host]));
+    }
+
     /// A network is to go from every host.
     pub(crate) fn end_network(&mut self, vni: Vni) {
         let hosts = self.hosts().keys().cloned().collect();
@@ -146,6 +165,7 @@ impl Record {
                         heard && report.all_done && !held(name, *generation)
                     }
                     What::Guest { name, generation, .. } => (heard || report.revision == 0) && !held(name, *generation),
+                    What::Replica { id } => heard && report.all_done && !report.replicas.contains(id),
                     What::Endpoint { .. } | What::Network { .. } => heard && report.all_done,
                 }
         };
@@ -163,6 +183,9 @@ impl Record {
     /// Nothing of these is left to do at one host, or at any.
     fn settle_removals(&mut self, which: impl Fn(&Removal) -> bool, host: Option<&HostName>) {
         let keys: Vec<_> = self.removals.iter().filter(|(_, it)| which(it)).map(|(key, _)| key.clone()).collect();
+        if keys.is_empty() {
+            return;
+        }
         for key in keys {
             let Some(removal) = self.removals.get_mut(&key) else { continue };
             removal.hosts.retain(|it| host.is_some_and(|host| host != it));
@@ -174,5 +197,6 @@ impl Record {
                 self.changes.push(Change { table: Table::Removals, key, value });
             }
         }
+        self.release_promotions();
     }
 }

@@ -1,5 +1,7 @@
 //! What callers and agents are told, in the protocol's words.
 
+mod replica;
+
 use throughline_cutover::{CutoverReport, Failure, Generation, InvalidRebindId};
 use throughline_wire::{
     InvalidField, Problem,
@@ -73,6 +75,7 @@ impl From<GuestView> for v1::Guest {
             detail: view.observation.detail,
             migration_id: view.migration.unwrap_or_default(),
             unknown: view.unknown,
+            promoted_from: view.promoted_from.map(Into::into).unwrap_or_default(),
         }
     }
 }
@@ -186,13 +189,15 @@ impl From<Rebind> for v1::Rebind {
 }
 
 fn desired_state(revision: u64, desired: Desired) -> v1::DesiredState {
-    let guest = |DesiredGuest { spec, generation, boot, power }| v1::DesiredGuest {
+    let guest = |DesiredGuest { spec, generation, boot, power, promotion }| v1::DesiredGuest {
         spec: Some(v1::GuestSpec::from(spec)),
         generation: generation.0,
         boot,
         stop: stop_of(power),
+        promotion: promotion.map(Into::into),
     };
-    let (mut end_guests, mut remove_endpoints, mut remove_networks) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut end_guests, mut remove_endpoints) = (Vec::new(), Vec::new());
+    let (mut remove_networks, mut remove_replicas) = (Vec::new(), Vec::new());
     for removal in desired.removals {
         match removal {
             What::Guest { name, generation, disks } => {
@@ -201,6 +206,7 @@ fn desired_state(revision: u64, desired: Desired) -> v1::DesiredState {
             }
             What::Endpoint { port } => remove_endpoints.push(port.get()),
             What::Network { vni } => remove_networks.push(vni.get()),
+            What::Replica { id } => remove_replicas.push(id.into()),
         }
     }
     v1::DesiredState {
@@ -211,6 +217,9 @@ fn desired_state(revision: u64, desired: Desired) -> v1::DesiredState {
         end_guests,
         remove_endpoints,
         remove_networks,
+        replications: desired.replications.into_iter().map(Into::into).collect(),
+        replicas: desired.replicas.into_iter().map(Into::into).collect(),
+        remove_replicas,
     }
 }
 
@@ -254,8 +263,8 @@ impl TryFrom<v1::AgentMessage> for Uplink {
                     ObservedGuest::try_from(guest).map_err(|e| e.within(format_args!("observed.guests[{at}]")))
                 });
                 let problems = it.problems.iter().take(MOST_PROBLEMS).map(|problem| words(problem)).collect();
-                let revision = it.revision;
-                Ok(Self::Observed { revision, guests: guests.collect::<Result<_, _>>()?, problems })
+                let (revision, replicas) = (it.revision, replica::observed(it.replicas)?);
+                Ok(Self::Observed { revision, guests: guests.collect::<Result<_, _>>()?, replicas, problems })
             }
             Some(Message::RebindAck(ack)) => {
                 let invalid = |e| InvalidField::new("rebind_ack.rebind_id", Problem::Other(format!("{e}")));
@@ -316,6 +325,8 @@ fn outcome(applied: bool, failure: Option<v1::Failure>) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use throughline_wire::limits::MOST_REPLICAS;
+
     use super::*;
 
     fn field(message: v1::agent_message::Message) -> String {
@@ -334,6 +345,16 @@ mod tests {
         let nameless = v1::ObservedGuest::default();
         assert_eq!(field(observed(vec![nameless.clone(); MOST_GUESTS + 1])), "observed.guests");
         assert_eq!(field(observed(vec![nameless])), "observed.guests[0].name");
+        let kept = |replicas| Message::Observed(v1::ObservedState { replicas, ..Default::default() });
+        let replica = v1::ObservedReplica { id: "r-1".into(), ..Default::default() };
+        assert_eq!(field(kept(vec![replica.clone(); MOST_REPLICAS + 1])), "observed.replicas");
+        let nameless = v1::ObservedReplica { id: "../r".into(), ..Default::default() };
+        assert_eq!(field(kept(vec![replica.clone(), nameless])), "observed.replicas[1].id");
+        let points = vec![v1::Point::default(); 65];
+        let many = v1::ObservedReplica { points: points.clone(), ..replica.clone() };
+        assert_eq!(field(kept(vec![many])), "observed.replicas[0].points");
+        let odd = v1::ObservedReplica { points: points[..1].to_vec(), ..replica };
+        assert_eq!(field(kept(vec![odd])), "observed.replicas[0].points[0].number");
         let long = "m".repeat(1 << 20);
         let ack = v1::RebindAck { rebind_id: format!("{long}/0"), ..Default::default() };
         assert_eq!(field(Message::RebindAck(ack)), "rebind_ack.rebind_id");

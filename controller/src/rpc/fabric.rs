@@ -4,12 +4,12 @@ use std::pin::Pin;
 
 use futures::{Stream, TryStreamExt as _, stream};
 use throughline_cutover::{
-    GuestName, HostName, InterfaceName, Limits, Network, NetworkName, OperatorName, Stop,
-    admission::{MigrationRequest, NewEndpoint, NewGuest},
+    GuestName, HostName, InterfaceName, Limits, Network, NetworkName, OperatorName, ReplicaName, Stop,
+    admission::{MigrationRequest, NewEndpoint, NewGuest, NewReplica, PromotionRequest},
     fence::Word,
 };
 use throughline_identity::{Caller, Identity};
-use throughline_wire::{InvalidField, Refusal, disk_fate, nested, parsed, v1};
+use throughline_wire::{InvalidField, Refusal, disk_fate, nested, parsed, replica_name, v1};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
@@ -224,6 +224,49 @@ impl v1::fabric_server::Fabric for FabricService {
         deed.concerns(Object::endpoint(&name));
         self.driver.command(move |core| core.delete_endpoint(&name)).await?;
         Ok(Response::new(v1::DeleteEndpointResponse {}))
+    }
+
+    async fn create_replica(&self, request: Request<v1::CreateReplicaRequest>) -> Answer<v1::Replica> {
+        let deed = Deed::of(&request);
+        let wish = NewReplica::try_from(request.into_inner()).map_err(Refusal::from)?;
+        deed.concerns(Object::replica(&wish.name));
+        let replica = self.driver.command(move |core| core.create_replica(wish)).await?;
+        Ok(Response::new(replica.into()))
+    }
+
+    async fn get_replica(&self, request: Request<v1::GetReplicaRequest>) -> Answer<v1::Replica> {
+        let request = request.into_inner();
+        let name = replica_name(&request.guest, &request.host).map_err(Refusal::from)?;
+        let replica = self.driver.call(move |core| core.replica(&name)).await?;
+        Ok(Response::new(replica.into()))
+    }
+
+    async fn list_replicas(&self, request: Request<v1::ListReplicasRequest>) -> Answer<v1::ListReplicasResponse> {
+        let request = request.into_inner();
+        let guest: Option<GuestName> = filter("guest", &request.guest)?;
+        let page = page("replicas", &request.guest, request.page_size, &request.page_token)?;
+        let (after, size): (Option<ReplicaName>, _) = (after(&page)?, page.size);
+        let (replicas, more) = self.read(move |core| core.replicas(after.as_ref(), guest.as_ref(), size)).await?;
+        let next_page_token = page.next(replicas.last().map(|it| &it.record.name), more);
+        let replicas = replicas.into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::ListReplicasResponse { replicas, next_page_token }))
+    }
+
+    async fn delete_replica(&self, request: Request<v1::DeleteReplicaRequest>) -> Answer<v1::DeleteReplicaResponse> {
+        let deed = Deed::of(&request);
+        let request = request.into_inner();
+        let name = replica_name(&request.guest, &request.host).map_err(Refusal::from)?;
+        deed.concerns(Object::replica(&name));
+        self.driver.command(move |core| core.delete_replica(&name)).await?;
+        Ok(Response::new(v1::DeleteReplicaResponse {}))
+    }
+
+    async fn promote_replica(&self, request: Request<v1::PromoteReplicaRequest>) -> Answer<v1::Guest> {
+        let deed = Deed::of(&request);
+        let request = PromotionRequest::try_from(request.into_inner()).map_err(Refusal::from)?;
+        deed.concerns(Object::replica(&request.replica));
+        let guest = self.driver.command(move |core| core.promote_replica(&request)).await?;
+        Ok(Response::new(guest.into()))
     }
 
     async fn migrate_guest(&self, request: Request<v1::MigrateGuestRequest>) -> Answer<v1::Migration> {

@@ -13,9 +13,9 @@ use super::{Change, Store, StoreError, Table};
 
 /// Format of what the tables hold. A change that an older controller must not work with makes it one more.
 ///
-/// 1: the first. 2: a mandate, and removals by name. 3: guests' disks, which an older controller would forget. What is older
-/// reads as it is.
-const FORMAT: u64 = 3;
+/// 1: the first. 2: a mandate, and removals by name. 3: guests' disks, which an older controller would forget. 4: replicas, and
+/// guests that are to begin as one, which it would begin blank. What is older reads as it is.
+const FORMAT: u64 = 4;
 const OLDEST: u64 = 1;
 const FORMAT_KEY: &str = "schema";
 const FILE: &str = "record.redb";

@@ -25,7 +25,7 @@ fn delete_with(fate: DiskFate) -> v1::DeleteGuestRequest {
 
 fn done(revision: u64, problems: &[&str]) -> Up {
     let problems = problems.iter().map(|it| (*it).to_owned()).collect();
-    Up::Observed(v1::ObservedState { revision, guests: vec![], problems })
+    Up::Observed(v1::ObservedState { revision, guests: vec![], problems, ..Default::default() })
 }
 
 #[tokio::test]

@@ -281,7 +281,9 @@ async fn what_goes_is_named_until_it_is_gone() {
     let ordered = h1.desired(|_| true).await;
     assert!(ordered.end_guests.is_empty(), "it says that it has no guest");
     assert_eq!(ordered.remove_networks, [7]);
-    let done = |revision, problems| Up::Observed(v1::ObservedState { revision, guests: vec![], problems });
+    let done = |revision, problems| {
+        Up::Observed(v1::ObservedState { revision, guests: vec![], problems, ..Default::default() })
+    };
     h1.send(done(ordered.revision, vec!["a guest is on it".into()])).await;
     h1.send(done(ordered.revision, vec![])).await;
     assert!(h1.desired(|_| true).await.remove_networks.is_empty());

@@ -89,7 +89,13 @@ async fn one_operator_does_not_take_all_moves() {
         guest
     };
     let guests = vec![running("web-1", 1), running("web-2", 2)];
-    h1.send(v1::agent_message::Message::Observed(v1::ObservedState { revision: 1, guests, problems: vec![] })).await;
+    h1.send(v1::agent_message::Message::Observed(v1::ObservedState {
+        revision: 1,
+        guests,
+        problems: vec![],
+        ..Default::default()
+    }))
+    .await;
     while anyone.get_guest(named_guest("web-2")).await.unwrap().into_inner().state() != v1::GuestState::Running {}
     let (mut greta, mut otto) =
         (controller.fabric_as("operator/greta").await, controller.fabric_as("operator/otto").await);

@@ -9,6 +9,7 @@ mod limits;
 mod migration;
 mod power;
 mod privilege;
+mod replicas;
 mod resources;
 mod retention;
 mod roles;

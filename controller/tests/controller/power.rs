@@ -18,7 +18,14 @@ fn start() -> v1::StartGuestRequest {
 
 async fn is(agent: &Agent, fabric: &mut FabricClient<Channel>, generation: u64, state: GuestState) {
     let guest = v1::ObservedGuest { name: "web-1".into(), generation, state: state.into(), detail: String::new() };
-    agent.send(Up::Observed(v1::ObservedState { revision: 1, guests: vec![guest], problems: vec![] })).await;
+    agent
+        .send(Up::Observed(v1::ObservedState {
+            revision: 1,
+            guests: vec![guest],
+            problems: vec![],
+            ..Default::default()
+        }))
+        .await;
     while fabric.get_guest(named_guest("web-1")).await.unwrap().into_inner().state() != state {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }

@@ -13,7 +13,7 @@ use tonic_prost::ProstCodec;
 
 use crate::support::*;
 
-const LOOKS: [&str; 11] = [
+const LOOKS: [&str; 13] = [
     "GetNetwork",
     "ListNetworks",
     "GetHost",
@@ -22,12 +22,14 @@ const LOOKS: [&str; 11] = [
     "ListGuests",
     "GetEndpoint",
     "ListEndpoints",
+    "GetReplica",
+    "ListReplicas",
     "GetMigration",
     "ListMigrations",
     "WatchMigration",
 ];
-const MOVES: [&str; 4] = ["MigrateGuest", "CancelMigration", "StopGuest", "StartGuest"];
-const CHANGES: [&str; 9] = [
+const MOVES: [&str; 5] = ["MigrateGuest", "CancelMigration", "StopGuest", "StartGuest", "CreateReplica"];
+const CHANGES: [&str; 11] = [
     "CreateNetwork",
     "DeleteNetwork",
     "CreateHost",
@@ -36,6 +38,8 @@ const CHANGES: [&str; 9] = [
     "DeleteGuest",
     "CreateEndpoint",
     "DeleteEndpoint",
+    "DeleteReplica",
+    "PromoteReplica",
     "ResolveMigration",
 ];
 const ROLES: &str = "vera viewer\notto operator\nada admin\n";

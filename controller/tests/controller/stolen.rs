@@ -89,7 +89,13 @@ async fn it_says_nothing_of_another_hosts_guests() {
     for generation in [1, 2, u64::MAX] {
         let mut observed = v1::ObservedGuest { name: "web-1".into(), generation, ..Default::default() };
         observed.set_state(v1::GuestState::Failed);
-        h2.send(Up::Observed(v1::ObservedState { revision: u64::MAX, guests: vec![observed], problems: vec![] })).await;
+        h2.send(Up::Observed(v1::ObservedState {
+            revision: u64::MAX,
+            guests: vec![observed],
+            problems: vec![],
+            ..Default::default()
+        }))
+        .await;
     }
     heard(&mut fabric, &h2, "h2").await;
     assert_eq!(guest(&mut fabric, "web-1").await, before);

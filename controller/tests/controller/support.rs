@@ -296,7 +296,13 @@ impl Agent {
     pub(crate) async fn runs(&self, guest: &str, generation: u64) {
         let mut observed = v1::ObservedGuest { name: guest.into(), generation, ..Default::default() };
         observed.set_state(v1::GuestState::Running);
-        self.send(Up::Observed(v1::ObservedState { revision: 1, guests: vec![observed], problems: vec![] })).await;
+        self.send(Up::Observed(v1::ObservedState {
+            revision: 1,
+            guests: vec![observed],
+            problems: vec![],
+            ..Default::default()
+        }))
+        .await;
     }
 
     pub(crate) async fn news(&self, id: &str, role: v1::Role, step: v1::Step) {

@@ -23,7 +23,7 @@ pub(super) async fn report(host: &Host, revision: u64, problems: Vec<String>, fa
             detail: failure.to_string(),
         });
     }
-    host.uplink.send(Message::Observed(v1::ObservedState { revision, guests, problems }));
+    host.uplink.send(Message::Observed(v1::ObservedState { revision, guests, problems, ..Default::default() }));
 }
 
 /// Guests that were stopped. That nothing runs of them is looked at, not believed.

@@ -1,0 +1,49 @@
+//! Replicas: what callers are told of them, and what hosts say.
+
+use throughline_wire::{InvalidField, Problem, limits::MOST_REPLICAS, parsed, points, v1};
+
+use super::told;
+use crate::core::{ObservedReplica, ReplicaView, Sent};
+
+impl From<ReplicaView> for v1::Replica {
+    fn from(view: ReplicaView) -> Self {
+        let ReplicaView { record, points, lag_ms, sent } = view;
+        Self {
+            guest: record.name.guest.into(),
+            host: record.name.host.into(),
+            every_ms: record.terms.every_ms,
+            keep: record.terms.keep,
+            bandwidth: record.terms.bandwidth,
+            points: points.into_iter().map(Into::into).collect(),
+            lag_ms,
+            copied: sent.copied,
+            total: sent.total,
+            failure: sent.failure.map(Into::into),
+            late_ms: record.terms.late_ms(),
+        }
+    }
+}
+
+impl TryFrom<v1::ObservedReplica> for ObservedReplica {
+    type Error = InvalidField;
+    fn try_from(replica: v1::ObservedReplica) -> Result<Self, InvalidField> {
+        let v1::ObservedReplica { copied, total, at_rest, .. } = replica;
+        let failure = replica.failure.map(|failure| told(failure).into());
+        let (id, points) = (parsed("id", &replica.id)?, points(replica.points)?);
+        Ok(Self { id, points, sent: Sent { copied, total, failure, at_rest } })
+    }
+}
+
+/// Checks all that a host says of replicas.
+pub(super) fn observed(replicas: Vec<v1::ObservedReplica>) -> Result<Vec<ObservedReplica>, InvalidField> {
+    if replicas.len() > MOST_REPLICAS {
+        let (value, most) = (replicas.len() as u64, MOST_REPLICAS as u64);
+        let range = Problem::Range { value, least: 0, most, unit: "replicas a host" };
+        return Err(InvalidField::new("observed.replicas", range));
+    }
+    let replicas = replicas.into_iter().enumerate();
+    let read = replicas.map(|(at, replica)| {
+        ObservedReplica::try_from(replica).map_err(|e| e.within(format_args!("observed.replicas[{at}]")))
+    });
+    read.collect()
+}
