@@ -136,6 +136,7 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::GuestHasNoDisk { .. }
         | Denial::NoPoint { .. }
         | Denial::SourceConnected { .. }
+        | Denial::CopyNotEnded { .. }
         | Denial::DiskFateNeeded { .. }
         | Denial::DisksBeingDeleted { .. }
         | Denial::GuestNotRunning { .. }

@@ -58,6 +58,10 @@ async fn deeds_and_refusals_are_written_before_the_answer() {
         .unwrap_err();
     expected.push(json!({ "who": "operator/ada", "did": "DeleteGuest", "guest": "db-1", "disks": "DELETE",
         "outcome": "REFUSED", "reason": "UNKNOWN_GUEST" }));
+    let replica = v1::PromoteReplicaRequest { guest: "db-1".into(), host: "h2".into(), ..Default::default() };
+    ada.promote_replica(replica).await.unwrap_err();
+    expected.push(json!({ "who": "operator/ada", "did": "PromoteReplica", "guest": "db-1", "host": "h2",
+        "outcome": "REFUSED", "reason": "UNKNOWN_GUEST" }));
     ada.list_networks(v1::ListNetworksRequest::default()).await.unwrap();
     assert_eq!(lines(&state), expected, "who looks is not written down");
     let mode = fs::metadata(state.0.join("audit.log")).unwrap().permissions().mode();

@@ -116,6 +116,8 @@ pub enum Denial {
         "host {host}, which has guest {guest}, is connected; migrate the guest, or promote even if it is connected: its copy is ended first"
     )]
     SourceConnected { guest: GuestName, host: HostName },
+    #[error("host {host} is still to end an earlier copy of guest {guest}; wait until it has")]
+    CopyNotEnded { guest: GuestName, host: HostName },
     #[error("guest {guest} has disks ({disks}); say whether they are to be deleted with it or kept on its host")]
     DiskFateNeeded { guest: GuestName, disks: usize },
     #[error(
@@ -192,6 +194,7 @@ impl Denial {
             Self::NoPoint { .. } => "NO_POINT",
             Self::UnknownPoint { .. } => "UNKNOWN_POINT",
             Self::SourceConnected { .. } => "SOURCE_CONNECTED",
+            Self::CopyNotEnded { .. } => "COPY_NOT_ENDED",
             Self::DiskFateNeeded { .. } => "DISK_FATE_NEEDED",
             Self::DisksBeingDeleted { .. } => "DISKS_BEING_DELETED",
             Self::GuestNotRunning { .. } => "GUEST_NOT_RUNNING",
@@ -248,6 +251,7 @@ impl Denial {
             Self::UnknownReplica { .. }
             | Self::ReplicaExists { .. }
             | Self::ReplicaPromoted { .. }
+            | Self::CopyNotEnded { .. }
             | Self::TooManyReplicas { .. } => "host",
             Self::NoPoint { .. } | Self::UnknownPoint { .. } => "point",
             Self::SourceConnected { .. } => "even_if_connected",

@@ -100,14 +100,15 @@ pub fn delete_replica(view: &impl View, name: &ReplicaName) -> Result<(), Denial
 ///
 /// # Errors
 /// `UNKNOWN_GUEST`, `ALREADY_MIGRATING`, `UNKNOWN_REPLICA`, `SOURCE_CONNECTED`, `HOST_DOWN`, `HOST_PEER_ONLY`,
-/// `NOT_ENOUGH_MEMORY`, `DISKS_BEING_DELETED`, `NO_POINT`, `UNKNOWN_POINT`.
+/// `NOT_ENOUGH_MEMORY`, `DISKS_BEING_DELETED`, `COPY_NOT_ENDED`, `NO_POINT`, `UNKNOWN_POINT`.
 pub fn promote_replica(view: &impl View, request: &PromotionRequest) -> Result<Failover, Denial> {
     let ReplicaName { guest: name, host } = &request.replica;
     let guest = at_rest(view, "guest", name)?;
     let replica = known_replica(view, &request.replica)?;
     let keeper = known_host(view, "host", host)?;
     let connected = |host: &HostName| view.host(host).is_some_and(|facts| facts.connected);
-    let after: BTreeSet<_> = view.holders(name).into_iter().filter(|it| it != host && connected(it)).collect();
+    let (own, others): (Vec<_>, Vec<_>) = view.holders(name).into_iter().partition(|it| it == host);
+    let after: BTreeSet<_> = others.into_iter().filter(connected).collect();
     if let Some(source) = after.first().filter(|_| !request.even_if_connected) {
         return Err(Denial::SourceConnected { guest: name.clone(), host: source.clone() });
     }
@@ -115,6 +116,10 @@ pub fn promote_replica(view: &impl View, request: &PromotionRequest) -> Result<F
     let memory_kib = if guest.host == *host { 0 } else { guest.memory_kib };
     can_run(&keeper, "host", "host", memory_kib)?;
     has_no_old_disks(view, "guest", host, name)?;
+    // It would be taken for the guest, with disks from before.
+    if guest.host != *host && !own.is_empty() {
+        return Err(Denial::CopyNotEnded { guest: name.clone(), host: host.clone() });
+    }
     Ok(Failover { point: chosen(&replica, request.point)?, after })
 }
 

@@ -91,10 +91,13 @@ fn whoever_has_the_guest_and_can_be_asked_is_in_the_way_or_waited_for() {
     fabric.hosts[0].connected = true;
     denied(promote(&fabric), "SOURCE_CONNECTED", "even_if_connected");
     assert_eq!(after(&fabric), BTreeSet::from([host("h1")]));
-    fabric.ending = vec![host("h3"), host("h2")];
-    assert_eq!(after(&fabric), BTreeSet::from([host("h1"), host("h3")]), "not its own new host");
+    fabric.ending = vec![host("h3")];
+    assert_eq!(after(&fabric), BTreeSet::from([host("h1"), host("h3")]));
     fabric.hosts[0].connected = false;
     denied(promote(&fabric), "SOURCE_CONNECTED", "even_if_connected");
+    fabric.ending = vec![host("h2")];
+    denied(promote(&fabric), "COPY_NOT_ENDED", "host");
+    denied(promote_replica(&fabric, &anyway), "COPY_NOT_ENDED", "host");
 }
 
 #[test]
