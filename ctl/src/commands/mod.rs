@@ -9,6 +9,7 @@ mod migration;
 mod network;
 mod pki;
 mod port;
+mod replica;
 
 use clap::Subcommand;
 
@@ -34,6 +35,9 @@ pub(crate) enum Command {
     /// Migrations: those under way and those that ended
     #[command(subcommand, after_help = migration::EXAMPLES)]
     Migration(migration::Command),
+    /// Replicas: restore points of a guest's disks at another host, and failing over to them
+    #[command(subcommand, after_help = replica::EXAMPLES)]
+    Replica(replica::Command),
     /// Certificates: a private CA in a directory, for fabrics that have none
     #[command(subcommand, after_help = pki::EXAMPLES)]
     Pki(pki::Command),
@@ -54,6 +58,7 @@ impl Command {
             Self::Endpoint(command) => command.run(session).await,
             Self::Migrate(command) => command.run(session).await,
             Self::Migration(command) => command.run(session).await,
+            Self::Replica(command) => command.run(session).await,
             Self::Pki(command) => command.run(session.output),
             Self::Completions(command) => command.run(),
         }

@@ -187,6 +187,11 @@ fabric! {
     get_endpoint(GetEndpointRequest) -> Endpoint;
     list_endpoints(ListEndpointsRequest) -> ListEndpointsResponse;
     delete_endpoint(DeleteEndpointRequest) -> DeleteEndpointResponse;
+    create_replica(CreateReplicaRequest) -> Replica;
+    get_replica(GetReplicaRequest) -> Replica;
+    list_replicas(ListReplicasRequest) -> ListReplicasResponse;
+    delete_replica(DeleteReplicaRequest) -> DeleteReplicaResponse;
+    promote_replica(PromoteReplicaRequest) -> Guest;
     migrate_guest(MigrateGuestRequest) -> Migration;
     get_migration(GetMigrationRequest) -> Migration;
     list_migrations(ListMigrationsRequest) -> ListMigrationsResponse;

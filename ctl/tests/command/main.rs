@@ -4,6 +4,7 @@
 
 mod failing;
 mod fake;
+mod replicas;
 mod resources;
 mod run;
 mod watching;

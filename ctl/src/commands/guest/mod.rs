@@ -7,7 +7,9 @@ mod show;
 mod wait;
 
 use clap::{Args, Subcommand};
+pub(super) use power::{UP_OR_DOWN, failed};
 use throughline_wire::v1::{DeleteGuestRequest, DiskFate, GetGuestRequest, ListGuestsRequest, ListGuestsResponse};
+pub(super) use wait::Wait;
 
 use crate::{
     failure::Failure,

@@ -70,8 +70,12 @@ pub(super) const RUNS: Until = Until {
     goes_on: "the controller keeps trying",
 };
 
+/// It runs, or has stopped as it was to, or will do neither.
+pub(crate) const UP_OR_DOWN: Until =
+    Until { states: &[GuestState::Running, GuestState::Stopped, GuestState::Failed], ..RUNS };
+
 /// Why a guest does not run.
-pub(super) fn failed(name: &str, guest: &Guest) -> Failure {
+pub(crate) fn failed(name: &str, guest: &Guest) -> Failure {
     let detail = if guest.detail.is_empty() { "its host gave no reason" } else { &guest.detail };
     Failure::new(Exit::Other, "GUEST_FAILED", format!("start guest {name}"), detail)
 }

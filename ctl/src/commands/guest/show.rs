@@ -52,6 +52,7 @@ impl Show<7> for Guest {
             ("detail", self.detail.clone()),
             ("generation", self.generation.to_string()),
             ("migration", self.migration_id.clone()),
+            ("promoted from", self.promoted_from.clone()),
             ("vcpus", spec.vcpus.to_string()),
             ("queues", spec.queues.to_string()),
             ("memory", memory(&spec)),

@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Whether to wait, and how long.
 #[derive(Debug, Clone, Copy, Args)]
-pub(super) struct Wait {
+pub(crate) struct Wait {
     /// Wait until it is done or has failed (the default)
     #[arg(long, conflicts_with_all = ["no_wait"])]
     wait: bool,
@@ -33,7 +33,7 @@ pub(super) struct Wait {
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Until {
+pub(crate) struct Until {
     /// Any of these.
     pub(super) states: &'static [GuestState],
     /// What it did not do, if it does not come to that: "it did not run".
@@ -47,7 +47,7 @@ impl Wait {
     ///
     /// # Errors
     /// It did not come to that in time, or somebody interrupts.
-    pub(super) async fn until(
+    pub(crate) async fn until(
         self,
         session: &Session,
         fabric: FabricClient<Channel>,

@@ -1,0 +1,68 @@
+//! A replica as text.
+
+use std::time::Duration;
+
+use throughline_wire::v1::{Point, Replica};
+
+use crate::{output::Show, units};
+
+fn span(ms: u64) -> String {
+    units::span(Duration::from_millis(ms))
+}
+
+/// How far it is behind, and whether that is too far.
+fn lag(replica: &Replica) -> String {
+    match replica.lag_ms {
+        None => "LATE, no point".to_owned(),
+        Some(lag) if lag > replica.late_ms => format!("{} LATE", span(lag)),
+        Some(lag) => span(lag),
+    }
+}
+
+/// How the next point gets on, if one is under way.
+fn under_way(replica: &Replica) -> String {
+    match replica.total {
+        0 => String::new(),
+        total => format!("{} of {}", units::bytes(replica.copied), units::bytes(total)),
+    }
+}
+
+fn point(point: &Point) -> String {
+    let how = if point.quiesced { "quiesced" } else { "as after a power cut" };
+    format!("{} {} {how}", point.number, units::utc(point.at_ms))
+}
+
+impl Show<8> for Replica {
+    const HEADING: [&'static str; 8] = ["GUEST", "HOST", "EVERY", "POINTS", "NEWEST", "LAG", "UNDER WAY", "FAILURE"];
+
+    fn row(&self) -> [String; 8] {
+        [
+            self.guest.clone(),
+            self.host.clone(),
+            span(self.every_ms.into()),
+            format!("{} of {}", self.points.len(), self.keep),
+            self.points.last().map(|newest| units::utc(newest.at_ms)).unwrap_or_default(),
+            lag(self),
+            under_way(self),
+            self.failure.as_ref().map(|failure| failure.reason.clone()).unwrap_or_default(),
+        ]
+    }
+
+    fn properties(&self) -> Vec<(&'static str, String)> {
+        let failure = self.failure.as_ref();
+        let bandwidth = if self.bandwidth == 0 { "no limit".to_owned() } else { units::per_second(self.bandwidth) };
+        let mut all = vec![
+            ("guest", self.guest.clone()),
+            ("host", self.host.clone()),
+            ("every", span(self.every_ms.into())),
+            ("keep", self.keep.to_string()),
+            ("bandwidth", bandwidth),
+            ("lag", lag(self)),
+            ("late beyond", span(self.late_ms)),
+            ("under way", under_way(self)),
+            ("failure", failure.map(|failure| format!("{} ({})", failure.message, failure.reason)).unwrap_or_default()),
+        ];
+        all.extend(self.points.iter().map(|it| ("point", point(it))));
+        all
+    }
+}
