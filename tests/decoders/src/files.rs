@@ -28,7 +28,8 @@ pub(crate) fn journal(bytes: &[u8]) {
 
 /// The controller's record: the first byte says which table the value is of.
 pub(crate) fn record(bytes: &[u8]) {
-    const TABLES: [&str; 7] = ["meta", "networks", "hosts", "guests", "endpoints", "migrations", "removals"];
+    const TABLES: [&str; 8] =
+        ["meta", "networks", "hosts", "guests", "endpoints", "migrations", "removals", "replicas"];
     let Some((choice, body)) = chosen(bytes) else { return };
     let _reads = read_value(TABLES[usize::from(choice) % TABLES.len()], body);
 }

@@ -6,8 +6,9 @@ use prost::Message;
 use throughline_agent::{cold, flip, invitation, memberships, peer, reconcile};
 use throughline_controller::read_agent_message;
 use throughline_cutover::{
-    Binding, Endpoint, GuestSpec, Limits, Mandate, MigrationPlan, Network, OwnedGuest, Port, Stop,
-    admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest},
+    Binding, Endpoint, GuestSpec, Keeping, Limits, Mandate, MigrationPlan, Network, OwnedGuest, Port, Promotion,
+    Replication, Stop,
+    admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest, NewReplica, PromotionRequest},
 };
 use throughline_wire::v1::{
     self, controller_message::Message as Order, disk_from_source, from_destination, from_source,
@@ -34,6 +35,8 @@ pub(crate) fn requests(bytes: &[u8]) {
         6 => stable::<v1::Endpoint, Endpoint>(body),
         7 => stable::<v1::Port, Port>(body),
         8 => stable::<v1::Stop, Stop>(body),
+        9 => read::<v1::CreateReplicaRequest, NewReplica>(body),
+        10 => read::<v1::PromoteReplicaRequest, PromotionRequest>(body),
         _ => {}
     }
 }
@@ -69,7 +72,10 @@ pub(crate) fn controller(bytes: &[u8]) {
             for guest in state.guests {
                 guest.spec.into_iter().for_each(reads_again::<v1::GuestSpec, GuestSpec>);
                 guest.stop.into_iter().for_each(reads_again::<v1::Stop, Stop>);
+                guest.promotion.into_iter().for_each(reads_again::<v1::Promotion, Promotion>);
             }
+            state.replications.into_iter().for_each(reads_again::<v1::DesiredReplication, Replication>);
+            state.replicas.into_iter().for_each(reads_again::<v1::DesiredReplica, Keeping>);
             for binding in state.networks.into_iter().flat_map(|network| network.bindings) {
                 reads_again::<v1::Binding, Binding>(binding);
             }
