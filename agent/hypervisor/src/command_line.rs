@@ -8,6 +8,7 @@ use std::{
 };
 
 use throughline_cutover::{GuestName, MacAddr, Mtu, PortId};
+use uuid::Uuid;
 
 use crate::{
     Accelerator, FdRole, RunDir,
@@ -150,9 +151,10 @@ fn queue_pairs(queues: usize) -> String {
 }
 
 /// The arguments of a QEMU that runs no guest and has disks.
-pub(crate) fn keeper(name: &GuestName, disks: &[DiskArgs]) -> Vec<OsString> {
+pub(crate) fn keeper(name: &GuestName, id: &Uuid, disks: &[DiskArgs]) -> Vec<OsString> {
     let mut args = Arguments(Vec::new());
     args.process(name);
+    args.option("-uuid", id.to_string());
     // No processor, no memory, no device.
     args.option("-machine", "none");
     args.flag("-S");
@@ -285,13 +287,13 @@ mod tests {
     #[test]
     fn golden_keeper() {
         let (name, format, bus) = ("root".parse().unwrap(), DiskFormat::Qcow2, DiskBus::VirtioBlk);
-        let args = keeper(&"web-1".parse().unwrap(), &[DiskArgs { name, format, bus, image: 40 }]);
+        let args = keeper(&"web-1".parse().unwrap(), &Uuid::nil(), &[DiskArgs { name, format, bus, image: 40 }]);
         let args: Vec<_> = args.into_iter().map(|arg| arg.into_string().unwrap()).collect();
         let line = args.join(" ");
         let golden = "\
 -name guest=web-1,debug-threads=on -nodefaults -no-user-config -display none -msg timestamp=on \
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
--machine none -S -pidfile qemu.pid -chardev socket,id=qmp,server=on,wait=off,path=qmp.sock -mon chardev=qmp,mode=control \
+-uuid 00000000-0000-0000-0000-000000000000 -machine none -S -pidfile qemu.pid -chardev socket,id=qmp,server=on,wait=off,path=qmp.sock -mon chardev=qmp,mode=control \
 -chardev file,id=keep,path=/dev/null -mon chardev=keep,mode=control -add-fd fd=40,set=2000,opaque=disk:root -blockdev ";
         assert!(line.starts_with(golden), "{line}");
     }

@@ -50,7 +50,7 @@ fn spawn(it: &Keeper, cell: &Cell) -> Result<Child, HypervisorError> {
     let log = it.run_dir.open_log(&it.run_dir.qemu_log()).map_err(failed)?;
     let disks: Vec<DiskArgs> = it.disks.iter().map(disk_numbers).collect();
     let mut command = Command::new(program);
-    command.args(keeper(&it.name, &disks)).current_dir(it.run_dir.path());
+    command.args(keeper(&it.name, &uuid::Uuid::new_v4(), &disks)).current_dir(it.run_dir.path());
     command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
     let memory_kib = MEMORY_KIB + MEMORY_OF_DISK_KIB * it.disks.len() as u64;
     let allowance = Allowance { vcpus: 1, memory_kib, accelerator: Accelerator::Kvm };

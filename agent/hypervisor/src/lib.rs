@@ -54,8 +54,8 @@ pub use confinement::{Confinement, ConfinementError, InvalidQemuUser, QemuUser};
 pub use descriptors::FdRole;
 pub use disk::{
     AwaitedDisk, AwaitedReplica, DiskFd, DiskInvitation, DiskProgress, DiskState, DiskStreams, InvalidReplicaName,
-    PointDisk, PointName, PointProgress, PointState, ReplicaInvitation, ReplicaName, ReplicaRecord, ReplicaStream,
-    Rest, RestorePoint, Since,
+    KeeperId, PointDisk, PointName, PointProgress, PointState, ReplicaInvitation, ReplicaName, ReplicaRecord,
+    ReplicaStream, Rest, RestorePoint,
 };
 pub use error::HypervisorError;
 pub use event::{GuestEvent, GuestEventKind, MigrationStatus, RunState};

@@ -46,8 +46,8 @@ pub use self::{
     jobs::{DiskProgress, DiskState},
     offer::AwaitedDisk,
     replica::{
-        AwaitedReplica, InvalidReplicaName, PointDisk, PointName, PointProgress, PointState, ReplicaInvitation,
-        ReplicaName, ReplicaRecord, ReplicaStream, RestorePoint, Since,
+        AwaitedReplica, InvalidReplicaName, KeeperId, PointDisk, PointName, PointProgress, PointState,
+        ReplicaInvitation, ReplicaName, ReplicaRecord, ReplicaStream, RestorePoint,
     },
     streams::{DiskInvitation, DiskStreams},
 };

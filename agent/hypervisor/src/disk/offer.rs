@@ -2,15 +2,22 @@
 
 use std::{fs::File, io, net::Ipv4Addr, os::fd::AsRawFd as _, time::Duration};
 
+use futures::future::join_all;
 use qapi::{Command as _, qmp};
 use throughline_cutover::DiskName;
-use tokio::{net::UnixStream, task::spawn_blocking};
+use tokio::{
+    net::UnixStream,
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 
 use super::{nodes, options, streams::DiskInvitation};
 use crate::{Awaited, Guest, HypervisorError, RunDir, Sealer, command_line::own};
 
 /// How long QEMU may take to close exports nobody writes to.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// How often it is looked meanwhile; a guest may stand.
+const CLOSE_POLL: Duration = Duration::from_millis(1);
 
 /// A disk whose streams have not been opened yet. Nobody can once it is dropped.
 #[derive(Debug)]
@@ -47,11 +54,8 @@ impl Guest {
 
     /// Lets who is connected to the server, which runs then, write the disk.
     pub(super) async fn export(&self, disk: &DiskName) -> Result<(), HypervisorError> {
-        if self.exports().await?.is_empty() {
-            // One that an earlier try left.
-            self.stop_server().await?;
-            self.execute(options::server(RunDir::DISKS_SOCKET)).await?;
-        }
+        // It may run since an earlier try; that it does not is the export's refusal.
+        self.allow_refusal(options::server(RunDir::DISKS_SOCKET)).await?;
         self.execute(options::export(disk)).await.map(drop)
     }
 
@@ -88,37 +92,37 @@ impl Guest {
         Ok(())
     }
 
-    /// Destination: from here on nobody but the guest writes its disks; what was being written is. Ends the exports and the
-    /// server; the doors are [`AwaitedDisk`]'s. Can be repeated, also by an agent that did not open them.
+    /// Destination: from here on nobody but the guest writes its disks; what was being written is. Ends the exports; the doors are
+    /// [`AwaitedDisk`]'s. Can be repeated, also by an agent that did not open them.
+    ///
+    /// The server stays, and has nothing: told to stop (`nbd-server-stop`) while somebody is just being connected, a QEMU that closes
+    /// stray clients (nbd/server.c, CVE-2024-7409) waits for ever for one that only its main loop could serve.
     ///
     /// # Errors
     /// [`HypervisorError::Deadline`] if they are not closed within 2 s.
     pub async fn close_disks(&self) -> Result<(), HypervisorError> {
-        // The server's end is also that of all exports, and is answered when they are gone.
-        let (stopped, open) = tokio::join!(self.stop_server(), self.exports());
-        stopped?;
-        match open?.as_slice() {
-            [] => Ok(()),
-            open => Err(HypervisorError::Answer {
-                guest: self.name().clone(),
-                command: qmp::nbd_server_stop::NAME,
-                detail: format!("exports are still open: {}", open.join(", ")),
-            }),
+        let started = Instant::now();
+        // One that is closing is refused.
+        let close = |id| self.allow_refusal(qmp::block_export_del { id, mode: Some(qmp::BlockExportRemoveMode::hard) });
+        // Asked together: the guest may stand.
+        let closing = join_all(self.exports().await?.into_iter().map(close));
+        let (closed, mut open) = tokio::join!(closing, self.exports());
+        closed.into_iter().collect::<Result<(), _>>()?;
+        while !open?.is_empty() {
+            if started.elapsed() > CLOSE_DEADLINE {
+                let (guest, command) = (self.name().clone(), qmp::block_export_del::NAME);
+                return Err(HypervisorError::Deadline { guest, command, after: CLOSE_DEADLINE });
+            }
+            sleep(CLOSE_POLL).await;
+            open = self.exports().await;
         }
+        Ok(())
     }
 
     /// Ids of the exports that are there, be they about to close.
     pub(super) async fn exports(&self) -> Result<Vec<String>, HypervisorError> {
         let exports = self.execute(qmp::query_block_exports {}).await?;
         Ok(exports.into_iter().map(|export| export.id).filter(|id| nodes::is_export(id)).collect())
-    }
-
-    async fn stop_server(&self) -> Result<(), HypervisorError> {
-        match self.execute_within(qmp::nbd_server_stop {}, CLOSE_DEADLINE).await {
-            // It does not run.
-            Ok(_) | Err(HypervisorError::Refused { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     /// A connection to the server, and to nobody else who might have put a socket there.

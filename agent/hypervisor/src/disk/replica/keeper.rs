@@ -5,10 +5,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use qapi::qmp;
+use qapi::{Command as _, qmp};
 use throughline_cutover::DiskName;
 
-use super::{super::nodes, names::PointName, options};
+use super::{
+    super::nodes,
+    names::{KeeperId, PointName},
+    options,
+};
 use crate::{Guest, HypervisorError};
 
 /// How long QEMU may take to make or delete a point: it counts anew how often each piece of each file is used. It has nothing else to
@@ -25,6 +29,19 @@ pub struct RestorePoint {
 }
 
 impl Guest {
+    /// Keeper: who it is.
+    ///
+    /// # Errors
+    /// Those of any command.
+    pub async fn keeper_id(&self) -> Result<KeeperId, HypervisorError> {
+        let said = self.execute(qmp::query_uuid {}).await?.UUID;
+        said.parse().map_err(|_| HypervisorError::Answer {
+            guest: self.name().clone(),
+            command: qmp::query_uuid::NAME,
+            detail: format!("it calls itself {said:?}"),
+        })
+    }
+
     /// Keeper: makes what has come the point `name`, on all disks or on none. It is on the host's disk when this returns. To be called
     /// when the source has ended it and [`Guest::close_disks`] is done; where there is that point already nothing is done.
     ///

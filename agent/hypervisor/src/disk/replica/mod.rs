@@ -32,8 +32,8 @@ mod stream;
 
 pub use self::{
     keeper::RestorePoint,
-    names::{InvalidReplicaName, PointName, ReplicaName},
-    point::{PointDisk, Since},
+    names::{InvalidReplicaName, KeeperId, PointName, ReplicaName},
+    point::PointDisk,
     progress::{PointProgress, PointState},
     record::ReplicaRecord,
     stream::{AwaitedReplica, ReplicaInvitation, ReplicaStream},

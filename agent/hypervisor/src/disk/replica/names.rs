@@ -1,13 +1,13 @@
-//! What a replica and its points are called. Pure. Both are part of names that QEMU keeps.
+//! What a replica, its keeper and its points are called. Pure. All are part of names that QEMU keeps.
 
 use std::{fmt, str::FromStr};
 
-/// Longest name of a replica or a point, bytes.
+/// Longest name of any of them, bytes.
 const MAX: usize = 63;
 
-/// A name that a replica or a point cannot have.
+/// A name that a replica, a keeper or a point cannot have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no name of a replica or point: give 1 to 63 of a-z, 0-9 and -, for a point a letter first")]
+#[error("{0:?} is no name of a replica, keeper or point: give 1 to 63 of a-z, 0-9 and -, for a point a letter first")]
 pub struct InvalidReplicaName(String);
 
 /// Name of a replica: tells it from every other one of the same guest, also one that was made before it.
@@ -19,12 +19,23 @@ pub struct ReplicaName(String);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PointName(String);
 
+/// The QEMU that keeps a replica's disks: another one after each start.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeeperId(String);
+
 fn is_plain(name: &str) -> bool {
     (1..=MAX).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 impl FromStr for ReplicaName {
+    type Err = InvalidReplicaName;
+    fn from_str(name: &str) -> Result<Self, InvalidReplicaName> {
+        if is_plain(name) { Ok(Self(name.to_owned())) } else { Err(InvalidReplicaName(name.to_owned())) }
+    }
+}
+
+impl FromStr for KeeperId {
     type Err = InvalidReplicaName;
     fn from_str(name: &str) -> Result<Self, InvalidReplicaName> {
         if is_plain(name) { Ok(Self(name.to_owned())) } else { Err(InvalidReplicaName(name.to_owned())) }
@@ -40,6 +51,12 @@ impl FromStr for PointName {
 }
 
 impl fmt::Display for ReplicaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for KeeperId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

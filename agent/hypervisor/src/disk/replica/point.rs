@@ -23,9 +23,10 @@ use throughline_cutover::DiskName;
 
 use super::{
     super::{bitmap::Records, nodes},
+    names::KeeperId,
     options,
     progress::{PointProgress, PointState, by_disk, ours},
-    record::{FRESH, LEFT, SINCE},
+    record::{FRESH, LEFT, SINCE, with},
     stream::ReplicaStream,
 };
 use crate::{Guest, HypervisorError};
@@ -45,19 +46,10 @@ pub struct PointDisk {
     pub aside: OwnedFd,
 }
 
-/// What a point has to have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Since {
-    /// What was written since the last point that was completed; for the first, all that is marked.
-    LastPoint,
-    /// What the last try has left, and what was written since. Only where its keeper still has what that sent: the same QEMU, or one
-    /// after it that was ended in order.
-    LastTry,
-}
-
 impl Guest {
-    /// Source: begins to send a point, all disks as they are at one instant from now on, at no more than `speed` bytes per second
-    /// each (0: no limit). Tells a time just before the instant: whatever was done by then is in it. [`Guest::point_progress`]
+    /// Source: begins to send a point to `keeper`, all disks as they are at one instant from now on, at no more than `speed` bytes per
+    /// second each (0: no limit): what the last try has left with that keeper, and what was written since; if that was another, what was
+    /// written since the last point that was completed; for the first, all that is marked. Tells a time just before the instant: whatever was done by then is in it. [`Guest::point_progress`]
     /// tells how it gets on; what breaks after this shows there alone, and never in the guest.
     ///
     /// No migration of the guest may be under way, nor be begun before the point is ended or abandoned.
@@ -68,7 +60,7 @@ impl Guest {
     pub async fn send_point(
         &self,
         disks: Vec<PointDisk>,
-        since: Since,
+        keeper: &KeeperId,
         speed: u64,
     ) -> Result<SystemTime, HypervisorError> {
         let Some(record) = self.replica_begun().await? else {
@@ -93,17 +85,21 @@ impl Guest {
             self.execute(options::instant(disk)).await?;
             self.execute(options::sending(disk)).await?;
         }
-        let from = if since == Since::LastTry { LEFT } else { SINCE };
+        let from = if record.left.as_ref() == Some(keeper) { LEFT } else { SINCE };
         let left = |disk: &DiskName| {
             let image = nodes::image(disk);
-            let emptied =
-                if record.left { options::clear(&image, LEFT) } else { options::add(disk, LEFT, Records::Writes) };
-            [
-                options::merge((&image, from), (&nodes::instant(disk), options::SENDING)),
-                emptied,
-                options::merge((&image, FRESH), (&image, LEFT)),
-                options::remove(&image, FRESH),
-            ]
+            let mut actions = vec![options::merge((&image, from), (&nodes::instant(disk), options::SENDING))];
+            actions.push(match &record.left {
+                Some(_) => options::clear(&image, LEFT),
+                None => options::add(disk, LEFT, Records::Writes),
+            });
+            // Within one transaction a name is not free again.
+            if record.left.as_ref() != Some(keeper) {
+                actions.extend(record.left.as_ref().map(|before| options::remove(&image, &with(before))));
+                actions.push(options::add(disk, &with(keeper), Records::Nothing));
+            }
+            actions.extend([options::merge((&image, FRESH), (&image, LEFT)), options::remove(&image, FRESH)]);
+            actions
         };
         self.transact(names.iter().flat_map(left).collect()).await?;
         let speed = i64::try_from(speed).unwrap_or(i64::MAX);
@@ -154,8 +150,8 @@ impl Guest {
         self.abandon_point().await
     }
 
-    /// Source: cuts the streams of a point, ends its jobs and removes what it used. What it has not sent is on record
-    /// ([`Since::LastTry`]). Can be repeated, also by an agent that did not begin it, and does nothing where there is none. A
+    /// Source: cuts the streams of a point, ends its jobs and removes what it used. What it has not sent is on record.
+    /// Can be repeated, also by an agent that did not begin it, and does nothing where there is none. A
     /// replica's host that does not answer is no hindrance.
     ///
     /// # Errors

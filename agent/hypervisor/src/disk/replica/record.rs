@@ -3,7 +3,8 @@
 //!
 //! * [`SINCE`]: what has been written since the last point that counts. Only a new one makes it less.
 //! * [`LEFT`]: what a try has not sent yet, with what was written since its instant. It is less than the other, and holds only
-//!   where the replica still has what that try sent: a keeper that was killed may have lost it.
+//!   where the replica still has what that try sent: a keeper that was killed may have lost it. So it goes with [`WITH`], an empty one
+//!   whose name says which keeper that was.
 //! * [`NAME`]: an empty one whose name says which replica and which of its points the others are of.
 //!
 //! Each may mark too much, for a block that is sent again is the same; none may mark too little.
@@ -15,7 +16,7 @@ use throughline_cutover::DiskName;
 
 use super::{
     super::{bitmap::Records, nodes},
-    names::{PointName, ReplicaName},
+    names::{KeeperId, PointName, ReplicaName},
     options,
 };
 use crate::{Guest, HypervisorError};
@@ -26,6 +27,8 @@ pub(super) const SINCE: &str = "throughline-replica";
 pub(super) const LEFT: &str = "throughline-replica-left";
 /// Written since just before a point's instant, until [`LEFT`] takes that over.
 pub(super) const FRESH: &str = "throughline-replica-fresh";
+/// What comes after it is the keeper that [`LEFT`] is of.
+const WITH: &str = "throughline-replica-with-";
 /// What comes after it is the replica's name, a slash, and the point's or nothing.
 const NAME: &str = "throughline-replica-of-";
 
@@ -36,8 +39,8 @@ pub struct ReplicaRecord {
     pub replica: ReplicaName,
     /// Since which of its points: the last that was completed. `None`: there is none yet.
     pub point: Option<PointName>,
-    /// A point was begun after that and not completed: what it left is on record too, see [`super::Since::LastTry`].
-    pub left: bool,
+    /// A point was begun after that, and not completed: what it left with this keeper is on record too.
+    pub left: Option<KeeperId>,
 }
 
 impl ReplicaRecord {
@@ -51,12 +54,19 @@ impl ReplicaRecord {
         let has = |name: &str| bitmaps.iter().any(|bitmap| bitmap == name);
         let (replica, point) = bitmaps.iter().find_map(|bitmap| bitmap.strip_prefix(NAME))?.split_once('/')?;
         let point = if point.is_empty() { None } else { Some(point.parse().ok()?) };
-        has(SINCE).then_some(Self { replica: replica.parse().ok()?, point, left: has(LEFT) })
+        let with = bitmaps.iter().find_map(|bitmap| bitmap.strip_prefix(WITH));
+        let left = with.filter(|_| has(LEFT)).and_then(|keeper| keeper.parse().ok());
+        has(SINCE).then_some(Self { replica: replica.parse().ok()?, point, left })
     }
 }
 
 fn is_ours(bitmap: &str) -> bool {
-    [SINCE, LEFT, FRESH].contains(&bitmap) || bitmap.starts_with(NAME)
+    [SINCE, LEFT, FRESH].contains(&bitmap) || bitmap.starts_with(NAME) || bitmap.starts_with(WITH)
+}
+
+/// The name of the bitmap that says whom [`LEFT`] is of.
+pub(super) fn with(keeper: &KeeperId) -> String {
+    format!("{WITH}{keeper}")
 }
 
 impl Guest {
@@ -118,6 +128,9 @@ impl Guest {
         }
         let old = ReplicaRecord::name(&record.replica, record.point.as_ref());
         let new = ReplicaRecord::name(&record.replica, Some(point));
+        let Some(keeper) = record.left else {
+            return Err(self.no_replica());
+        };
         // All of it on all disks, or nothing.
         let actions = |disk: &DiskName| {
             let image = nodes::image(disk);
@@ -125,6 +138,7 @@ impl Guest {
                 options::clear(&image, SINCE),
                 options::merge((&image, LEFT), (&image, SINCE)),
                 options::remove(&image, LEFT),
+                options::remove(&image, &with(&keeper)),
                 options::remove(&image, &old),
                 options::add(disk, &new, Records::Nothing),
             ]
@@ -180,8 +194,13 @@ mod tests {
         for point in [None, Some(point)] {
             let name = ReplicaRecord::name(&replica, point.as_ref());
             let record = |left| Some(ReplicaRecord { replica: replica.clone(), point: point.clone(), left });
-            assert_eq!(read(&["throughline-copy", &name, SINCE]), record(false));
-            assert_eq!(read(&[SINCE, LEFT, &name, FRESH]), record(true));
+            let keeper: KeeperId = "9a11-7".parse().unwrap();
+            let left = with(&keeper);
+            assert_eq!(read(&["throughline-copy", &name, SINCE]), record(None));
+            assert_eq!(read(&[SINCE, LEFT, &name, FRESH]), record(None), "nobody is known to have the rest");
+            assert_eq!(read(&[SINCE, &left, &name]), record(None));
+            assert_eq!(read(&[SINCE, LEFT, &name, &left]), record(Some(keeper)));
+            assert!(is_ours(&left));
             assert_eq!(read(&[&name, LEFT]), None, "nothing says what was written");
             assert!(is_ours(&name));
         }

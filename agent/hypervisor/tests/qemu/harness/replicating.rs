@@ -8,7 +8,7 @@ use std::{
 
 use throughline_cutover::{DiskBus, DiskFormat};
 use throughline_hypervisor::{
-    Guest, HypervisorError, Keeper, PointDisk, PointName, PointProgress, PointState, ReplicaRecord, Since,
+    Guest, HypervisorError, Keeper, PointDisk, PointName, PointProgress, PointState, ReplicaRecord,
 };
 
 use super::{
@@ -108,14 +108,8 @@ pub(crate) fn aside(lab: &Lab) -> OwnedFd {
 }
 
 /// Opens a stream for each disk and begins a point.
-pub(crate) async fn send(
-    lab: &Lab,
-    guest: &Guest,
-    keeper: &Guest,
-    since: Since,
-    speed: u64,
-) -> Result<(), HypervisorError> {
-    send_with(lab, guest, keeper, since, speed, || aside(lab)).await
+pub(crate) async fn send(lab: &Lab, guest: &Guest, keeper: &Guest, speed: u64) -> Result<(), HypervisorError> {
+    send_with(lab, guest, keeper, speed, || aside(lab)).await
 }
 
 /// The same with other files for what is overwritten.
@@ -123,7 +117,6 @@ pub(crate) async fn send_with(
     lab: &Lab,
     guest: &Guest,
     keeper: &Guest,
-    since: Since,
     speed: u64,
     aside: impl Fn() -> OwnedFd,
 ) -> Result<(), HypervisorError> {
@@ -136,7 +129,7 @@ pub(crate) async fn send_with(
         disks.push(PointDisk { disk, stream: stream?, aside: aside() });
     }
     let began = Instant::now();
-    let at = guest.send_point(disks, since, speed).await?;
+    let at = guest.send_point(disks, &keeper.keeper_id().await?, speed).await?;
     println!("a point of {at:?}, begun in {:?}", began.elapsed());
     Ok(())
 }
@@ -174,7 +167,7 @@ pub(crate) async fn complete(guest: &Guest, keeper: &Guest, name: &str) -> [u64;
         guest.complete_point(&point).await.expect("complete");
     }
     let ReplicaRecord { point: last, left, .. } = guest.replica_begun().await.unwrap().expect("a record");
-    assert_eq!((last, left), (Some(point), false));
+    assert_eq!((last, left), (Some(point), None));
     println!("{name}: {sent:?}");
     // By name: data, root.
     [sent[1].total, sent[0].total]
