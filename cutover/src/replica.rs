@@ -8,8 +8,8 @@ use crate::{End, Generation, GuestName, GuestSpec, HostName, InvalidName, Replic
 
 /// Most restore points that a replica keeps.
 pub const MOST_POINTS: u32 = 64;
-/// Most replicas of one guest: its writes are sent so many times.
-pub const MOST_OF_A_GUEST: usize = 4;
+/// Most replicas of one guest: its QEMU has on record what was written since the last point of one.
+pub const MOST_OF_A_GUEST: usize = 1;
 /// Most replicas that one host keeps: it tells of all of them in one message.
 pub const MOST_AT_A_HOST: usize = 512;
 

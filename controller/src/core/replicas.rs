@@ -186,10 +186,15 @@ impl Core {
         self.end_replica(name);
     }
 
-    /// A host connects: what it has kept it may have lost meanwhile.
+    /// A host connects: what it has kept it may have lost meanwhile, and what it was sending it is sending no more.
     pub(super) fn ask_for_points_again(&mut self, host: &HostName) {
-        for (_, seen) in self.replicas.iter_mut().filter(|(name, _)| name.host == *host) {
-            seen.is_certain = false;
+        let guests = self.record.guests();
+        for (name, seen) in &mut self.replicas {
+            if name.host == *host {
+                seen.is_certain = false;
+            } else if guests.get(&name.guest).is_some_and(|guest| guest.host == *host) {
+                seen.sent = Sent::default();
+            }
         }
     }
 

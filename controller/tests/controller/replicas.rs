@@ -337,7 +337,7 @@ async fn who_waits_for_a_host_that_went_away_promotes_again() {
 }
 
 #[tokio::test]
-async fn other_replicas_follow_the_guest() {
+async fn a_replica_follows_the_guest() {
     let state = StateDir::new();
     let controller = Controller::start(&state).await;
     let (mut fabric, [mut h1, mut h2, mut h3]) = three_hosts(&controller).await;
@@ -367,19 +367,10 @@ async fn other_replicas_follow_the_guest() {
     h1.desired(|it| it.replications.is_empty()).await;
     h3.desired(|it| it.replicas.first().is_some_and(|it| it.source == "h2" && it.generation == 2)).await;
 
-    // A failover: the replica at h3 is of h1's guest then.
-    fabric.create_replica(at("h1")).await.unwrap();
-    let of_h1 = id_at(&mut h1).await;
-    says(&h1, 1, vec![keeps(&of_h1, &[5])]).await;
-    replica(&mut fabric, "h1", |it| !it.points.is_empty()).await;
-    drop(h2);
-    is_gone(&mut fabric, "h2").await;
-    fabric.promote_replica(promote("h1")).await.unwrap();
-    let sent = h1.desired(|it| !it.guests.is_empty()).await;
-    assert_eq!(sent.replications.iter().map(|it| &it.id).collect::<Vec<_>>(), [&of_h3]);
-    h3.desired(|it| it.replicas.first().is_some_and(|it| it.source == "h1" && it.generation == 3)).await;
+    // It has one, wherever it is.
+    assert_eq!(told_of(fabric.create_replica(at("h1")).await), (Code::ResourceExhausted, "TOO_MANY_REPLICAS", "host"));
     let listed = fabric.list_replicas(v1::ListReplicasRequest::default()).await.unwrap().into_inner().replicas;
-    assert_eq!(listed.iter().map(|it| it.host.as_str()).collect::<Vec<_>>(), ["h1", "h3"]);
+    assert_eq!(listed.iter().map(|it| it.host.as_str()).collect::<Vec<_>>(), ["h3"]);
     controller.stop().await;
 }
 
@@ -440,6 +431,9 @@ async fn replicas_are_listed_and_wrong_ones_named() {
     let controller = Controller::start(&state).await;
     let (mut fabric, _agents) = three_hosts(&controller).await;
     fabric.create_guest(web(2, "h1")).await.unwrap();
+    let mut third = web(3, "h1");
+    third.spec.as_mut().unwrap().disks = vec![v1::Disk { name: "root".into(), size: 1 << 30, ..Default::default() }];
+    fabric.create_guest(third).await.unwrap();
     type Change = fn(&mut v1::CreateReplicaRequest);
     let wrong: [(Change, Code, &str, &str); 8] = [
         (|it| it.guest = "web-9".into(), Code::NotFound, "UNKNOWN_GUEST", "guest"),
@@ -456,14 +450,14 @@ async fn replicas_are_listed_and_wrong_ones_named() {
         change(&mut request);
         assert_eq!(told_of(fabric.create_replica(request).await), (code, reason, field));
     }
-    for host in ["h3", "h2"] {
-        fabric.create_replica(at(host)).await.unwrap();
+    for guest in ["web-3", "web-1"] {
+        fabric.create_replica(v1::CreateReplicaRequest { guest: guest.into(), ..at("h2") }).await.unwrap();
     }
     let page =
         |guest: &str, page_token: String| v1::ListReplicasRequest { page_size: 1, page_token, guest: guest.into() };
     let first = fabric.list_replicas(page("", String::new())).await.unwrap().into_inner();
     let second = fabric.list_replicas(page("", first.next_page_token.clone())).await.unwrap().into_inner();
-    assert_eq!((&*first.replicas[0].host, &*second.replicas[0].host), ("h2", "h3"));
+    assert_eq!((&*first.replicas[0].guest, &*second.replicas[0].guest), ("web-1", "web-3"));
     assert_eq!(second.next_page_token, "");
     let crossed = told_of(fabric.list_replicas(page("web-1", first.next_page_token)).await);
     assert_eq!(crossed, (Code::InvalidArgument, "INVALID_VALUE", "page_token"));

@@ -100,7 +100,7 @@ pub enum Denial {
     ReplicaPromoted { replica: ReplicaName },
     #[error("guest {guest} has no disk, so there is nothing to keep; create it again where it is needed")]
     GuestHasNoDisk { guest: GuestName },
-    #[error("{whose} has {most} replicas, which is the most; delete one first")]
+    #[error("{whose} has as many replicas as may be ({most}); delete one first")]
     TooManyReplicas { whose: String, most: usize },
     #[error(
         "host {host} has told of no restore point of guest {guest} since it is connected; look again in a moment, or promote another replica",
