@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "throughline.v1.Sealed",
             "throughline.v1.DesiredReplication",
             "throughline.v1.DesiredReplica",
+            "throughline.v1.BeginPoint",
         ])
         .message_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default)]")
         .enum_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]");

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::v1::{DesiredReplica, DesiredReplication, DiskStream, Prepared, Sealed, prepared::Memory};
+use crate::v1::{BeginPoint, DesiredReplica, DesiredReplication, DiskStream, Prepared, Sealed, prepared::Memory};
 
 impl fmt::Debug for Prepared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,6 +41,13 @@ impl fmt::Debug for DesiredReplica {
     }
 }
 
+impl fmt::Debug for BeginPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("BeginPoint");
+        shown.field("replica_id", &self.replica_id).field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,7 +75,8 @@ mod tests {
     fn what_lets_a_replicas_sender_in_is_in_no_log() {
         let sent = DesiredReplication { id: "r-1".into(), token: "secret".into(), ..Default::default() };
         let kept = DesiredReplica { id: "r-1".into(), token: "secret".into(), ..Default::default() };
-        for shown in [format!("{sent:?}"), format!("{kept:?}")] {
+        let begun = BeginPoint { replica_id: "r-1".into(), token: "secret".into(), ..Default::default() };
+        for shown in [format!("{sent:?}"), format!("{kept:?}"), format!("{begun:?}")] {
             assert!(shown.contains("r-1") && !shown.contains("secret"), "{shown}");
         }
     }

@@ -16,11 +16,12 @@ use crate::{
     bindings::Bindings,
     clock::Monotonic,
     config::Config,
-    disks::Store,
+    disks::{Replicas, Store},
     flows,
     gates::Gates,
     journal::Journal,
     moves::Moves,
+    replica::{Keepers, Senders},
     resident::Resident,
     stops::{self, Stops},
     uplink::Uplink,
@@ -40,6 +41,8 @@ pub struct Host {
     pub sealer: Sealer,
     /// Guests' disks; `None` on a host that runs no guests.
     pub disks: Option<Store>,
+    /// Disks of guests' replicas; `None` there too.
+    pub replicas: Option<Replicas>,
     /// The kernel's network configuration.
     pub netlink: Netlink,
     /// The tc programs and their state.
@@ -56,6 +59,10 @@ pub struct Host {
     pub moves: Moves,
     /// Guests that are to stop.
     pub stops: Stops,
+    /// Replicas of this host's guests.
+    pub senders: Senders,
+    /// Replicas that are kept here.
+    pub keepers: Keepers,
     /// MiB that may still be promised to frames that wait.
     pub hold_memory: Arc<Semaphore>,
     /// Gates that are up here.
@@ -83,12 +90,14 @@ pub struct Systems {
     pub sealer: Sealer,
     /// Guests' disks; `None` on a host that runs no guests.
     pub disks: Option<Store>,
+    /// Disks of guests' replicas; `None` there too.
+    pub replicas: Option<Replicas>,
 }
 
 impl Host {
     /// An agent over its outside systems.
     pub fn new(config: Config, systems: Systems, uplink: Uplink) -> Self {
-        let Systems { security, netlink, datapath, journal, confinement, sealer, disks } = systems;
+        let Systems { security, netlink, datapath, journal, confinement, sealer, disks, replicas } = systems;
         let hold_memory = Arc::new(Semaphore::new(config.hold_budget_mib() as usize));
         Self {
             config,
@@ -97,6 +106,7 @@ impl Host {
             confinement,
             sealer,
             disks,
+            replicas,
             netlink,
             datapath,
             journal,
@@ -105,6 +115,8 @@ impl Host {
             bindings: Bindings::default(),
             moves: Moves::default(),
             stops: Stops::default(),
+            senders: Senders::default(),
+            keepers: Keepers::default(),
             hold_memory,
             gates: Gates::default(),
             look_again: Notify::new(),

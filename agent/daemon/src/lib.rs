@@ -32,6 +32,7 @@ pub mod peer;
 pub mod privilege;
 pub mod reconcile;
 pub mod recover;
+pub mod replica;
 pub mod resident;
 pub mod server;
 pub mod slot;

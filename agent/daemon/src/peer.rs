@@ -10,15 +10,16 @@ use std::{
 };
 
 pub use entry::Proof;
-use entry::{Refused, may_ask, may_call};
+use entry::{Refused, may_ask, may_call, may_send};
 use futures::Stream;
 use throughline_cutover::{DestinationEvent, Failure, Generation, MigrationPlan};
 use throughline_identity::Caller;
 use throughline_wire::{
     limits::LONGEST_ID,
     v1::{
-        CopyDisk, DiskFromDestination, DiskFromSource, FromDestination, FromSource, Prepare, ResolveRequest,
-        ResolveResponse, disk_from_source, from_source::Message, peer_server::Peer,
+        BeginPoint, CopyDisk, DiskFromDestination, DiskFromSource, FromDestination, FromSource, PointFromKeeper,
+        PointFromSource, Prepare, ResolveRequest, ResolveResponse, disk_from_source, from_source::Message,
+        peer_server::Peer, point_from_source,
     },
 };
 use tokio::sync::mpsc;
@@ -36,6 +37,7 @@ use crate::{
     journal::Promise,
     memberships,
     moves::{Move, Moves, SourceCall, ToSource},
+    replica,
 };
 
 /// How long a source must say who it is.
@@ -107,7 +109,7 @@ impl Peer for PeerService {
         let Some(Message::Prepare(prepare)) = first.and_then(|first| first.message) else {
             return Err(Status::invalid_argument("prepare must be the first message of a cutover"));
         };
-        check_id(&prepare.migration_id)?;
+        check_id("migration_id", &prepare.migration_id)?;
         let id = prepare.migration_id.clone();
         let called = take_call(&self.host.moves, &caller, self.proof, prepare);
         let Called { plan, events, answers } = called.map_err(|refused| self.refuse(&caller, &id, &refused))?;
@@ -122,7 +124,7 @@ impl Peer for PeerService {
         let caller = Caller::of(&request)?;
         let _permit = self.admit(&caller)?;
         let ResolveRequest { migration_id, token } = request.into_inner();
-        check_id(&migration_id)?;
+        check_id("migration_id", &migration_id)?;
         let refuse = |refused: Refused| self.refuse(&caller, &migration_id, &refused);
         match self.host.moves.get(&migration_id) {
             Some(Move::Destination { plan, events, .. }) => {
@@ -156,24 +158,56 @@ impl Peer for PeerService {
             return Err(Status::invalid_argument("begin must be the first message of a disk"));
         };
         let CopyDisk { migration_id, token, disk, length } = begin;
-        check_id(&migration_id)?;
+        check_id("migration_id", &migration_id)?;
         let refuse = |refused: Refused| self.refuse(&caller, &migration_id, &refused);
         let Some(Move::Destination { plan, events, incoming, .. }) = self.host.moves.get(&migration_id) else {
             return Err(refuse(Refused::NotAnnounced));
         };
         may_ask(&caller, self.proof, &plan, &token).map_err(refuse)?;
         let answers = cold::copy(self.host.clone(), plan, incoming, events, from_source, (disk, length))?;
-        let answers = ReceiverStream::new(answers).map(move |answer| {
-            let _counts = &permit;
-            answer
-        });
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Response::new(answering(answers, permit)))
+    }
+
+    type KeepPointStream = Pin<Box<dyn Stream<Item = Result<PointFromKeeper, Status>> + Send>>;
+
+    async fn keep_point(
+        &self,
+        request: Request<Streaming<PointFromSource>>,
+    ) -> Result<Response<Self::KeepPointStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let permit = self.admit(&caller)?;
+        let mut from_source = request.into_inner();
+        let first = tokio::time::timeout(HELLO_DEADLINE, from_source.message());
+        let first = first.await.map_err(|_| Status::deadline_exceeded("no begin message within 5 s"))??;
+        let Some(point_from_source::Message::Begin(begin)) = first.and_then(|first| first.message) else {
+            return Err(Status::invalid_argument("begin must be the first message of a point"));
+        };
+        let BeginPoint { replica_id, token, generation } = begin;
+        check_id("replica_id", &replica_id)?;
+        let refuse = |refused: Refused| self.refuse(&caller, &replica_id, &refused);
+        let kept = replica_id.parse().ok().and_then(|id| self.host.keepers.get(&id));
+        let kept = kept.ok_or_else(|| refuse(Refused::NotKept))?;
+        may_send(&caller, self.proof, &kept.wanted(), &token, Generation(generation)).map_err(refuse)?;
+        let answers = replica::take(self.host.clone(), kept, from_source);
+        Ok(Response::new(answering(answers, permit)))
     }
 }
 
-fn check_id(id: &str) -> Result<(), Status> {
+/// What comes out of a channel, with a permit that counts until it has ended.
+fn answering<T: Send + 'static>(
+    answers: mpsc::Receiver<Result<T, Status>>,
+    permit: Permit,
+) -> Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>> {
+    let answers = ReceiverStream::new(answers).map(move |answer| {
+        let _counts = &permit;
+        answer
+    });
+    Box::pin(answers)
+}
+
+fn check_id(field: &str, id: &str) -> Result<(), Status> {
     if id.is_empty() || id.len() > LONGEST_ID {
-        return Err(Status::invalid_argument(format!("migration_id must have 1 to {LONGEST_ID} bytes")));
+        return Err(Status::invalid_argument(format!("{field} must have 1 to {LONGEST_ID} bytes")));
     }
     Ok(())
 }

@@ -128,10 +128,11 @@ async fn open_systems(config: &Config, security: Security) -> anyhow::Result<Sys
         );
     }
     let disks = (!config.peer_only).then(|| Store::open(&config.disk_dir(), user)).transpose()?;
+    let replicas = disks.as_ref().map(Store::open_replicas).transpose()?;
     let netlink = Netlink::open().context("the kernel's network configuration cannot be reached; run as root")?;
     let bpffs = config.bpffs.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(Some(&bpffs))).await?;
     let datapath =
         datapath.context("the tc programs could not be loaded; --bpffs must be on a mounted bpf file system")?;
-    Ok(Systems { security, netlink, datapath, journal, confinement, sealer, disks })
+    Ok(Systems { security, netlink, datapath, journal, confinement, sealer, disks, replicas })
 }

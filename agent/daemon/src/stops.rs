@@ -145,11 +145,13 @@ async fn end(host: &Arc<Host>, resident: Arc<Resident>, watch: Watch) {
     let name = resident.spec.name.clone();
     // Noted first: a guest that is missing without that counts as lost. It has stopped when nothing runs of it, and not before.
     noted(host, &name, "its stop waits until that can be noted", |journal, name| journal.note_power(name, false)).await;
+    let turn = host.senders.take_turn(&name).await;
     while let Err(error) = resident.vm.quit().await {
         warn!(%error, guest = %name, "the QEMU of a guest that is to stop has not ended");
         sleep(AGAIN).await;
     }
     host.move_out_this(&resident).await;
+    drop(turn);
     // Its devices go with it, and who starts it again finds none.
     drop(resident);
     host.stops.forget(&watch);

@@ -45,8 +45,13 @@ impl Lab {
             "tl.disk=root tl.disk-rate=128",
             &["--disk", "name=root,size=4MiB", "--disk", "name=big,size=1GiB"],
         );
+        self.fill_disk("h1", "big.raw");
+    }
+
+    /// Writes 48 MiB to a disk behind its guest's back.
+    pub(crate) fn fill_disk(&self, host: &str, file: &str) {
         wait_for("the guest's disks are there", LONG, || {
-            let path = self.disk_dir("h1").join("big.raw");
+            let path = self.disk_dir(host).join(file);
             path.exists().then(|| fill(&path))
         });
     }

@@ -12,6 +12,7 @@ mod cancelling;
 mod cold;
 mod disks;
 mod failing;
+mod failover;
 mod faults;
 mod fencing;
 mod garbage;

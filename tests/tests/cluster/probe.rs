@@ -59,7 +59,8 @@ impl Probe {
         });
     }
 
-    fn disks(&mut self) -> Vec<Status> {
+    /// How its disks are doing, as the guest says.
+    pub(crate) fn disks(&mut self) -> Vec<Status> {
         let (from, to) = (self.peer.ask("mark"), self.peer.ask("mark"));
         parse::<Report>(&self.peer.ask(&format!("report {from} {to}"))).disks
     }

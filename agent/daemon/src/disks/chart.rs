@@ -33,14 +33,25 @@ impl Store {
     /// # Errors
     /// [`DiskError::Missing`], [`DiskError::Tool`].
     pub fn chart(&self, guest: &GuestName, disk: &Disk) -> Result<OwnedFd, DiskError> {
-        let extents = at_most(self.extents(guest, disk)?, MOST);
+        self.draw(guest, disk, &at_most(self.extents(guest, disk)?, MOST))
+    }
+
+    /// The same with all of the disk marked.
+    ///
+    /// # Errors
+    /// [`DiskError::Tool`].
+    pub fn chart_of_all(&self, guest: &GuestName, disk: &Disk) -> Result<OwnedFd, DiskError> {
+        self.draw(guest, disk, &[Extent { start: 0, end: disk.size.bytes() }])
+    }
+
+    fn draw(&self, guest: &GuestName, disk: &Disk, extents: &[Extent]) -> Result<OwnedFd, DiskError> {
         let file = Path::new("a file in memory");
         let memory = memfd_create(c"throughline-chart", MFdFlags::MFD_CLOEXEC).map_err(DiskError::io("make", file))?;
         let memory = File::from(memory);
         let failed = |error| tool_failed(guest, disk)(error);
         self.tools.create(&memory, disk.size.bytes(), Form::Chart).map_err(failed)?;
         self.tools.add_bitmap(&memory, BITMAP, GRAIN).map_err(failed)?;
-        self.tools.write_zeroes(&memory, &strokes(&extents)).map_err(failed)?;
+        self.tools.write_zeroes(&memory, &strokes(extents)).map_err(failed)?;
         let read_only = File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()));
         read_only.map(OwnedFd::from).map_err(DiskError::io("open", file))
     }

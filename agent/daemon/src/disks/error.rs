@@ -87,6 +87,16 @@ pub enum DiskError {
         /// Its length.
         length: usize,
     },
+    /// A replica that does not have what is to be gone back to.
+    #[error("guest {guest}, disk {disk}: {} has no such restore point; promote the replica by another one", path.display())]
+    Point {
+        /// Guest.
+        guest: GuestName,
+        /// Disk.
+        disk: DiskName,
+        /// File.
+        path: PathBuf,
+    },
     /// One of QEMU's tools failed.
     #[error("guest {guest}, disk {disk}: {source}")]
     Tool {
@@ -135,6 +145,7 @@ impl DiskError {
             Self::InUse { .. } => "DISK_IN_USE",
             Self::Unfit { .. } => "DISK_UNFIT",
             Self::Image { .. } => "DISK_IMAGE",
+            Self::Point { .. } => "DISK_POINT",
             Self::Tool { .. } => "DISK_TOOL",
             Self::CopyId { .. } => "DISK_COPY_ID",
             Self::NotPrivate(_) | Self::User { .. } | Self::Io { .. } => "DISK_STORE",

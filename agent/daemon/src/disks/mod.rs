@@ -8,6 +8,9 @@
 //!      data.raw.COPY.part      came in part; the next try goes on with it. For a day, and not past a crash of the host
 //!      data.raw.COPY.doubtful  was coming when the host went down
 //!      data.raw.new            half made; whoever finds one removes it
+//!      data.raw.before-failover-AT  the guest's before a replica took its place; an operator's to remove
+//!    .replicas/          0700, the same of guests that run elsewhere ([`replicas`])
+//!      ID/root.qcow2     with points, as internal snapshots
 //!
 //!  create ──► kept ──► open ──► QEMU          receive ──► incoming ──► QEMU
 //!              ▲                                 ▲           │
@@ -33,6 +36,7 @@ mod incoming;
 mod make;
 mod operators_image;
 mod qcow2;
+mod replicas;
 mod space;
 mod tools;
 
@@ -59,6 +63,7 @@ pub use self::{
     incoming::Received,
     make::Made,
     qcow2::{InvalidQcow2, qcow2_length},
+    replicas::{Replicas, as_kept},
     tools::{ToolError, ToolUser},
 };
 
@@ -81,17 +86,22 @@ impl Store {
     /// # Errors
     /// If the directory is not this agent's alone, or there is no such user.
     pub fn open(directory: &Path, user: &QemuUser) -> Result<Self, DiskError> {
-        private_dir(directory)?;
         let user = ToolUser::of(user).map_err(|source| DiskError::User { user: user.clone(), source })?;
         let store = Self { directory: directory.to_owned(), tools: Tools::new(user) };
-        for guest in store.guests()? {
-            if let Some(folder) = store.folder_of(&guest) {
+        store.clear_up()?;
+        Ok(store)
+    }
+
+    /// Makes the directory if it is not there, and removes what nobody goes on with.
+    fn clear_up(&self) -> Result<(), DiskError> {
+        private_dir(&self.directory)?;
+        for guest in self.guests()? {
+            if let Some(folder) = self.folder_of(&guest) {
                 folder.remove_half_made()?;
             }
         }
-        store.forget_parts_of_another_boot()?;
-        store.remove_old_parts()?;
-        Ok(store)
+        self.forget_parts_of_another_boot()?;
+        self.remove_old_parts()
     }
 
     /// What came in part may never have reached the disk itself: nobody waited for that. A host that was down knows no more what is

@@ -23,7 +23,7 @@ pub fn to_wire(wanted: Wanted) -> v1::PreparedDisk {
     v1::PreparedDisk { name: disk.into(), continued, mirror: Some(stream(mirror)), rest: Some(stream(rest)) }
 }
 
-fn stream(invitation: Invitation) -> v1::DiskStream {
+pub(super) fn stream(invitation: Invitation) -> v1::DiskStream {
     let sealed =
         invitation.sealed.map(|Credentials { authority, certificate, key }| v1::Sealed { authority, certificate, key });
     let (address, token) = (invitation.address.to_string(), invitation.token.as_bytes().to_vec());
@@ -48,11 +48,15 @@ pub fn from_wire(prepared: Vec<v1::PreparedDisk>, disks: &[Disk], vtep: Ipv4Addr
     wanted.collect()
 }
 
-fn odd(what: &str) -> Failure {
-    Failure::new("DISK_STREAM", format!("the destination {what}; do both agents have one version?"))
+pub(super) fn odd(what: &str) -> Failure {
+    Failure::new("DISK_STREAM", format!("the host that disks are sent to {what}; do both agents have one version?"))
 }
 
-fn invitation(disk: &DiskName, stream: Option<v1::DiskStream>, vtep: Ipv4Addr) -> Result<Invitation, Failure> {
+pub(super) fn invitation(
+    disk: &DiskName,
+    stream: Option<v1::DiskStream>,
+    vtep: Ipv4Addr,
+) -> Result<Invitation, Failure> {
     let missing = |what: &str| odd(&format!("says no {what} for disk {disk}"));
     let v1::DiskStream { address, token, sealed } = stream.ok_or_else(|| missing("connection"))?;
     let v1::Sealed { authority, certificate, key } = sealed.ok_or_else(|| missing("seal"))?;

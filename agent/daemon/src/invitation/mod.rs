@@ -1,6 +1,7 @@
 //! Where a guest's memory may come, and its disks, as one agent tells another.
 
 pub mod disks;
+pub mod replica;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -60,7 +61,7 @@ fn is_there(address: SocketAddrV4, vtep: Ipv4Addr) -> Result<(), String> {
     if *address.ip() == vtep {
         return Ok(());
     }
-    Err(format!("the destination wants to be called at {address}, and is {vtep}; nobody is called there"))
+    Err(format!("the other host wants to be called at {address}, and is {vtep}; nobody is called there"))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! controller announced. Pure.
 
 use subtle::ConstantTimeEq as _;
-use throughline_cutover::{Generation, HostName, MigrationPlan};
+use throughline_cutover::{Generation, HostName, Keeping, MigrationPlan};
 use throughline_identity::{Caller, Identity};
 use throughline_wire::status;
 use tonic::{Code, Status};
@@ -19,7 +19,7 @@ pub enum Proof {
 /// Why a caller is turned away.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
-    #[error("{who} is not the agent of {source_host}, which is the source of this migration; only that one may call")]
+    #[error("{who} is not the agent of {source_host}, where the guest is; only that one may call for it")]
     NotTheSource { who: Caller, source_host: HostName },
     #[error("the caller has proved nothing, and this agent asks for proof; call with the agent's certificate")]
     Unproven,
@@ -28,7 +28,13 @@ pub(super) enum Refused {
          controller"
     )]
     NotAnnounced,
-    #[error("generation {offered} was offered, the plan is for {planned}; the source's knowledge is stale")]
+    #[error(
+        "no such replica is to be kept here, or the token is not its token; replicas are made through the controller"
+    )]
+    NotKept,
+    #[error("the replica is being promoted; nobody may send to it any more")]
+    BeingPromoted,
+    #[error("generation {offered} was offered, {planned} is known here; the source's knowledge is stale")]
     StaleGeneration { offered: Generation, planned: Generation },
     #[error(
         "the source has called for this migration before, and its token is good for one call; begin a new migration"
@@ -45,6 +51,8 @@ impl Refused {
             Self::NotTheSource { .. } => "NOT_THE_SOURCE",
             Self::Unproven => "CALLER_UNKNOWN",
             Self::NotAnnounced => "NOT_ANNOUNCED",
+            Self::NotKept => "REPLICA_NOT_KEPT",
+            Self::BeingPromoted => "REPLICA_PROMOTED",
             Self::StaleGeneration { .. } => "STALE_GENERATION",
             Self::CalledBefore => "CALLED_BEFORE",
             Self::TooMany { .. } => "TOO_MANY_CALLS",
@@ -55,9 +63,11 @@ impl Refused {
 impl From<&Refused> for Status {
     fn from(refused: &Refused) -> Self {
         let code = match refused {
-            Refused::NotTheSource { .. } | Refused::NotAnnounced => Code::PermissionDenied,
+            Refused::NotTheSource { .. } | Refused::NotAnnounced | Refused::NotKept => Code::PermissionDenied,
             Refused::Unproven => Code::Unauthenticated,
-            Refused::StaleGeneration { .. } | Refused::CalledBefore => Code::FailedPrecondition,
+            Refused::StaleGeneration { .. } | Refused::CalledBefore | Refused::BeingPromoted => {
+                Code::FailedPrecondition
+            }
             Refused::TooMany { .. } => Code::ResourceExhausted,
         };
         status(code, refused.reason(), None, refused.to_string())
@@ -66,17 +76,42 @@ impl From<&Refused> for Status {
 
 /// Whether `caller` may ask about a migration, `token` being what it shows: only its source may.
 pub(super) fn may_ask(caller: &Caller, proof: Proof, plan: &MigrationPlan, token: &str) -> Result<(), Refused> {
-    let source = &plan.source.host;
+    is_agent_of(caller, proof, &plan.source.host)?;
+    if is_token(&plan.token, token) { Ok(()) } else { Err(Refused::NotAnnounced) }
+}
+
+fn is_agent_of(caller: &Caller, proof: Proof, source: &HostName) -> Result<(), Refused> {
     match (caller, proof) {
-        (Caller::Known(Identity::Agent(host)), _) if host == source => {}
-        (Caller::Unproven, Proof::NotAsked) => {}
-        (Caller::Unproven, Proof::Required) => return Err(Refused::Unproven),
-        (Caller::Known(_), _) => {
-            return Err(Refused::NotTheSource { who: caller.clone(), source_host: source.clone() });
-        }
+        (Caller::Known(Identity::Agent(host)), _) if host == source => Ok(()),
+        (Caller::Unproven, Proof::NotAsked) => Ok(()),
+        (Caller::Unproven, Proof::Required) => Err(Refused::Unproven),
+        (Caller::Known(_), _) => Err(Refused::NotTheSource { who: caller.clone(), source_host: source.clone() }),
     }
-    // How long it takes must not tell how much of a token was right.
-    if bool::from(plan.token.as_bytes().ct_eq(token.as_bytes())) { Ok(()) } else { Err(Refused::NotAnnounced) }
+}
+
+/// How long it takes must not tell how much of a token was right.
+fn is_token(wanted: &str, token: &str) -> bool {
+    wanted.as_bytes().ct_eq(token.as_bytes()).into()
+}
+
+/// Whether `caller` may send a point of a replica that is kept here: the guest's host may, at the generation that is known here or a later
+/// one, while the replica is not being promoted.
+pub(super) fn may_send(
+    caller: &Caller,
+    proof: Proof,
+    keeping: &Keeping,
+    token: &str,
+    offered: Generation,
+) -> Result<(), Refused> {
+    let Some(source) = &keeping.source else { return Err(Refused::BeingPromoted) };
+    is_agent_of(caller, proof, &source.host)?;
+    if !is_token(keeping.token.as_str(), token) {
+        return Err(Refused::NotKept);
+    }
+    if offered < keeping.generation {
+        return Err(Refused::StaleGeneration { offered, planned: keeping.generation });
+    }
+    Ok(())
 }
 
 /// Whether `caller` may begin the cutover of an announced migration: its source may, once. A source whose call broke asks, by
@@ -169,6 +204,35 @@ pub(super) mod tests {
         for generation in [0, 2, 4, u64::MAX] {
             assert_eq!(call(&source, &token, generation, false), Some("STALE_GENERATION"), "{generation}");
         }
+    }
+
+    #[test]
+    fn a_replicas_points_come_from_its_guests_host_and_nobody_else() {
+        use throughline_cutover::{ReplicaToken, Sender};
+        let token = "ab".repeat(32);
+        let keeping = |source: Option<&str>| Keeping {
+            id: "r-1".parse().unwrap(),
+            spec: plan().guest,
+            generation: Generation(3),
+            source: source.map(|host| Sender { host: host.parse().unwrap(), vtep: None }),
+            token: ReplicaToken::new(token.clone()),
+            keep: 3,
+        };
+        let send = |who: &str, source, token: &str, generation| {
+            let sent = may_send(&known(who), Proof::Required, &keeping(source), token, Generation(generation));
+            sent.err().map(|refused| refused.reason())
+        };
+        let h1 = Some("h1");
+        assert_eq!(send("agent/h1", h1, &token, 3), None);
+        assert_eq!(send("agent/h1", h1, &token, 4), None, "the controller has not told this host yet");
+        assert_eq!(send("agent/h1", h1, &token, 2), Some("STALE_GENERATION"), "a host that was fenced");
+        assert_eq!(send("agent/h1", h1, &token[1..], 3), Some("REPLICA_NOT_KEPT"));
+        assert_eq!(send("agent/h1", None, &token, 3), Some("REPLICA_PROMOTED"));
+        for who in ["agent/h2", "operator/alice", "controller"] {
+            assert_eq!(send(who, h1, &token, 3), Some("NOT_THE_SOURCE"), "{who}");
+        }
+        let unproven = may_send(&Caller::Unproven, Proof::Required, &keeping(h1), &token, Generation(3));
+        assert_eq!(unproven, Err(Refused::Unproven));
     }
 
     #[test]

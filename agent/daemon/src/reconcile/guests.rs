@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use throughline_cutover::{
-    Failure, Generation, GuestName, GuestSpec, NetworkName, OwnedGuest, Power, Stop,
+    Failure, Generation, GuestName, GuestSpec, NetworkName, OwnedGuest, Power, Promotion, Stop,
     fence::{self, Have},
 };
 use tracing::{info, warn};
@@ -20,25 +20,31 @@ const DISK_IN_USE: &str = "DISK_IN_USE";
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How a guest should be here.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) generation: Generation,
     pub(super) boot: bool,
     pub(super) power: Power,
+    /// By what it gets its disks, if it fails over to this host and is not here yet.
+    pub(super) promotion: Option<Promotion>,
 }
 
 /// Makes one guest be here as ordered, or notes why it is not. True if it was started.
 pub(super) async fn have_guest(
     host: &Arc<Host>,
     spec: &GuestSpec,
-    order: Order,
+    order: &Order,
     failed: &mut Failed,
 ) -> Result<bool, Failure> {
     match order.power {
         Power::On => have_running(host, spec, order, failed).await,
         Power::Off(stop) => {
             failed.0.remove(&spec.name);
-            have_stopped(host, spec, order, stop).await.map(|()| false)
+            let stopped = have_stopped(host, spec, order, stop).await;
+            if let (Err(failure), Some(_)) = (&stopped, &order.promotion) {
+                failed.0.insert(spec.name.clone(), (order.generation, failure.clone()));
+            }
+            stopped.map(|()| false)
         }
     }
 }
@@ -52,7 +58,7 @@ struct Found {
 }
 
 impl Found {
-    async fn look(host: &Host, spec: &GuestSpec, order: Order) -> Result<Self, Failure> {
+    async fn look(host: &Host, spec: &GuestSpec, order: &Order) -> Result<Self, Failure> {
         let name = &spec.name;
         let (resident, owned) = (host.resident(name).await, host.journal.find_guest(name)?);
         let held = match (&resident, &owned) {
@@ -70,7 +76,7 @@ impl Found {
     }
 }
 
-async fn have_running(host: &Arc<Host>, spec: &GuestSpec, order: Order, failed: &mut Failed) -> Result<bool, Failure> {
+async fn have_running(host: &Arc<Host>, spec: &GuestSpec, order: &Order, failed: &mut Failed) -> Result<bool, Failure> {
     let name = &spec.name;
     let found = Found::look(host, spec, order).await?;
     if found.resident.is_none() && failed.0.get(name).is_some_and(|(at, _)| *at == order.generation) {
@@ -102,9 +108,13 @@ async fn have_running(host: &Arc<Host>, spec: &GuestSpec, order: Order, failed: 
             }
         }
         (None, _) => {
-            let booted = match found.owned {
-                Some(owned) if !owned.stopped => Err(lost()),
-                before => boot(host, spec, order.generation, before.is_some()).await,
+            let booted = match (found.owned, &order.promotion) {
+                (Some(owned), _) if !owned.stopped => Err(lost()),
+                (None, Some(promotion)) => match promote(host, spec, order, promotion).await {
+                    Ok(()) => boot(host, spec, order.generation, true).await,
+                    Err(failure) => Err(failure),
+                },
+                (before, _) => boot(host, spec, order.generation, before.is_some()).await,
             };
             match booted {
                 Ok(resident) => host.settle_in(resident).await,
@@ -125,7 +135,7 @@ async fn have_running(host: &Arc<Host>, spec: &GuestSpec, order: Order, failed: 
 /// One that is not here counts as failed, and is not tried again at this generation; one that is here runs on.
 fn refuse(
     name: &GuestName,
-    order: Order,
+    order: &Order,
     is_here: bool,
     failure: Failure,
     failed: &mut Failed,
@@ -152,7 +162,7 @@ fn lost() -> Failure {
 }
 
 /// Also of a guest that failed, or never ran: from then on it is known that it does not.
-async fn have_stopped(host: &Arc<Host>, spec: &GuestSpec, order: Order, stop: Stop) -> Result<(), Failure> {
+async fn have_stopped(host: &Arc<Host>, spec: &GuestSpec, order: &Order, stop: Stop) -> Result<(), Failure> {
     let name = &spec.name;
     let found = Found::look(host, spec, order).await?;
     let noted = found.is_noted_as_stopped() && found.verdict == Have::Kept;
@@ -172,6 +182,9 @@ async fn have_stopped(host: &Arc<Host>, spec: &GuestSpec, order: Order, stop: St
         warn!(guest = %name, "a QEMU of a guest that is to be stopped was in nobody's hands; it is ended");
         vm.quit().await.map_err(hypervisor_failure)?;
     }
+    if let (None, Some(promotion)) = (&found.owned, &order.promotion) {
+        return promote(host, spec, order, promotion).await;
+    }
     if !noted {
         let vnis = segments(host, spec)?.iter().map(|segment| segment.vni).collect();
         let owned = OwnedGuest { spec: spec.clone(), generation: order.generation, vnis, stopped: true, asked: false };
@@ -187,6 +200,12 @@ fn raise(host: &Host, resident: &Resident, generation: Generation) -> Result<(),
     info!(guest = %resident.spec.name, held = %resident.generation(), %generation, "held at a higher generation from now on");
     resident.raise(generation);
     Ok(())
+}
+
+/// A guest that fails over is this host's from here on, stopped, with the disks of its replica.
+async fn promote(host: &Arc<Host>, spec: &GuestSpec, order: &Order, promotion: &Promotion) -> Result<(), Failure> {
+    let vnis = segments(host, spec)?.iter().map(|segment| segment.vni).collect();
+    host.promote(spec, order.generation, promotion, vnis).await
 }
 
 /// The networks that a guest's ports are on.

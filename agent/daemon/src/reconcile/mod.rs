@@ -6,13 +6,13 @@ mod observe;
 
 use std::{collections::HashMap, sync::Arc};
 
-use throughline_cutover::{DiskFate, Failure, Generation, GuestName, GuestSpec, fence};
+use throughline_cutover::{DiskFate, Failure, Generation, GuestName, GuestSpec, Promotion, fence};
 use throughline_wire::{disk_fate, power_of, v1};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::guests::Order;
-use crate::{host::Host, resident::hypervisor_failure};
+use crate::{host::Host, replica, resident::hypervisor_failure};
 
 /// What the controller wants of this host, and when this host heard it.
 #[derive(Debug, Clone)]
@@ -69,6 +69,8 @@ async fn once(host: &Arc<Host>, desired: &Desired, failed: &mut Failed) -> Vec<S
     let known = networks::Known::read(&desired.state, &mut problems);
     host.bindings.know_networks(known.networks.iter().map(|network| &network.network));
     known.ensure(host, &mut problems).await;
+    // Before guests: one that fails over to this host takes what its replica's keeper has to let go of.
+    replica::reconcile(host, &desired.state, &mut problems).await;
     let ended = end_guests(host, desired, failed, &mut problems).await;
     let changed = known.ensure_endpoints(host, &mut problems).await;
     let started = have_guests(host, desired, failed, &mut problems).await;
@@ -105,8 +107,15 @@ async fn have_guests(host: &Arc<Host>, desired: &Desired, failed: &mut Failed, p
                 continue;
             }
         };
-        let order = Order { generation: Generation(wanted.generation), boot: wanted.boot, power };
-        match guests::have_guest(host, &spec, order, failed).await {
+        let promotion = match wanted.promotion.clone().map(Promotion::try_from).transpose() {
+            Ok(promotion) => promotion,
+            Err(error) => {
+                problems.push(format!("guest {} of the desired state: promotion.{error}", spec.name));
+                continue;
+            }
+        };
+        let order = Order { generation: Generation(wanted.generation), boot: wanted.boot, power, promotion };
+        match guests::have_guest(host, &spec, &order, failed).await {
             Ok(booted) => started |= booted,
             Err(failure) => problems.push(format!("guest {}: {failure}", spec.name)),
         }
@@ -148,6 +157,7 @@ async fn end_guest(host: &Host, name: &GuestName, ordered: Generation, fate: Dis
         if !host.stops.withdraw(name) {
             return Err(Failure::new("GUEST_STOPPING", "it is just being stopped; it is ended when it has"));
         }
+        let _turn = host.senders.take_turn(name).await;
         resident.vm.quit().await.map_err(hypervisor_failure)?;
         info!(guest = %name, %ordered, ?fate, "ended");
         host.move_out(name).await;

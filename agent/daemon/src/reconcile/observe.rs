@@ -6,7 +6,7 @@ use throughline_wire::v1::{self, agent_message::Message};
 use tracing::warn;
 
 use super::Failed;
-use crate::{host::Host, resident::Resident};
+use crate::{host::Host, replica, resident::Resident};
 
 /// Looks at every guest and reports.
 pub(super) async fn report(host: &Host, revision: u64, problems: Vec<String>, failed: &Failed) {
@@ -23,7 +23,8 @@ pub(super) async fn report(host: &Host, revision: u64, problems: Vec<String>, fa
             detail: failure.to_string(),
         });
     }
-    host.uplink.send(Message::Observed(v1::ObservedState { revision, guests, problems, ..Default::default() }));
+    let replicas = replica::observed(host).await;
+    host.uplink.send(Message::Observed(v1::ObservedState { revision, guests, problems, replicas }));
 }
 
 /// Guests that were stopped. That nothing runs of them is looked at, not believed.

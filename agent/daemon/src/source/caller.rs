@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use throughline_cutover::{Failure, Generation, MigrationPlan, SourceEvent};
+use throughline_cutover::{End, Failure, Generation, MigrationPlan, SourceEvent};
 use throughline_identity::{Identity, Security};
 use throughline_wire::{
     limits::LARGEST_PEER_MESSAGE,
@@ -80,7 +80,7 @@ fn refused(status: &tonic::Status) -> bool {
     matches!(status.code(), FailedPrecondition | InvalidArgument | PermissionDenied | Unimplemented)
 }
 
-/// Where the destination is, and who must be there.
+/// Where another host's agent is, and who must be there.
 pub(crate) struct Way {
     security: Security,
     address: String,
@@ -89,7 +89,12 @@ pub(crate) struct Way {
 
 impl Way {
     pub(crate) fn to_destination(security: &Security, plan: &MigrationPlan) -> Self {
-        let (address, agent) = (plan.destination.peer_endpoint.clone(), Identity::Agent(plan.destination.host.clone()));
+        Self::to(security, &plan.destination)
+    }
+
+    /// To any host's agent.
+    pub(crate) fn to(security: &Security, end: &End) -> Self {
+        let (address, agent) = (end.peer_endpoint.clone(), Identity::Agent(end.host.clone()));
         Self { security: security.clone(), address, agent }
     }
 

@@ -36,8 +36,12 @@ pub(super) async fn send(
     wanted: Vec<Wanted>,
     events: &mpsc::UnboundedSender<SourceEvent>,
 ) {
-    // What an earlier move could not end.
-    if let Err(error) = vm.abandon_mirrors().await {
+    // What an earlier move could not end, or a point of a replica that another agent began.
+    let cleared = async {
+        vm.abandon_point().await?;
+        vm.abandon_mirrors().await
+    };
+    if let Err(error) = cleared.await {
         let _ = events.send(SourceEvent::MirrorFailed(disk_failure(error)));
         return;
     }

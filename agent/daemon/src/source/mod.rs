@@ -184,6 +184,8 @@ fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -
                 refuse(&news, failure);
                 return;
             }
+            // Until it has ended no point of a replica is sent.
+            let _turn = host.senders.take_turn(&plan.guest.name).await;
             let (machine, resident, ports) = match part {
                 Part::Cold(machine, _) => {
                     let mut hands = ColdSourceHands::new(host.clone(), plan, events, news.clone());

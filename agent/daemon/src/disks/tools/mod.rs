@@ -32,6 +32,8 @@ const IO: &str = "qemu-io";
 
 /// How long a tool may take for what is not copying. It takes some 0.05 s, on a busy disk more.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// And to go back to a snapshot or forget one: it counts anew how often each piece of the file is used.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(120);
 /// What copying is allowed besides: at least this many bytes a second.
 const SLOWEST_COPY: u64 = 8 << 20;
 /// Most commands that qemu-io is given at a time: an argument list has an end.
@@ -154,6 +156,36 @@ impl Tools {
         let said = run(self.user, IMG, &arguments, &[image.as_fd()], DEADLINE)?;
         let measured: Result<Measured, _> = serde_json::from_str(&said);
         measured.map(|it| it.required).map_err(|_| ToolError::Answer { program: IMG, said })
+    }
+
+    /// Makes a qcow2 what it was at one of its internal snapshots, which stay.
+    pub(super) fn go_back(&self, file: &File, snapshot: &str) -> Result<(), ToolError> {
+        let file_name = alone(file, DiskFormat::Qcow2);
+        self.write(IMG, &["snapshot", "-q", "-a", snapshot, &file_name], file, SNAPSHOT_DEADLINE)
+    }
+
+    /// Removes an internal snapshot of a qcow2.
+    pub(super) fn forget_point(&self, file: &File, snapshot: &str) -> Result<(), ToolError> {
+        let file_name = alone(file, DiskFormat::Qcow2);
+        self.write(IMG, &["snapshot", "-q", "-d", snapshot, &file_name], file, SNAPSHOT_DEADLINE)
+    }
+
+    /// Names of the internal snapshots of a qcow2.
+    pub(super) fn points(&self, file: &File) -> Result<Vec<String>, ToolError> {
+        #[derive(Deserialize)]
+        struct Info {
+            #[serde(default)]
+            snapshots: Vec<Snapshot>,
+        }
+        #[derive(Deserialize)]
+        struct Snapshot {
+            name: String,
+        }
+        let arguments = ["info", "--output=json", &alone(file, DiskFormat::Qcow2)];
+        let said = self.lend(file, || run(self.user, IMG, &arguments, &[file.as_fd()], DEADLINE))?;
+        let info: Result<Info, _> = serde_json::from_str(&said);
+        let named = |info: Info| info.snapshots.into_iter().map(|snapshot| snapshot.name).collect();
+        info.map(named).map_err(|_| ToolError::Answer { program: IMG, said })
     }
 
     fn write(

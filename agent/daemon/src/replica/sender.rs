@@ -1,0 +1,181 @@
+//! Replicas of guests of this host: sent, each in its rhythm, for as long as they are wanted.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use throughline_cutover::{Failure, GuestName, ReplicaId, Replication};
+use throughline_hypervisor::Guest;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tracing::{Instrument as _, info, info_span, warn};
+
+use super::{
+    rhythm::Last,
+    sending::send,
+    turns::{Taken, Turn},
+};
+use crate::{host::Host, lock::lock, resident::hypervisor_failure};
+
+/// Those that the controller wants sent from here.
+#[derive(Debug, Default)]
+pub struct Senders(Mutex<BTreeMap<ReplicaId, Arc<Sender>>>);
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct Sender {
+    guest: GuestName,
+    wanted: watch::Sender<Replication>,
+    turn: Turn,
+    sent: Mutex<Sent>,
+}
+
+/// How it gets on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// Bytes of the point under way that are over, and in all; 0: none is under way.
+    pub(super) copied: u64,
+    pub(super) total: u64,
+    /// Why the last try failed.
+    pub(super) failure: Option<Failure>,
+}
+
+impl Sender {
+    pub(super) fn sent(&self) -> Sent {
+        lock(&self.sent).clone()
+    }
+
+    /// The point under way has come so far.
+    pub(super) fn comes_along(&self, copied: u64, total: u64) {
+        let mut sent = lock(&self.sent);
+        (sent.copied, sent.total) = (copied, total);
+    }
+
+    fn is_over(&self, failure: Option<Failure>) {
+        *lock(&self.sent) = Sent { copied: 0, total: 0, failure };
+    }
+}
+
+impl Senders {
+    /// All of them, by their ids.
+    pub(super) fn all(&self) -> Vec<(ReplicaId, Arc<Sender>)> {
+        lock(&self.0).iter().map(|(id, sender)| (id.clone(), sender.clone())).collect()
+    }
+
+    /// Sends it as told from now on.
+    pub(super) fn send(&self, host: &Arc<Host>, wanted: Replication) {
+        let mut all = lock(&self.0);
+        if let Some(sender) = all.get(&wanted.id) {
+            sender.wanted.send_if_modified(|before| std::mem::replace(before, wanted.clone()) != wanted);
+            return;
+        }
+        let sender = Arc::new(Sender {
+            guest: wanted.guest.clone(),
+            wanted: watch::Sender::new(wanted.clone()),
+            turn: Turn::default(),
+            sent: Mutex::default(),
+        });
+        let span = info_span!("replica", id = %wanted.id, guest = %wanted.guest, keeper = %wanted.keeper.host);
+        tokio::spawn(go_on(host.clone(), wanted.id.clone(), sender.clone()).instrument(span));
+        all.insert(wanted.id, sender);
+    }
+
+    /// None but these is sent any more.
+    pub(super) fn retain(&self, host: &Arc<Host>, wanted: &[ReplicaId]) {
+        let mut all = lock(&self.0);
+        let gone: Vec<_> = all.keys().filter(|id| !wanted.contains(id)).cloned().collect();
+        for sender in gone.iter().filter_map(|id| all.remove(id)) {
+            tokio::spawn(forget(host.clone(), sender));
+        }
+    }
+
+    fn has(&self, id: &ReplicaId, sender: &Arc<Sender>) -> bool {
+        lock(&self.0).get(id).is_some_and(|now| Arc::ptr_eq(now, sender))
+    }
+
+    /// The turn with the disks of a guest of this host: no point of them is under way until it is dropped. Without a replica there is none
+    /// to take.
+    pub async fn take_turn(&self, guest: &GuestName) -> Vec<Taken> {
+        let mut taken = Vec::new();
+        let of_guest: Vec<_> = lock(&self.0).values().filter(|sender| sender.guest == *guest).cloned().collect();
+        for sender in of_guest {
+            taken.push(sender.turn.take().await);
+        }
+        taken
+    }
+}
+
+/// What it left in the guest's QEMU would be of no use to another.
+async fn forget(host: Arc<Host>, sender: Arc<Sender>) {
+    let _turn = sender.turn.take().await;
+    if let Some(resident) = host.resident(&sender.guest).await
+        && let Err(error) = resident.vm.forget_replica().await
+    {
+        warn!(guest = %sender.guest, %error, "what a replica has left in its QEMU stays until there is another or it ends");
+    }
+}
+
+/// Sends point after point until it is not wanted any more.
+async fn go_on(host: Arc<Host>, id: ReplicaId, sender: Arc<Sender>) {
+    let mut wanted = sender.wanted.subscribe();
+    let mut last = Last::None;
+    while host.senders.has(&id, &sender) {
+        let replication = wanted.borrow_and_update().clone();
+        let every = Duration::from_millis(replication.every_ms.into());
+        tokio::select! {
+            () = sleep_until(last.next(every, Instant::now())) => {}
+            told = wanted.changed() => match told {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        }
+        last = once(&host, &replication, &sender, last).await;
+    }
+}
+
+/// One try at a point.
+async fn once(host: &Arc<Host>, replication: &Replication, sender: &Arc<Sender>, last: Last) -> Last {
+    let began = Instant::now();
+    // Neither is a failure: it is another's turn, or the guest does not run here.
+    let Some(_turn) = sender.turn.try_for_a_point() else { return Last::Idle(began) };
+    if host.moves.concerns(&sender.guest) {
+        return Last::Idle(began);
+    }
+    let resident = host.resident(&sender.guest).await.filter(|it| it.generation() >= replication.generation);
+    let Some(resident) = resident else { return Last::Idle(began) };
+    let sent = tokio::select! {
+        sent = send(host, replication, &resident, sender) => sent,
+        () = sender.turn.is_wanted() => {
+            info!("a point is given up: the guest moves, or ends");
+            give_up(&resident.vm).await;
+            sender.is_over(None);
+            return Last::Idle(Instant::now());
+        }
+    };
+    let now = Instant::now();
+    let failure = match sent {
+        Ok(point) => {
+            info!(point = point.number, took = ?began.elapsed(), "a point is at the replica");
+            None
+        }
+        Err(failure) => {
+            warn!(%failure, "no point; it is tried again");
+            give_up(&resident.vm).await;
+            Some(failure)
+        }
+    };
+    let next = if failure.is_none() { Last::Made(began) } else { last.failed(now) };
+    sender.is_over(failure);
+    host.look_again.notify_one();
+    next
+}
+
+async fn give_up(vm: &Guest) {
+    if let Err(error) = vm.abandon_point().await.map_err(hypervisor_failure) {
+        warn!(%error, "a point that was given up is still in QEMU's hands; it is tried again");
+    }
+}

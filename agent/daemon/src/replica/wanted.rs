@@ -1,0 +1,113 @@
+//! Replicas as the controller wants them here, and as they are.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use throughline_cutover::{Keeping, ReplicaId, Replication};
+use throughline_wire::v1;
+use tracing::{info, warn};
+
+use crate::host::Host;
+
+/// Sends and keeps what is wanted, and lets go of what is not. What takes time goes its own way; what cannot be read or removed is told in
+/// words.
+pub async fn reconcile(host: &Arc<Host>, state: &v1::DesiredState, problems: &mut Vec<String>) {
+    let mut sent = Vec::new();
+    for wanted in state.replications.iter().cloned() {
+        match Replication::try_from(wanted) {
+            Ok(replication) => {
+                sent.push(replication.id.clone());
+                host.senders.send(host, replication);
+            }
+            Err(error) => problems.push(format!("a replica to be sent: {error}")),
+        }
+    }
+    host.senders.retain(host, &sent);
+    let mut wanted = Vec::new();
+    for keeping in state.replicas.iter().cloned() {
+        match Keeping::try_from(keeping) {
+            Ok(keeping) => {
+                wanted.push(keeping.id.clone());
+                keep(host, keeping);
+            }
+            Err(error) => problems.push(format!("a replica to be kept: {error}")),
+        }
+    }
+    for kept in host.keepers.all().iter().filter(|kept| !wanted.contains(kept.id())) {
+        // Its files stay until they are named to go.
+        host.keepers.forget(kept.id());
+    }
+    for id in &state.remove_replicas {
+        if let Err(problem) = remove(host, id).await {
+            problems.push(format!("replica {id}, which is to go: {problem}"));
+        }
+    }
+}
+
+/// It is kept as told: its points are looked at if nobody has since this agent began, and its QEMU rests while nobody may send.
+fn keep(host: &Arc<Host>, keeping: Keeping) {
+    let is_sent = keeping.source.is_some();
+    let is_new = host.keepers.get(&keeping.id).is_none();
+    let kept = host.keepers.keep(keeping);
+    if is_new && is_sent {
+        let host = host.clone();
+        tokio::spawn(async move {
+            let id = kept.id().clone();
+            let has_files = host.with_replicas(move |replicas| Ok(replicas.ids()?.contains(&id))).await;
+            if !matches!(has_files, Ok(true)) {
+                return;
+            }
+            let mut qemu = kept.qemu.lock().await;
+            if let Err(failure) = kept.running(&host, &mut qemu).await {
+                warn!(replica = %kept.id(), %failure, "a replica is not kept");
+                kept.failed(failure);
+            }
+            drop(qemu);
+            host.look_again.notify_one();
+        });
+    }
+}
+
+async fn remove(host: &Arc<Host>, id: &str) -> Result<(), String> {
+    let id: ReplicaId = id.parse().map_err(|_| "it is no id".to_owned())?;
+    if host.replicas.is_none() {
+        return Ok(());
+    }
+    let ended = match host.keepers.forget(&id) {
+        Some(kept) => kept.rest(host).await,
+        None => host.end_keeper(&id).await,
+    };
+    ended.map_err(|failure| failure.to_string())?;
+    let gone = id.clone();
+    let was_there = host.with_replicas(move |replicas| {
+        let was_there = replicas.ids()?.contains(&gone);
+        replicas.remove(&gone).map(|()| was_there)
+    });
+    if was_there.await.map_err(|failure| failure.to_string())? {
+        info!(replica = %id, "a replica is removed");
+    }
+    Ok(())
+}
+
+/// What there is of replicas here, and how those of this host's guests get on.
+pub async fn observed(host: &Host) -> Vec<v1::ObservedReplica> {
+    let mut all: BTreeMap<ReplicaId, v1::ObservedReplica> = BTreeMap::new();
+    let entry = |id: &ReplicaId| v1::ObservedReplica { id: id.to_string(), ..Default::default() };
+    if host.replicas.is_some() {
+        match host.with_replicas(|replicas| replicas.ids()).await {
+            Ok(ids) => all.extend(ids.iter().map(|id| (id.clone(), entry(id)))),
+            Err(failure) => warn!(%failure, "replicas that are kept here are not told of"),
+        }
+    }
+    for kept in host.keepers.all() {
+        let (points, failure) = kept.seen();
+        let it = all.entry(kept.id().clone()).or_insert_with(|| entry(kept.id()));
+        it.points = points.into_iter().map(Into::into).collect();
+        it.failure = failure.map(Into::into);
+    }
+    for (id, sender) in host.senders.all() {
+        let sent = sender.sent();
+        let it = all.entry(id.clone()).or_insert_with(|| entry(&id));
+        (it.copied, it.total, it.failure) = (sent.copied, sent.total, sent.failure.map(Into::into));
+    }
+    all.into_values().collect()
+}
