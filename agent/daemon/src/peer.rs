@@ -188,7 +188,8 @@ impl Peer for PeerService {
         let kept = replica_id.parse().ok().and_then(|id| self.host.keepers.get(&id));
         let kept = kept.ok_or_else(|| refuse(Refused::NotKept))?;
         may_send(&caller, self.proof, &kept.wanted(), &token, Generation(generation)).map_err(refuse)?;
-        let answers = replica::take(self.host.clone(), kept, from_source);
+        let sender = kept.wanted().source.ok_or_else(|| refuse(Refused::BeingPromoted))?.host;
+        let answers = replica::take(self.host.clone(), kept, sender, from_source);
         Ok(Response::new(answering(answers, permit)))
     }
 }

@@ -34,7 +34,15 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
             warn!(guest = %owned.spec.name, %failure, "its disks are not all here");
         }
         match host.adopt(&owned).await {
-            Ok(Some(resident)) => host.settle_in(Arc::new(resident)).await,
+            Ok(Some(resident)) => {
+                // A point that the last agent was sending: nobody may come to go on with it, and the guest's writes go through it.
+                if !owned.spec.disks.is_empty()
+                    && let Err(error) = resident.vm.abandon_point().await
+                {
+                    warn!(guest = %owned.spec.name, %error, "a point of its replica stays for now");
+                }
+                host.settle_in(Arc::new(resident)).await;
+            }
             Ok(None) if owned.stopped => {}
             Ok(None) => warn!(guest = %owned.spec.name, "was here, its QEMU is gone"),
             Err(failure) => warn!(guest = %owned.spec.name, %failure, "cannot be taken back"),

@@ -88,14 +88,10 @@ pub enum DiskError {
         length: usize,
     },
     /// A replica that does not have what is to be gone back to.
-    #[error("guest {guest}, disk {disk}: {} has no such restore point; promote the replica by another one", path.display())]
+    #[error("guest {guest}: the replica's disks do not all have that restore point; promote it by another one")]
     Point {
         /// Guest.
         guest: GuestName,
-        /// Disk.
-        disk: DiskName,
-        /// File.
-        path: PathBuf,
     },
     /// One of QEMU's tools failed.
     #[error("guest {guest}, disk {disk}: {source}")]

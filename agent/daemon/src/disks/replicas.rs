@@ -44,23 +44,32 @@ impl Store {
         store.clear_up().map(|()| Replicas(store))
     }
 
+    /// That there is room for what a guest overwrites while a point of its replica is sent: guests' own disks come first.
+    ///
+    /// # Errors
+    /// [`DiskError::Space`].
+    pub fn check_aside(&self, guest: &GuestName, disk: &Disk) -> Result<(), DiskError> {
+        space::check(guest, disk, &self.directory, 0)
+    }
+
     /// A file that has no name, for what a guest overwrites while a point of its replica is sent.
     ///
     /// # Errors
     /// The system's; [`DiskError::Space`].
     pub fn aside(&self, guest: &GuestName, disk: &Disk) -> Result<File, DiskError> {
-        space::check(guest, disk, &self.directory, 0)?;
+        self.check_aside(guest, disk)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
         options.open(&self.directory).map_err(DiskError::io("make a file in", &self.directory))
     }
 
-    /// Makes a replica's files, as they were at the point of which `is_point` says so by its name, the disks of its guest. What was here under that guest's name is put aside, and
-    /// nobody but an operator removes that. To be called again if it failed, and after a crash, also with another point. No QEMU has the files.
+    /// Makes a replica's files, as they were at a point that `is_point` knows by its name, the disks of its guest. What was here under that
+    /// guest's name is put aside, and nobody but an operator removes that. To be called again if it failed, and after a crash, also with
+    /// another point. No QEMU has the files.
     ///
     /// # Errors
-    /// [`DiskError::Missing`] if there is no such replica, [`DiskError::InUse`], [`DiskError::Point`] if it has no such point: the guest has then
-    /// what it had.
+    /// [`DiskError::Missing`] if there is no such replica, [`DiskError::InUse`], [`DiskError::Point`] if not all disks have it: nothing is
+    /// changed then. [`DiskError::Tool`].
     pub fn promote(
         &self,
         replicas: &Replicas,
@@ -70,37 +79,47 @@ impl Store {
         is_point: impl Fn(&str) -> bool,
     ) -> Result<(), DiskError> {
         let disks = as_kept(disks);
-        let missing = |disk: &Disk| DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() };
-        let folder = Folder::make(&self.directory, guest)?;
-        let Some(from) = Folder::find(&replicas.0.directory, &folder_name(id))? else {
-            return disks.first().map_or(Ok(()), |disk| Err(missing(disk)));
-        };
-        // All of them, before the first is moved: what was moved by a call that broke off goes back to the point where it is.
-        for disk in &disks {
-            let is_here = if from.has(disk)? { &from } else { &folder };
-            if !is_here.has(disk)? {
-                return Err(missing(disk));
-            }
-            let path = is_here.kept(disk);
-            let file = open_to_write(&path)?;
-            check(guest, disk, &path, &file)?;
-            lock(guest, disk, &file)?;
-            let failed = |error| tool_failed(guest, disk)(error);
-            let points = self.tools.points(&file).map_err(failed)?;
-            let no_such = || DiskError::Point { guest: guest.clone(), disk: disk.name.clone(), path: path.clone() };
-            let point = points.iter().find(|name| is_point(name)).ok_or_else(no_such)?;
-            self.tools.go_back(&file, point).map_err(failed)?;
-            file.sync_all().map_err(DiskError::io("write down", &path))?;
+        let places = Places::find(self, replicas, id, guest)?;
+        // Until they are the guest's nobody else opens them.
+        let files = disks.iter().map(|disk| places.open(guest, disk)).collect::<Result<Vec<_>, _>>()?;
+        let points = self.points_of(guest, &disks, &files)?;
+        let point = points.into_iter().rfind(|name| is_point(name)).ok_or_else(|| no_such_point(guest))?;
+        for (disk, file) in disks.iter().zip(&files) {
+            self.tools.go_back(file, &point).map_err(tool_failed(guest, disk))?;
+            file.sync_all().map_err(DiskError::io("write down", &places.folder.kept(disk)))?;
         }
-        for disk in &disks {
-            if from.has(disk)? {
-                put_aside(&folder, disk)?;
-                let (kept, here) = (from.kept(disk), folder.kept(disk));
-                fs::rename(&kept, &here).map_err(DiskError::io("rename", &kept))?;
-            }
+        disks.iter().try_for_each(|disk| places.move_in(disk))?;
+        places.sync()
+    }
+
+    /// Names of the points that a replica's disks have, all of them, wherever a promotion that broke off has left each. No QEMU has the files.
+    ///
+    /// # Errors
+    /// As [`Store::promote`].
+    pub fn points_left(
+        &self,
+        replicas: &Replicas,
+        id: &ReplicaId,
+        guest: &GuestName,
+        disks: &[Disk],
+    ) -> Result<Vec<String>, DiskError> {
+        let disks = as_kept(disks);
+        let places = Places::find(self, replicas, id, guest)?;
+        let files = disks.iter().map(|disk| places.open(guest, disk)).collect::<Result<Vec<_>, _>>()?;
+        self.points_of(guest, &disks, &files)
+    }
+
+    /// Names of the snapshots that all of these files have.
+    fn points_of(&self, guest: &GuestName, disks: &[Disk], files: &[File]) -> Result<Vec<String>, DiskError> {
+        let mut common: Option<Vec<String>> = None;
+        for (disk, file) in disks.iter().zip(files) {
+            let points = self.tools.points(file).map_err(tool_failed(guest, disk))?;
+            common = Some(match common {
+                None => points,
+                Some(before) => before.into_iter().filter(|name| points.contains(name)).collect(),
+            });
         }
-        folder.sync()?;
-        from.sync()
+        Ok(common.unwrap_or_default())
     }
 
     /// Forgets the points that promoted disks still have: they take room, and make the guest's writes slower. Its QEMU does not run.
@@ -129,17 +148,40 @@ impl Replicas {
         Ok(folders.iter().filter_map(|name| name.as_str().parse().ok()).collect())
     }
 
-    /// The files of a replica's disks, for its keeper; blank ones where there are none.
+    /// The files of a replica's disks, for its keeper: blank ones if there are none of it at all; else as they were at its newest point, by
+    /// `number` of the points' names, whatever came or was gone back to since.
     ///
     /// # Errors
-    /// Those of [`Store::create`] and [`Store::open_disk`].
-    pub fn open(&self, id: &ReplicaId, disks: &[Disk]) -> Result<Vec<File>, DiskError> {
-        let name = folder_name(id);
-        let open = |disk: &Disk| {
-            self.0.create(&name, disk)?;
-            self.0.open_disk(&name, disk)
+    /// Those of [`Store::create`] and [`Store::open_disk`]; [`DiskError::Tool`].
+    pub fn open(
+        &self,
+        id: &ReplicaId,
+        disks: &[Disk],
+        number: impl Fn(&str) -> Option<u64>,
+    ) -> Result<Vec<File>, DiskError> {
+        let (name, disks) = (folder_name(id), as_kept(disks));
+        let have = match Folder::find(&self.0.directory, &name)? {
+            Some(folder) => disks.iter().map(|disk| folder.has(disk)).collect::<Result<Vec<_>, _>>()?,
+            None => vec![false; disks.len()],
         };
-        as_kept(disks).iter().map(open).collect()
+        let (there, missing): (Vec<_>, Vec<_>) = disks.iter().cloned().zip(have).partition(|(_, has)| *has);
+        let open = |disk: &Disk| self.0.open_disk(&name, disk);
+        let (there, missing) = (there.into_iter().map(|it| it.0).collect::<Vec<_>>(), missing);
+        let begun = there.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        // Blank ones beside others that have a point would be the loss of a disk.
+        if let (Some((lost, _)), false) = (missing.first(), self.0.points_of(&name, &there, &begun)?.is_empty()) {
+            return Err(DiskError::Missing { guest: name, disk: lost.name.clone() });
+        }
+        drop(begun);
+        missing.iter().try_for_each(|(disk, _)| self.0.create(&name, disk).map(drop))?;
+        let files = disks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let points = self.0.points_of(&name, &disks, &files)?;
+        if let Some(newest) = points.iter().filter(|name| number(name).is_some()).max_by_key(|name| number(name)) {
+            for (disk, file) in disks.iter().zip(&files) {
+                self.0.tools.go_back(file, newest).map_err(tool_failed(&name, disk))?;
+            }
+        }
+        Ok(files)
     }
 
     /// That a host with little room takes no more.
@@ -158,6 +200,58 @@ impl Replicas {
     pub fn remove(&self, id: &ReplicaId) -> Result<(), DiskError> {
         self.0.remove(&folder_name(id))
     }
+}
+
+/// Where the files of a replica are that is becoming its guest's disks.
+struct Places {
+    /// The guest's.
+    folder: Folder,
+    /// The replica's; it is not there any more when all of its files have been moved.
+    from: Option<Folder>,
+}
+
+impl Places {
+    fn find(store: &Store, replicas: &Replicas, id: &ReplicaId, guest: &GuestName) -> Result<Self, DiskError> {
+        let from = Folder::find(&replicas.0.directory, &folder_name(id))?;
+        Ok(Self { folder: Folder::make(&store.directory, guest)?, from })
+    }
+
+    /// The replica's folder, if it still has that disk.
+    fn not_moved(&self, disk: &Disk) -> Result<Option<&Folder>, DiskError> {
+        match &self.from {
+            Some(from) => Ok(from.has(disk)?.then_some(from)),
+            None => Ok(None),
+        }
+    }
+
+    /// A disk, where it is. One that is the guest's and was never the replica's has none of its points.
+    fn open(&self, guest: &GuestName, disk: &Disk) -> Result<File, DiskError> {
+        let place = self.not_moved(disk)?.unwrap_or(&self.folder);
+        if !place.has(disk)? {
+            return Err(DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() });
+        }
+        let path = place.kept(disk);
+        let file = open_to_write(&path)?;
+        check(guest, disk, &path, &file)?;
+        lock(guest, disk, &file)?;
+        Ok(file)
+    }
+
+    fn move_in(&self, disk: &Disk) -> Result<(), DiskError> {
+        let Some(from) = self.not_moved(disk)? else { return Ok(()) };
+        put_aside(&self.folder, disk)?;
+        let kept = from.kept(disk);
+        fs::rename(&kept, self.folder.kept(disk)).map_err(DiskError::io("rename", &kept))
+    }
+
+    fn sync(&self) -> Result<(), DiskError> {
+        self.folder.sync()?;
+        self.from.as_ref().map_or(Ok(()), Folder::sync)
+    }
+}
+
+fn no_such_point(guest: &GuestName) -> DiskError {
+    DiskError::Point { guest: guest.clone() }
 }
 
 /// What is there of a disk: kept under a name that nobody takes for the guest's; what came in part is nobody's any more.

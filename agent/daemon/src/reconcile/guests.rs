@@ -89,6 +89,11 @@ async fn have_running(host: &Arc<Host>, spec: &GuestSpec, order: &Order, failed:
     if !host.stops.withdraw(name) {
         return Ok(false);
     }
+    if let (true, Some(promotion)) = (found.owned.is_some(), &order.promotion)
+        && let Err(failure) = host.keepers.check(promotion)
+    {
+        return refuse(name, order, found.resident.is_some(), failure, failed);
+    }
     // Nobody stops it any more; somebody just may have.
     let found = Found::look(host, spec, order).await?;
     let noted_as_stopped = found.is_noted_as_stopped();
@@ -182,8 +187,16 @@ async fn have_stopped(host: &Arc<Host>, spec: &GuestSpec, order: &Order, stop: S
         warn!(guest = %name, "a QEMU of a guest that is to be stopped was in nobody's hands; it is ended");
         vm.quit().await.map_err(hypervisor_failure)?;
     }
-    if let (None, Some(promotion)) = (&found.owned, &order.promotion) {
-        return promote(host, spec, order, promotion).await;
+    match (&found.owned, &order.promotion) {
+        (None, Some(promotion)) => {
+            let promoted = promote(host, spec, order, promotion).await;
+            if promoted.as_ref().is_err_and(|failure| failure.reason == DISK_IN_USE) {
+                look_again_soon(host);
+            }
+            return promoted;
+        }
+        (Some(_), Some(promotion)) => host.keepers.check(promotion)?,
+        (_, None) => {}
     }
     if !noted {
         let vnis = segments(host, spec)?.iter().map(|segment| segment.vni).collect();

@@ -5,9 +5,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use throughline_cutover::{Failure, GuestName, Keeping, Point, ReplicaId};
+use throughline_cutover::{Failure, GuestName, Keeping, Point, Promotion, ReplicaId};
 use throughline_hypervisor::{DiskFd, Guest, Keeper, RunDir};
-use tokio::sync::{Mutex as Turn, Notify};
+use tokio::sync::{Mutex as Turn, MutexGuard, Notify};
 use tracing::info;
 
 use super::point_name;
@@ -20,7 +20,11 @@ use crate::{
 
 /// Those that the controller wants kept here.
 #[derive(Debug, Default)]
-pub struct Keepers(Mutex<BTreeMap<ReplicaId, Arc<Kept>>>);
+pub struct Keepers {
+    kept: Mutex<BTreeMap<ReplicaId, Arc<Kept>>>,
+    /// What became of those that were promoted since this agent began: the number of the point that its guest has begun from.
+    became: Mutex<BTreeMap<ReplicaId, u64>>,
+}
 
 /// One of them.
 #[derive(Debug)]
@@ -44,17 +48,40 @@ struct Seen {
 impl Keepers {
     /// That replica, if it is wanted here.
     pub fn get(&self, id: &ReplicaId) -> Option<Arc<Kept>> {
-        lock(&self.0).get(id).cloned()
+        lock(&self.kept).get(id).cloned()
+    }
+
+    /// A guest of this host has begun from that point.
+    pub(super) fn has_become(&self, id: &ReplicaId, point: u64) {
+        lock(&self.became).insert(id.clone(), point);
+    }
+
+    /// That a guest which is this host's already is so by that very promotion, as far as this agent knows.
+    ///
+    /// # Errors
+    /// `PROMOTED_BEFORE`.
+    pub fn check(&self, promotion: &Promotion) -> Result<(), Failure> {
+        match lock(&self.became).get(&promotion.replica) {
+            Some(point) if *point != promotion.point => {
+                let message = format!(
+                    "this host has begun the guest from point {point} before it was promoted by point {}, which is gone; promote it \
+                     by point {point} again to go on with it",
+                    promotion.point
+                );
+                Err(Failure::new("PROMOTED_BEFORE", message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// All of them.
     pub(super) fn all(&self) -> Vec<Arc<Kept>> {
-        lock(&self.0).values().cloned().collect()
+        lock(&self.kept).values().cloned().collect()
     }
 
     /// It is to be kept as told; gives what there is of it.
     pub(super) fn keep(&self, keeping: Keeping) -> Arc<Kept> {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.kept);
         let kept = all.entry(keeping.id.clone()).or_insert_with(|| Arc::new(Kept::new(keeping.clone())));
         kept.is_told(keeping);
         kept.clone()
@@ -62,7 +89,7 @@ impl Keepers {
 
     /// It is not wanted here, or is to go: nobody may send.
     pub(super) fn forget(&self, id: &ReplicaId) -> Option<Arc<Kept>> {
-        let kept = lock(&self.0).remove(id)?;
+        let kept = lock(&self.kept).remove(id)?;
         kept.superseded.notify_waiters();
         Some(kept)
     }
@@ -111,11 +138,20 @@ impl Kept {
         lock(&self.seen).failure = Some(failure);
     }
 
+    /// Whether there is somebody who may send.
+    pub(super) fn is_open(&self, host: &Host) -> bool {
+        let is_wanted = host.keepers.get(&self.id).is_some_and(|now| std::ptr::eq(Arc::as_ptr(&now), self));
+        is_wanted && lock(&self.wanted).source.is_some()
+    }
+
     /// Its QEMU: the one that runs, or one that is started over its files, blank ones if there are none.
     ///
     /// # Errors
-    /// The store's and QEMU's.
+    /// The store's and QEMU's; `REPLICA_PROMOTED` if nobody may send: its files are about to be another's.
     pub(super) async fn running(&self, host: &Host, qemu: &mut Option<Guest>) -> Result<Guest, Failure> {
+        if !self.is_open(host) {
+            return Err(Failure::new("REPLICA_PROMOTED", "the replica is being promoted or removed; nobody may send"));
+        }
         if let Some(vm) = &*qemu
             && vm.run_state().await.is_ok()
         {
@@ -129,6 +165,33 @@ impl Kept {
         Ok(qemu.insert(vm).clone())
     }
 
+    /// Looks what points there are: by its QEMU, or in its files if nobody may send. Nothing is made if there is nothing.
+    ///
+    /// # Errors
+    /// The store's and QEMU's.
+    pub(super) async fn look(&self, host: &Host) -> Result<(), Failure> {
+        let mut qemu = self.qemu.lock().await;
+        let id = self.id.clone();
+        if !host.with_replicas(move |replicas| Ok(replicas.ids()?.contains(&id))).await? {
+            return Ok(());
+        }
+        if self.is_open(host) {
+            return self.running(host, &mut qemu).await.map(drop);
+        }
+        host.end_keeper(&self.id).await?;
+        let (id, spec, replicas) = (self.id.clone(), self.wanted().spec, host.replicas.clone());
+        let names = host.with_disks(move |store| match &replicas {
+            Some(replicas) => store.points_left(replicas, &id, &spec.name, &spec.disks),
+            None => Ok(Vec::new()),
+        });
+        let names = names.await?;
+        let read = |name: &String| point_name::read(&self.id, &name.parse().ok()?);
+        let mut points: Vec<_> = names.iter().filter_map(read).collect();
+        points.sort_by_key(|point| point.number);
+        self.has_points(points);
+        Ok(())
+    }
+
     /// What its QEMU says that there is.
     pub(super) async fn points_of(&self, vm: &Guest) -> Result<Vec<Point>, Failure> {
         let points = vm.points().await.map_err(hypervisor_failure)?;
@@ -137,17 +200,18 @@ impl Kept {
         Ok(points)
     }
 
-    /// Ends its QEMU, if one runs. Whoever sends has let go then.
+    /// Ends its QEMU, if one runs. Whoever sends has let go then, and no other is started until what is given is dropped.
     ///
     /// # Errors
     /// QEMU's.
-    pub(super) async fn rest(&self, host: &Host) -> Result<(), Failure> {
+    pub(super) async fn rest(&self, host: &Host) -> Result<MutexGuard<'_, Option<Guest>>, Failure> {
         self.superseded.notify_waiters();
         let mut qemu = self.qemu.lock().await;
         match qemu.take() {
-            Some(vm) => vm.quit().await.map(drop).map_err(hypervisor_failure),
-            None => host.end_keeper(&self.id).await,
+            Some(vm) => drop(vm.quit().await.map_err(hypervisor_failure)?),
+            None => host.end_keeper(&self.id).await?,
         }
+        Ok(qemu)
     }
 }
 
@@ -180,7 +244,11 @@ impl Host {
 
     async fn start_keeper(&self, wanted: &Keeping) -> Result<Guest, Failure> {
         let (id, disks) = (wanted.id.clone(), wanted.spec.disks.clone());
-        let files = self.with_replicas(move |replicas| replicas.open(&id, &disks)).await?;
+        let number = {
+            let id = id.clone();
+            move |name: &str| Some(point_name::read(&id, &name.parse().ok()?)?.number)
+        };
+        let files = self.with_replicas(move |replicas| replicas.open(&id, &disks, number)).await?;
         let disks = as_kept(&wanted.spec.disks).into_iter().zip(files).map(|(disk, image)| DiskFd {
             name: disk.name,
             format: disk.format,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use throughline_cutover::{Failure, Generation, GuestSpec, OwnedGuest, Promotion, Vni};
+use throughline_cutover::{Failure, Generation, GuestSpec, OwnedGuest, Promotion, ReplicaId, Vni};
 use tracing::{info, warn};
 
 use super::point_name;
@@ -22,29 +22,39 @@ impl Host {
         vnis: Vec<Vni>,
     ) -> Result<(), Failure> {
         let id = promotion.replica.clone();
-        // Its files are to be nobody's.
-        match self.keepers.get(&id) {
-            Some(kept) => kept.rest(self).await?,
-            None => self.end_keeper(&id).await?,
-        }
-        let replicas = self.replicas.clone();
-        let (guest, disks) = (spec.name.clone(), spec.disks.clone());
+        let kept = self.keepers.get(&id);
+        // Its files are to be nobody's until they are the guest's.
+        let _rests = match &kept {
+            Some(kept) => Some(kept.rest(self).await?),
+            None => {
+                self.end_keeper(&id).await?;
+                None
+            }
+        };
+        let (guest, disks, replicas) = (spec.name.clone(), spec.disks.clone(), self.replicas.clone());
         let (replica, number) = (id.clone(), promotion.point);
         self.with_disks(move |store| {
             let Some(replicas) = &replicas else { return Ok(()) };
-            let is_it = |name: &str| {
-                let point = name.parse().ok().and_then(|name| point_name::read(&replica, &name));
-                point.is_some_and(|point| point.number == number)
-            };
-            store.promote(replicas, &replica, &guest, &disks, is_it)
+            store.promote(replicas, &replica, &guest, &disks, |name| is_point(&replica, name, number))
         })
         .await?;
         self.journal.own(&OwnedGuest { spec: spec.clone(), generation, vnis, stopped: true, asked: false })?;
         info!(guest = %spec.name, %generation, replica = %id, point = promotion.point, "fails over to this host");
+        // There is no other any more that the guest could still go back to.
+        if let Some(kept) = &kept {
+            kept.has_points(kept.seen().0.into_iter().filter(|point| point.number == promotion.point).collect());
+        }
+        self.keepers.has_become(&id, promotion.point);
         let (guest, disks) = (spec.name.clone(), spec.disks.clone());
         if let Err(failure) = self.with_disks(move |store| store.forget_points(&guest, &disks)).await {
             warn!(guest = %spec.name, %failure, "its disks still have the points of the replica that they were, which take room");
         }
         Ok(())
     }
+}
+
+/// Whether a snapshot of that name is the replica's point of that number.
+fn is_point(replica: &ReplicaId, name: &str, number: u64) -> bool {
+    let point = name.parse().ok().and_then(|name| point_name::read(replica, &name));
+    point.is_some_and(|point| point.number == number)
 }

@@ -23,14 +23,18 @@ use crate::{host::Host, lock::lock, resident::hypervisor_failure};
 
 /// Those that the controller wants sent from here.
 #[derive(Debug, Default)]
-pub struct Senders(Mutex<BTreeMap<ReplicaId, Arc<Sender>>>);
+pub struct Senders {
+    by_id: Mutex<BTreeMap<ReplicaId, Arc<Sender>>>,
+    /// Of every guest that was asked for: whatever is or was sent of it, there is one.
+    turns: Mutex<BTreeMap<GuestName, Arc<Turn>>>,
+}
 
 /// One of them.
 #[derive(Debug)]
 pub(super) struct Sender {
     guest: GuestName,
     wanted: watch::Sender<Replication>,
-    turn: Turn,
+    turn: Arc<Turn>,
     sent: Mutex<Sent>,
 }
 
@@ -63,12 +67,13 @@ impl Sender {
 impl Senders {
     /// All of them, by their ids.
     pub(super) fn all(&self) -> Vec<(ReplicaId, Arc<Sender>)> {
-        lock(&self.0).iter().map(|(id, sender)| (id.clone(), sender.clone())).collect()
+        lock(&self.by_id).iter().map(|(id, sender)| (id.clone(), sender.clone())).collect()
     }
 
     /// Sends it as told from now on.
     pub(super) fn send(&self, host: &Arc<Host>, wanted: Replication) {
-        let mut all = lock(&self.0);
+        let turn = self.turn(&wanted.guest);
+        let mut all = lock(&self.by_id);
         if let Some(sender) = all.get(&wanted.id) {
             sender.wanted.send_if_modified(|before| std::mem::replace(before, wanted.clone()) != wanted);
             return;
@@ -76,7 +81,7 @@ impl Senders {
         let sender = Arc::new(Sender {
             guest: wanted.guest.clone(),
             wanted: watch::Sender::new(wanted.clone()),
-            turn: Turn::default(),
+            turn,
             sent: Mutex::default(),
         });
         let span = info_span!("replica", id = %wanted.id, guest = %wanted.guest, keeper = %wanted.keeper.host);
@@ -86,35 +91,40 @@ impl Senders {
 
     /// None but these is sent any more.
     pub(super) fn retain(&self, host: &Arc<Host>, wanted: &[ReplicaId]) {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.by_id);
         let gone: Vec<_> = all.keys().filter(|id| !wanted.contains(id)).cloned().collect();
-        for sender in gone.iter().filter_map(|id| all.remove(id)) {
-            tokio::spawn(forget(host.clone(), sender));
+        for (id, sender) in gone.into_iter().filter_map(|id| all.remove_entry(&id)) {
+            // It may be waiting until its next point is due.
+            sender.wanted.send_modify(|_| {});
+            tokio::spawn(forget(host.clone(), id, sender));
         }
+    }
+
+    fn turn(&self, guest: &GuestName) -> Arc<Turn> {
+        lock(&self.turns).entry(guest.clone()).or_default().clone()
     }
 
     fn has(&self, id: &ReplicaId, sender: &Arc<Sender>) -> bool {
-        lock(&self.0).get(id).is_some_and(|now| Arc::ptr_eq(now, sender))
+        lock(&self.by_id).get(id).is_some_and(|now| Arc::ptr_eq(now, sender))
     }
 
-    /// The turn with the disks of a guest of this host: no point of them is under way until it is dropped. Without a replica there is none
-    /// to take.
-    pub async fn take_turn(&self, guest: &GuestName) -> Vec<Taken> {
-        let mut taken = Vec::new();
-        let of_guest: Vec<_> = lock(&self.0).values().filter(|sender| sender.guest == *guest).cloned().collect();
-        for sender in of_guest {
-            taken.push(sender.turn.take().await);
-        }
-        taken
+    /// The turn with the disks of a guest of this host: no point of them is under way until it is dropped.
+    pub async fn take_turn(&self, guest: &GuestName) -> Taken {
+        self.turn(guest).take().await
     }
 }
 
-/// What it left in the guest's QEMU would be of no use to another.
-async fn forget(host: Arc<Host>, sender: Arc<Sender>) {
+/// What it left in the guest's QEMU would be of no use to another; what another has there is not its.
+async fn forget(host: Arc<Host>, id: ReplicaId, sender: Arc<Sender>) {
     let _turn = sender.turn.take().await;
-    if let Some(resident) = host.resident(&sender.guest).await
-        && let Err(error) = resident.vm.forget_replica().await
-    {
+    let Some(resident) = host.resident(&sender.guest).await else { return };
+    let forgotten = async {
+        match resident.vm.replica_begun().await? {
+            Some(record) if record.replica.to_string() != id.as_str() => Ok(()),
+            _ => resident.vm.forget_replica().await,
+        }
+    };
+    if let Err(error) = forgotten.await {
         warn!(guest = %sender.guest, %error, "what a replica has left in its QEMU stays until there is another or it ends");
     }
 }
@@ -133,7 +143,9 @@ async fn go_on(host: Arc<Host>, id: ReplicaId, sender: Arc<Sender>) {
                 Err(_) => return,
             },
         }
-        last = once(&host, &replication, &sender, last).await;
+        if host.senders.has(&id, &sender) {
+            last = once(&host, &replication, &sender, last).await;
+        }
     }
 }
 

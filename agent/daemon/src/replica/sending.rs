@@ -8,7 +8,7 @@ use std::{
 
 use throughline_cutover::{Disk, DiskName, Failure, Point, Replication};
 use throughline_hypervisor::{
-    Guest, HypervisorError, KeeperId, PointDisk, PointProgress, PointState, ReplicaInvitation, ReplicaName,
+    HypervisorError, KeeperId, PointDisk, PointProgress, PointState, ReplicaInvitation, ReplicaName,
 };
 use throughline_wire::{
     Explanation, points,
@@ -49,7 +49,7 @@ struct Call {
     answers: Streaming<PointFromKeeper>,
 }
 
-/// Sends a point of a guest's disks, all of one instant. After a failure, and if it is dropped, [`Guest::abandon_point`] is next.
+/// Sends a point of a guest's disks, all of one instant. After a failure, and if it is dropped, `abandon_point` is next.
 pub(super) async fn send(
     host: &Host,
     replication: &Replication,
@@ -69,9 +69,10 @@ pub(super) async fn send(
     let sent = open(host, resident, invited).await?;
     let speed = replication.bandwidth / (disks.len() as u64).max(1);
     let at = vm.send_point(sent, &keeper, speed).await.map_err(broke)?;
-    call.watch(host, vm, sender).await?;
+    call.watch(host, resident, sender).await?;
     vm.end_point().await.map_err(broke)?;
-    let point = Point { number: newest.max(last) + 1, at_ms: milliseconds(at), quiesced: false };
+    let number = newest.max(last).checked_add(1).ok_or_else(|| odd("has numbered its points to the end"))?;
+    let point = Point { number, at_ms: milliseconds(at), quiesced: false };
     call.sent(point).await?;
     let name = point_name::name(&replication.id, &point);
     vm.complete_point(&name).await.map_err(broke)?;
@@ -134,7 +135,8 @@ impl Call {
         };
         let call = to_keeper.send(PointFromSource { message: Some(point_from_source::Message::Begin(begin)) });
         call.await.map_err(|_| odd("does not listen"))?;
-        let answers = client.keep_point(ReceiverStream::new(queue)).await.map_err(refused)?.into_inner();
+        let answers = timeout(READY_DEADLINE, client.keep_point(ReceiverStream::new(queue))).await;
+        let answers = answers.map_err(|_| late(READY_DEADLINE))?.map_err(refused)?.into_inner();
         Ok(Self { to_keeper, answers })
     }
 
@@ -156,7 +158,7 @@ impl Call {
     }
 
     /// Until all disks are sent.
-    async fn watch(&mut self, host: &Host, vm: &Guest, sender: &Sender) -> Result<(), Failure> {
+    async fn watch(&mut self, host: &Host, resident: &Resident, sender: &Sender) -> Result<(), Failure> {
         let mut every = interval(LOOK_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut moved, mut told) = ((0, Instant::now()), Instant::now());
@@ -167,10 +169,10 @@ impl Call {
                     return Err(answer.map_or_else(refused, |_| odd("hung up while disks were being sent")));
                 }
             }
-            let progress = vm.point_progress().await.map_err(broke)?;
+            let progress = resident.vm.point_progress().await.map_err(broke)?;
             let (copied, total) = progress.iter().fold((0, 0), |(sent, all), it| (sent + it.sent, all + it.total));
             sender.comes_along(copied, total);
-            if is_over(&progress)? {
+            if is_over(&progress, resident.spec.disks.len())? {
                 debug!(total, "all disks are sent");
                 return Ok(());
             }
@@ -184,6 +186,7 @@ impl Call {
             if told.elapsed() > TELL_EVERY {
                 told = Instant::now();
                 host.look_again.notify_one();
+                check_room(host, resident).await?;
             }
         }
     }
@@ -200,8 +203,19 @@ impl Call {
     }
 }
 
-/// Whether every disk is sent; that one broke is an error.
-fn is_over(progress: &[PointProgress]) -> Result<bool, Failure> {
+/// What is overwritten meanwhile must not take what guests' own disks need.
+async fn check_room(host: &Host, resident: &Resident) -> Result<(), Failure> {
+    let (guest, disks) = (resident.spec.name.clone(), resident.spec.disks.clone());
+    host.with_disks(move |store| disks.iter().try_for_each(|disk| store.check_aside(&guest, disk))).await
+}
+
+fn late(deadline: Duration) -> Failure {
+    let message = format!("the replica's host did not answer within {} s; see its agent's log", deadline.as_secs());
+    Failure::new("REPLICA_LATE", message)
+}
+
+/// Whether every one of so many disks is sent; that one broke is an error.
+fn is_over(progress: &[PointProgress], disks: usize) -> Result<bool, Failure> {
     for it in progress {
         if let PointState::Failed(why) = &it.state {
             let message = format!(
@@ -212,7 +226,7 @@ fn is_over(progress: &[PointProgress]) -> Result<bool, Failure> {
             return Err(Failure::new("REPLICA_COPY", message));
         }
     }
-    Ok(progress.iter().all(|it| it.state == PointState::Sent))
+    Ok(progress.len() == disks && progress.iter().all(|it| it.state == PointState::Sent))
 }
 
 fn milliseconds(at: SystemTime) -> u64 {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use throughline_cutover::{Failure, Keeping, Point, Sender};
+use throughline_cutover::{Failure, HostName, Keeping, Point, Sender};
 use throughline_hypervisor::Guest;
 use throughline_wire::v1::{
     KeeperReady, PointFromKeeper, PointFromSource, PointMade, point_from_keeper::Message,
@@ -49,11 +49,12 @@ impl From<Failure> for Ended {
 pub fn take(
     host: Arc<Host>,
     kept: Arc<Kept>,
+    caller: HostName,
     from_source: Streaming<PointFromSource>,
 ) -> mpsc::Receiver<Result<PointFromKeeper, Status>> {
     let (answer, answers) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
-        match serve(&host, &kept, from_source, &answer).await {
+        match serve(&host, &kept, &caller, from_source, &answer).await {
             Ok(()) => {}
             Err(Ended::LetGo(why)) => {
                 info!(replica = %kept.id(), why, "no point");
@@ -74,6 +75,7 @@ pub fn take(
 async fn serve(
     host: &Host,
     kept: &Arc<Kept>,
+    caller: &HostName,
     from_source: Streaming<PointFromSource>,
     answer: &Answers,
 ) -> Result<(), Ended> {
@@ -85,9 +87,10 @@ async fn serve(
     tokio::pin!(superseded);
     superseded.as_mut().enable();
     let wanted = kept.wanted();
-    let is_wanted = host.keepers.get(kept.id()).is_some_and(|now| Arc::ptr_eq(&now, kept));
-    let Some(sender) = wanted.source.clone().filter(|_| is_wanted) else {
-        return Err(Ended::LetGo("the replica is being promoted or removed; nobody may send"));
+    // Who may send may have changed since the call came in.
+    let sender = wanted.source.clone().filter(|sender| kept.is_open(host) && sender.host == *caller);
+    let Some(sender) = sender else {
+        return Err(Ended::LetGo("the replica is being promoted or removed, or another host sends it now"));
     };
     let vm = kept.running(host, &mut qemu).await?;
     // What an earlier call has left.
@@ -113,8 +116,7 @@ async fn point(
     mut from_source: Streaming<PointFromSource>,
     answer: &Answers,
 ) -> Result<(), Ended> {
-    let (id, disks) = (wanted.id.clone(), wanted.spec.disks.clone());
-    host.with_replicas(move |replicas| replicas.check_room(&id, &disks)).await?;
+    check_room(host, wanted).await?;
     let points = kept.points_of(vm).await?;
     let instance = vm.keeper_id().await.map_err(hypervisor_failure)?.to_string();
     let mut doors = JoinSet::new();
@@ -130,13 +132,14 @@ async fn point(
     }
     let known = points.iter().copied().map(Into::into).collect();
     say(answer, Message::Ready(KeeperReady { points: known, instance, disks: invited })).await?;
-    let point = await_point(vm, &mut doors, &mut from_source).await?;
+    let point = await_point(host, wanted, vm, &mut doors, &mut from_source).await?;
     drop(doors);
     if points.last().is_some_and(|newest| newest.number >= point.number) {
         return Err(Ended::LetGo("the point's number is no higher than that of one that is here"));
     }
     make(host, kept, vm, wanted, point).await?;
-    say(answer, Message::Made(PointMade {})).await
+    say(answer, Message::Made(PointMade {})).await?;
+    forget_oldest(kept, vm, wanted).await.map_err(Ended::from)
 }
 
 async fn say(answer: &Answers, message: Message) -> Result<(), Ended> {
@@ -146,6 +149,8 @@ async fn say(answer: &Answers, message: Message) -> Result<(), Ended> {
 
 /// Writes out what comes until the guest's host says that this is all, and which point it is.
 async fn await_point(
+    host: &Host,
+    wanted: &Keeping,
     vm: &Guest,
     doors: &mut JoinSet<Result<(), throughline_hypervisor::HypervisorError>>,
     from_source: &mut Streaming<PointFromSource>,
@@ -159,6 +164,9 @@ async fn await_point(
                 let Some(PointFromSource { message: Some(Said::Sent(sent)) }) = said else {
                     return Err(Ended::LetGo("the guest's host gave the point up"));
                 };
+                if !doors.is_empty() {
+                    return Err(Ended::LetGo("the guest's host says that it has sent a disk whose stream it did not open"));
+                }
                 let point = sent.point.ok_or(Ended::LetGo("the guest's host does not say which point it is"))?;
                 return Point::try_from(point).map_err(|_| Ended::LetGo("the guest's host names a point that is none"));
             }
@@ -167,29 +175,43 @@ async fn await_point(
                 Ok(Err(error)) => return Err(hypervisor_failure(error).into()),
                 Err(panicked) => return Err(Failure::new("HYPERVISOR", panicked.to_string()).into()),
             },
-            _ = every.tick() => vm.settle_disks().await.map_err(hypervisor_failure)?,
+            _ = every.tick() => {
+                check_room(host, wanted).await?;
+                vm.settle_disks().await.map_err(hypervisor_failure)?;
+            }
         }
     }
 }
 
-/// Makes what has come the point, and lets the oldest go that is too many.
+/// What comes must not take what the disks of guests here need.
+async fn check_room(host: &Host, wanted: &Keeping) -> Result<(), Failure> {
+    let (id, disks) = (wanted.id.clone(), wanted.spec.disks.clone());
+    host.with_replicas(move |replicas| replicas.check_room(&id, &disks)).await
+}
+
+/// Makes what has come the point.
 async fn make(host: &Host, kept: &Kept, vm: &Guest, wanted: &Keeping, point: Point) -> Result<(), Failure> {
     let began = Instant::now();
     vm.close_disks().await.map_err(hypervisor_failure)?;
     vm.make_point(&point_name::name(&wanted.id, &point)).await.map_err(hypervisor_failure)?;
     let points = kept.points_of(vm).await?;
-    let too_many = points.len().saturating_sub(wanted.keep as usize);
-    for old in &points[..too_many] {
-        if let Err(error) = vm.delete_point(&point_name::name(&wanted.id, old)).await {
-            warn!(replica = %wanted.id, point = old.number, %error, "an old point stays; it is tried again with the next one");
-        }
-    }
-    let points = if too_many > 0 { kept.points_of(vm).await? } else { points };
     info!(
         replica = %wanted.id, guest = %wanted.spec.name, point = point.number, points = points.len(),
         took = ?began.elapsed(), "a point is made"
     );
     kept.has_points(points);
     host.look_again.notify_one();
+    Ok(())
+}
+
+/// Lets the oldest points go that are too many.
+async fn forget_oldest(kept: &Kept, vm: &Guest, wanted: &Keeping) -> Result<(), Failure> {
+    let points = kept.points_of(vm).await?;
+    for old in &points[..points.len().saturating_sub(wanted.keep as usize)] {
+        if let Err(error) = vm.delete_point(&point_name::name(&wanted.id, old)).await {
+            warn!(replica = %wanted.id, point = old.number, %error, "an old point stays; it is tried again with the next one");
+        }
+    }
+    kept.has_points(kept.points_of(vm).await?);
     Ok(())
 }

@@ -1,40 +1,48 @@
 //! Replicas as the controller wants them here, and as they are.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use throughline_cutover::{Keeping, ReplicaId, Replication};
 use throughline_wire::v1;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
+use super::Kept;
 use crate::host::Host;
+
+/// How soon it is looked again what there is of a replica, if that could not be seen.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Sends and keeps what is wanted, and lets go of what is not. What takes time goes its own way; what cannot be read or removed is told in
 /// words.
 pub async fn reconcile(host: &Arc<Host>, state: &v1::DesiredState, problems: &mut Vec<String>) {
     let mut sent = Vec::new();
     for wanted in state.replications.iter().cloned() {
+        // One that cannot be read in all is not one that is not wanted.
+        sent.extend(wanted.id.parse::<ReplicaId>());
         match Replication::try_from(wanted) {
-            Ok(replication) => {
-                sent.push(replication.id.clone());
-                host.senders.send(host, replication);
-            }
+            Ok(replication) => host.senders.send(host, replication),
             Err(error) => problems.push(format!("a replica to be sent: {error}")),
         }
     }
     host.senders.retain(host, &sent);
     let mut wanted = Vec::new();
     for keeping in state.replicas.iter().cloned() {
+        wanted.extend(keeping.id.parse::<ReplicaId>());
         match Keeping::try_from(keeping) {
-            Ok(keeping) => {
-                wanted.push(keeping.id.clone());
-                keep(host, keeping);
-            }
+            Ok(keeping) => keep(host, keeping),
             Err(error) => problems.push(format!("a replica to be kept: {error}")),
         }
     }
-    for kept in host.keepers.all().iter().filter(|kept| !wanted.contains(kept.id())) {
+    for kept in host.keepers.all().into_iter().filter(|kept| !wanted.contains(kept.id())) {
         // Its files stay until they are named to go.
         host.keepers.forget(kept.id());
+        let host = host.clone();
+        tokio::spawn(async move {
+            if let Err(failure) = kept.rest(&host).await {
+                warn!(replica = %kept.id(), %failure, "the QEMU of a replica that is not wanted any more runs on");
+            }
+        });
     }
     for id in &state.remove_replicas {
         if let Err(problem) = remove(host, id).await {
@@ -43,27 +51,29 @@ pub async fn reconcile(host: &Arc<Host>, state: &v1::DesiredState, problems: &mu
     }
 }
 
-/// It is kept as told: its points are looked at if nobody has since this agent began, and its QEMU rests while nobody may send.
+/// It is kept as told; its points are looked at if nobody has since this agent began.
 fn keep(host: &Arc<Host>, keeping: Keeping) {
-    let is_sent = keeping.source.is_some();
     let is_new = host.keepers.get(&keeping.id).is_none();
     let kept = host.keepers.keep(keeping);
-    if is_new && is_sent {
-        let host = host.clone();
-        tokio::spawn(async move {
-            let id = kept.id().clone();
-            let has_files = host.with_replicas(move |replicas| Ok(replicas.ids()?.contains(&id))).await;
-            if !matches!(has_files, Ok(true)) {
+    if is_new {
+        tokio::spawn(look(host.clone(), kept));
+    }
+}
+
+/// Looks what points there are, until that is known or nobody wants to know.
+async fn look(host: Arc<Host>, kept: Arc<Kept>) {
+    while host.keepers.get(kept.id()).is_some_and(|now| Arc::ptr_eq(&now, &kept)) {
+        match kept.look(&host).await {
+            Ok(()) => {
+                host.look_again.notify_one();
                 return;
             }
-            let mut qemu = kept.qemu.lock().await;
-            if let Err(failure) = kept.running(&host, &mut qemu).await {
-                warn!(replica = %kept.id(), %failure, "a replica is not kept");
+            Err(failure) => {
+                warn!(replica = %kept.id(), %failure, "what there is of a replica is not known yet");
                 kept.failed(failure);
             }
-            drop(qemu);
-            host.look_again.notify_one();
-        });
+        }
+        sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -73,7 +83,7 @@ async fn remove(host: &Arc<Host>, id: &str) -> Result<(), String> {
         return Ok(());
     }
     let ended = match host.keepers.forget(&id) {
-        Some(kept) => kept.rest(host).await,
+        Some(kept) => kept.rest(host).await.map(drop),
         None => host.end_keeper(&id).await,
     };
     ended.map_err(|failure| failure.to_string())?;

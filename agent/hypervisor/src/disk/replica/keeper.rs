@@ -55,14 +55,17 @@ impl Guest {
         }
         let text = name.to_string();
         let having = self.snapshots().await?;
-        let has = |disk: &&DiskName| having.get(*disk).is_some_and(|all| all.iter().any(|it| it.name == text));
-        let have: Vec<_> = disks.iter().filter(has).collect();
-        if have.len() == disks.len() {
+        let points = common(&having);
+        if points.iter().any(|point| point.name == *name) {
             return Ok(());
         }
-        // Of one that a keeper was killed over.
-        for disk in have {
-            self.delete_snapshot(disk, &text).await?;
+        // Of one that a keeper was killed over: what not all disks have is no point.
+        for (disk, all) in &having {
+            let is_point = |name: &str| points.iter().any(|point| point.name.to_string() == name);
+            let torn = all.iter().filter(|it| it.name.parse::<PointName>().is_ok() && !is_point(&it.name));
+            for snapshot in torn {
+                self.delete_snapshot(disk, &snapshot.name).await?;
+            }
         }
         let actions = disks.iter().map(|disk| options::snapshot(disk, &text)).collect();
         self.execute_within(qmp::transaction { properties: None, actions }, POINT_DEADLINE).await.map(drop)
