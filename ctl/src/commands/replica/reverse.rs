@@ -8,8 +8,9 @@ use super::Terms;
 use crate::{exit::Exit, failure::Failure, session::Session};
 
 pub(super) const EXAMPLES: &str = "\
-The host need not be back yet. When the replica there has a point, the way back is a stop of the
-guest, then a promotion with --even-if-connected once its lag is 0: nothing is lost by that.
+The host need not be back yet. A promotion leads back as it led here, with what is lost by one: with
+nothing lost a migration leads back, once the replica, and the disks that the guest left there, are
+removed.
 
 EXAMPLES:
   throughline replica reverse db-1
