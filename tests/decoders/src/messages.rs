@@ -6,12 +6,16 @@ use prost::Message;
 use throughline_agent::{cold, flip, invitation, memberships, peer, reconcile};
 use throughline_controller::read_agent_message;
 use throughline_cutover::{
-    Binding, Endpoint, GuestSpec, Keeping, Limits, Mandate, MigrationPlan, Network, OwnedGuest, Port, Promotion,
-    Replication, Stop,
+    Binding, Disk, DiskBus, DiskFormat, Endpoint, GuestSpec, Keeping, Limits, Mandate, MigrationPlan, Network,
+    OwnedGuest, Point, Port, Promotion, Replication, Stop,
     admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest, NewReplica, PromotionRequest},
 };
-use throughline_wire::v1::{
-    self, controller_message::Message as Order, disk_from_source, from_destination, from_source,
+use throughline_wire::{
+    points,
+    v1::{
+        self, controller_message::Message as Order, disk_from_source, from_destination, from_source, point_from_keeper,
+        point_from_source,
+    },
 };
 
 use crate::chosen;
@@ -91,7 +95,7 @@ pub(crate) fn controller(bytes: &[u8]) {
     }
 }
 
-/// What the two ends of a migration say to each other: the first byte says which end speaks, and of what.
+/// What the two ends of a migration or of a replica say to each other: the first byte says which end speaks, and of what.
 pub(crate) fn peer(bytes: &[u8]) {
     let Some((choice, body)) = chosen(bytes) else { return };
     match choice {
@@ -112,6 +116,20 @@ pub(crate) fn peer(bytes: &[u8]) {
                 assert!(data.offset < FILE, "nothing is written beyond the file");
             }
         }
+        3 => {
+            let Ok(message) = v1::PointFromSource::decode(body) else { return };
+            if let Some(point_from_source::Message::Sent(v1::PointSent { point: Some(point) })) = message.message {
+                reads_again::<v1::Point, Point>(point);
+            }
+        }
+        4 => {
+            let Ok(message) = v1::PointFromKeeper::decode(body) else { return };
+            let Some(point_from_keeper::Message::Ready(ready)) = message.message else { return };
+            if let Ok(points) = points(ready.points) {
+                assert!(points.is_sorted_by_key(|point| point.number), "the last is the newest");
+            }
+            invited(ready.disks);
+        }
         _ => {
             let Ok(message) = v1::FromDestination::decode(body) else { return };
             if let Some(from_destination::Message::Prepared(prepared)) = message.message
@@ -123,6 +141,25 @@ pub(crate) fn peer(bytes: &[u8]) {
                     "memory goes to the plan's destination and nowhere else"
                 );
             }
+        }
+    }
+}
+
+/// Where a keeper would have the disks of a replica sent.
+fn invited(wanted: Vec<v1::ReplicaDisk>) {
+    let disk = |wanted: &v1::ReplicaDisk| {
+        Some(Disk {
+            name: wanted.name.parse().ok()?,
+            size: FILE.try_into().ok()?,
+            format: DiskFormat::Raw,
+            bus: DiskBus::VirtioBlk,
+            image: String::new(),
+        })
+    };
+    let disks: Vec<_> = wanted.iter().filter_map(disk).collect();
+    if let Ok(invited) = invitation::replica::from_wire(wanted, &disks, DESTINATION) {
+        for invitation in invited {
+            assert_eq!(*invitation.stream.address.ip(), DESTINATION, "a replica goes to its keeper and nowhere else");
         }
     }
 }
