@@ -159,6 +159,13 @@ async fn await_point(
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            // A stream that is open is noted before it is said to be over.
+            biased;
+            Some(opened) = doors.join_next() => match opened {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(hypervisor_failure(error).into()),
+                Err(panicked) => return Err(Failure::new("HYPERVISOR", panicked.to_string()).into()),
+            },
             message = from_source.message() => {
                 let said = message.map_err(|_| Ended::LetGo("the call of the guest's host broke"))?;
                 let Some(PointFromSource { message: Some(Said::Sent(sent)) }) = said else {
@@ -170,11 +177,6 @@ async fn await_point(
                 let point = sent.point.ok_or(Ended::LetGo("the guest's host does not say which point it is"))?;
                 return Point::try_from(point).map_err(|_| Ended::LetGo("the guest's host names a point that is none"));
             }
-            Some(opened) = doors.join_next() => match opened {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(hypervisor_failure(error).into()),
-                Err(panicked) => return Err(Failure::new("HYPERVISOR", panicked.to_string()).into()),
-            },
             _ = every.tick() => {
                 check_room(host, wanted).await?;
                 vm.settle_disks().await.map_err(hypervisor_failure)?;
