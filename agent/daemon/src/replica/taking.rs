@@ -105,6 +105,10 @@ async fn serve(
     {
         warn!(replica = %kept.id(), %error, "the doors of a replica stay open until the next point");
     }
+    if taken.is_ok() {
+        // The guest's host has its answer, and need not wait for this.
+        forget_oldest(kept, &vm, &wanted).await?;
+    }
     taken
 }
 
@@ -138,8 +142,7 @@ async fn point(
         return Err(Ended::LetGo("the point's number is no higher than that of one that is here"));
     }
     make(host, kept, vm, wanted, point).await?;
-    say(answer, Message::Made(PointMade {})).await?;
-    forget_oldest(kept, vm, wanted).await.map_err(Ended::from)
+    say(answer, Message::Made(PointMade {})).await
 }
 
 async fn say(answer: &Answers, message: Message) -> Result<(), Ended> {

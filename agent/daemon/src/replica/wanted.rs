@@ -34,7 +34,8 @@ pub async fn reconcile(host: &Arc<Host>, state: &v1::DesiredState, problems: &mu
             Err(error) => problems.push(format!("a replica to be kept: {error}")),
         }
     }
-    for kept in host.keepers.all().into_iter().filter(|kept| !wanted.contains(kept.id())) {
+    let goes = |id: &ReplicaId| state.remove_replicas.iter().any(|it| it == id.as_str());
+    for kept in host.keepers.all().into_iter().filter(|kept| !wanted.contains(kept.id()) && !goes(kept.id())) {
         // Its files stay until they are named to go.
         host.keepers.forget(kept.id());
         let host = host.clone();
@@ -46,7 +47,12 @@ pub async fn reconcile(host: &Arc<Host>, state: &v1::DesiredState, problems: &mu
     }
     for id in &state.remove_replicas {
         if let Err(problem) = remove(host, id).await {
-            problems.push(format!("replica {id}, which is to go: {problem}"));
+            problems.push(format!("replica {id}, which is to go: {problem}; it is tried again"));
+            let host = host.clone();
+            tokio::spawn(async move {
+                sleep(LOOK_AGAIN).await;
+                host.look_again.notify_one();
+            });
         }
     }
 }
