@@ -83,7 +83,8 @@ impl Store {
         // Until they are the guest's nobody else opens them.
         let files = disks.iter().map(|disk| places.open(guest, disk)).collect::<Result<Vec<_>, _>>()?;
         let points = self.points_of(guest, &disks, &files)?;
-        let point = points.into_iter().rfind(|name| is_point(name)).ok_or_else(|| no_such_point(guest))?;
+        let point =
+            points.into_iter().rfind(|name| is_point(name)).ok_or_else(|| DiskError::Point { guest: guest.clone() })?;
         for (disk, file) in disks.iter().zip(&files) {
             self.tools.go_back(file, &point).map_err(tool_failed(guest, disk))?;
             file.sync_all().map_err(DiskError::io("write down", &places.folder.kept(disk)))?;
@@ -164,17 +165,23 @@ impl Replicas {
             Some(folder) => disks.iter().map(|disk| folder.has(disk)).collect::<Result<Vec<_>, _>>()?,
             None => vec![false; disks.len()],
         };
-        let (there, missing): (Vec<_>, Vec<_>) = disks.iter().cloned().zip(have).partition(|(_, has)| *has);
+        let only =
+            |is_there| disks.iter().zip(&have).filter(move |(_, has)| **has == is_there).map(|(disk, _)| disk.clone());
+        let (there, missing): (Vec<_>, Vec<_>) = (only(true).collect(), only(false).collect());
         let open = |disk: &Disk| self.0.open_disk(&name, disk);
-        let (there, missing) = (there.into_iter().map(|it| it.0).collect::<Vec<_>>(), missing);
         let begun = there.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         // Blank ones beside others that have a point would be the loss of a disk.
-        if let (Some((lost, _)), false) = (missing.first(), self.0.points_of(&name, &there, &begun)?.is_empty()) {
+        if let (Some(lost), false) = (missing.first(), self.0.points_of(&name, &there, &begun)?.is_empty()) {
             return Err(DiskError::Missing { guest: name, disk: lost.name.clone() });
         }
-        drop(begun);
-        missing.iter().try_for_each(|(disk, _)| self.0.create(&name, disk).map(drop))?;
-        let files = disks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        // Not closed and opened again for nothing: a process that is just being started may still have the lock of what was closed.
+        let files = if missing.is_empty() {
+            begun
+        } else {
+            drop(begun);
+            missing.iter().try_for_each(|disk| self.0.create(&name, disk).map(drop))?;
+            disks.iter().map(open).collect::<Result<_, _>>()?
+        };
         let points = self.0.points_of(&name, &disks, &files)?;
         if let Some(newest) = points.iter().filter(|name| number(name).is_some()).max_by_key(|name| number(name)) {
             for (disk, file) in disks.iter().zip(&files) {
@@ -248,10 +255,6 @@ impl Places {
         self.folder.sync()?;
         self.from.as_ref().map_or(Ok(()), Folder::sync)
     }
-}
-
-fn no_such_point(guest: &GuestName) -> DiskError {
-    DiskError::Point { guest: guest.clone() }
 }
 
 /// What is there of a disk: kept under a name that nobody takes for the guest's; what came in part is nobody's any more.

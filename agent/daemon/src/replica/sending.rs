@@ -148,12 +148,7 @@ impl Call {
     }
 
     async fn answer(&mut self, deadline: Duration) -> Result<Message, Failure> {
-        let late = || {
-            let message =
-                format!("the replica's host did not answer within {} s; see its agent's log", deadline.as_secs());
-            Failure::new("REPLICA_LATE", message)
-        };
-        let answer = timeout(deadline, self.answers.message()).await.map_err(|_| late())?.map_err(refused)?;
+        let answer = timeout(deadline, self.answers.message()).await.map_err(|_| late(deadline))?.map_err(refused)?;
         answer.and_then(|answer| answer.message).ok_or_else(|| odd("hung up"))
     }
 

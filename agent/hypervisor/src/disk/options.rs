@@ -93,19 +93,22 @@ pub(super) fn bitmap(disk: &DiskName, name: &str, records: Records) -> qmp::bloc
     })
 }
 
-/// A chart, to be read from a set of descriptors. The file's node lives and dies with it.
-pub(super) fn chart(disk: &DiskName, set: i64) -> qmp::blockdev_add {
-    let file = qmp::BlockdevOptionsFile {
+/// A file that the agent has made for this and nobody else knows, from a set of descriptors.
+pub(super) fn lent(set: i64) -> qmp::BlockdevOptionsFile {
+    qmp::BlockdevOptionsFile {
         filename: format!("/dev/fdset/{set}"),
-        // The agent has made it for this, and nobody else knows it.
         locking: Some(qmp::OnOffAuto::off),
         aio: None,
         aio_max_batch: None,
         drop_cache: None,
         pr_manager: None,
         x_check_cache_dropped: None,
-    };
-    let file = qmp::BlockdevOptions::file { base: base(None, true), file };
+    }
+}
+
+/// A chart, to be read from a set of descriptors. The file's node lives and dies with it.
+pub(super) fn chart(disk: &DiskName, set: i64) -> qmp::blockdev_add {
+    let file = qmp::BlockdevOptions::file { base: base(None, true), file: lent(set) };
     let qcow2 = qmp::BlockdevOptionsQcow2 {
         base: qmp::BlockdevOptionsGenericCOWFormat {
             base: qmp::BlockdevOptionsGenericFormat { file: qmp::BlockdevRef::definition(Box::new(file)) },

@@ -6,7 +6,7 @@ use throughline_cutover::DiskName;
 use super::super::{
     bitmap::{GRANULARITY, Records},
     nodes,
-    options::{base, bitmap},
+    options::{base, bitmap, lent},
 };
 
 /// Name of the bitmap, on the node of the disk's instant, of what is being sent.
@@ -43,20 +43,10 @@ pub(super) fn merge(from: (&str, &str), into: (&str, &str)) -> Action {
 
 /// The file for what the guest overwrites, from a set of descriptors.
 pub(super) fn aside(disk: &DiskName, set: i64) -> qmp::blockdev_add {
-    let file = qmp::BlockdevOptionsFile {
-        filename: format!("/dev/fdset/{set}"),
-        // The agent has made it for this, and nobody else knows it.
-        locking: Some(qmp::OnOffAuto::off),
-        aio: None,
-        aio_max_batch: None,
-        drop_cache: None,
-        pr_manager: None,
-        x_check_cache_dropped: None,
-    };
     // It is of no use after a crash: the guest's flushes and its own end are not to wait for it.
     let cache = Some(qmp::BlockdevCacheOptions { direct: None, no_flush: Some(true) });
     let base = qmp::BlockdevOptionsBase { cache, ..base(Some(nodes::aside(disk)), false) };
-    qmp::blockdev_add(qmp::BlockdevOptions::file { base, file })
+    qmp::blockdev_add(qmp::BlockdevOptions::file { base, file: lent(set) })
 }
 
 fn over(node: String) -> qmp::BlockdevOptionsGenericFormat {
