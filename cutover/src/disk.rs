@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::DiskName;
+use crate::{DiskName, PlaceName};
 
 /// What a disk's size is a multiple of, bytes.
 const STEP: u64 = 1 << 20;
@@ -130,7 +130,19 @@ impl FromStr for DiskBus {
     }
 }
 
-/// A disk of a guest: a file that its host's agent keeps, and that moves with the guest.
+/// Where a disk is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum DiskPlace {
+    /// A file of its host's agent. It goes with the guest.
+    #[default]
+    Directory,
+    /// The block device that each host has under this name. What is on it goes with the guest.
+    Device(PlaceName),
+    /// A file on storage that hosts have in common under this name. It stays where it is, whichever of them has the guest.
+    Shared(PlaceName),
+}
+
+/// A disk of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// Unique among the guest's disks; also its serial number in the guest.
@@ -141,8 +153,19 @@ pub struct Disk {
     pub format: DiskFormat,
     /// How it is attached.
     pub bus: DiskBus,
-    /// Path, on the host where the guest is created, of an image in the same format that it begins as; empty: it begins blank.
+    /// Path, on the host where the guest is created, of an image in the same format that it begins as; empty: it begins blank, or, a
+    /// block device, as what is on it.
     pub image: String,
+    /// Where.
+    #[serde(default)]
+    pub place: DiskPlace,
+}
+
+impl Disk {
+    /// Whether what is on it has to be brought to a host that its guest moves to.
+    pub const fn goes_along(&self) -> bool {
+        !matches!(self.place, DiskPlace::Shared(_))
+    }
 }
 
 /// What becomes of a guest's disks on its host when the guest ends for good.

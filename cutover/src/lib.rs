@@ -25,7 +25,7 @@ pub use coordinator::{
 pub use destination::{
     Destination, DestinationEffect, DestinationEvent, DestinationPhase, DestinationReport, GatePeer, MARKER_DEADLINE,
 };
-pub use disk::{Disk, DiskBus, DiskFate, DiskFormat, DiskSize, InvalidDisk, MOST_DISKS};
+pub use disk::{Disk, DiskBus, DiskFate, DiskFormat, DiskPlace, DiskSize, InvalidDisk, MOST_DISKS};
 pub use fence::{Mandate, Term};
 pub use machine::Machine;
 pub use model::{
@@ -33,7 +33,8 @@ pub use model::{
     Port, PortPlan, Progress,
 };
 pub use names::{
-    DiskName, FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName, ReplicaId,
+    DiskName, FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName, PlaceName,
+    ReplicaId,
 };
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, MarkerSecret, Mtu, PortId, Queues, Vni};
 pub use power::{Power, RunsOn, Stop, StopFirst};

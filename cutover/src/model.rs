@@ -68,6 +68,13 @@ pub struct GuestSpec {
     pub disks: Vec<Disk>,
 }
 
+impl GuestSpec {
+    /// Disks whose content has to be brought to a host that the guest moves to, in their order.
+    pub fn disks_to_bring(&self) -> impl Iterator<Item = &Disk> {
+        self.disks.iter().filter(|disk| disk.goes_along())
+    }
+}
+
 /// A guest a host owns, by its journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnedGuest {

@@ -126,6 +126,10 @@ name!(
     DiskName, 15
 );
 name!(
+    /// Name by which hosts know a block device, or storage that they have in common; what it is for them each host is told.
+    PlaceName, 63
+);
+name!(
     /// Name of an endpoint, which is also the name of its interface (IFNAMSIZ less the end).
     InterfaceName, 15
 );

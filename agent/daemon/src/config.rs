@@ -3,9 +3,11 @@
 use std::{net::Ipv4Addr, net::SocketAddr, path::PathBuf};
 
 use clap::Parser;
-use throughline_cutover::{FabricId, HostName};
+use throughline_cutover::{FabricId, HostName, PlaceName};
 use throughline_hypervisor::{AcceleratorChoice, QemuUser};
 use throughline_identity::DAEMON_DIRECTORY;
+
+use crate::disks::Elsewhere;
 
 /// The agent of one host: runs its guests, keeps its networks, moves both.
 #[derive(Debug, Clone, Parser)]
@@ -35,6 +37,12 @@ pub struct Config {
     /// Guests' disks live here, for this agent alone; default: `disks` in the state directory.
     #[arg(long, value_name = "DIR")]
     pub disk_dir: Option<PathBuf>,
+    /// Block devices that may be guests' disks are in this directory, by name or as links (/dev/VOLUME-GROUP, say); default: none may be.
+    #[arg(long, value_name = "DIR")]
+    pub device_dir: Option<PathBuf>,
+    /// Storage that other hosts have, too, under the same name; a directory on it, for agents alone. Repeat for more.
+    #[arg(long, value_name = "NAME=DIR", value_parser = storage)]
+    pub shared: Vec<(PlaceName, PathBuf)>,
     /// A folder on a mounted BPF file system, this agent's own: what is pinned there outlives the agent.
     #[arg(long, default_value = "/sys/fs/bpf/throughline")]
     pub bpffs: PathBuf,
@@ -103,6 +111,11 @@ impl Config {
         self.disk_dir.clone().unwrap_or_else(|| self.state_dir.join("disks"))
     }
 
+    /// Where guests' disks are that are not in that directory.
+    pub fn elsewhere(&self) -> Elsewhere {
+        Elsewhere::new(self.host.clone(), self.device_dir.clone(), self.shared.iter().cloned().collect())
+    }
+
     /// Memory for guests, KiB.
     pub fn memory_kib(&self) -> u64 {
         match self.memory_mib {
@@ -121,6 +134,16 @@ impl Config {
         let sixteenth = || u32::try_from(host_memory() / (16 << 20)).unwrap_or(u32::MAX);
         self.hold_budget_mib.unwrap_or_else(sixteenth).max(self.hold_mib)
     }
+}
+
+/// Reads `NAME=DIR`.
+fn storage(text: &str) -> Result<(PlaceName, PathBuf), String> {
+    let (name, directory) = text.split_once('=').ok_or("give NAME=DIR")?;
+    let directory = PathBuf::from(directory);
+    if !directory.is_absolute() {
+        return Err(format!("{} is not a path from the root", directory.display()));
+    }
+    Ok((name.parse().map_err(|error| format!("{name:?} {error}"))?, directory))
 }
 
 /// Bytes.

@@ -127,7 +127,7 @@ async fn open_systems(config: &Config, security: Security) -> anyhow::Result<Sys
             "GUESTS' MEMORY CROSSES THE WIRE IN THE CLEAR (--memory-plaintext): whoever can reach the underlay can read and change it"
         );
     }
-    let disks = (!config.peer_only).then(|| Store::open(&config.disk_dir(), user)).transpose()?;
+    let disks = (!config.peer_only).then(|| Store::open(&config.disk_dir(), user, config.elsewhere())).transpose()?;
     let replicas = disks.as_ref().map(Store::open_replicas).transpose()?;
     let netlink = Netlink::open().context("the kernel's network configuration cannot be reached; run as root")?;
     let bpffs = config.bpffs.clone();

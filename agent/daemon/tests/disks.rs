@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{Read as _, Seek as _},
     os::{
@@ -17,8 +18,8 @@ use std::{
 };
 
 use serde_json::Value;
-use throughline_agent::disks::{BITMAP, Made, Store};
-use throughline_cutover::{Disk, DiskBus, DiskFormat, DiskSize, GuestName};
+use throughline_agent::disks::{BITMAP, Elsewhere, Made, Store};
+use throughline_cutover::{Disk, DiskBus, DiskFormat, DiskPlace, DiskSize, GuestName};
 
 const MIB: u64 = 1 << 20;
 const GRAIN: u64 = 64 << 10;
@@ -34,7 +35,8 @@ impl Scratch {
     fn new(test: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("throughline-disks-{}-{test}", std::process::id()));
         fs::create_dir(&directory).unwrap();
-        let store = Store::open(&directory.join("disks"), &"61000".parse().unwrap()).unwrap();
+        let elsewhere = Elsewhere::new("h1".parse().unwrap(), None, BTreeMap::new());
+        let store = Store::open(&directory.join("disks"), &"61000".parse().unwrap(), elsewhere).unwrap();
         Self { directory, store, guest: "web-1".parse().unwrap() }
     }
 
@@ -60,6 +62,7 @@ fn disk(format: DiskFormat, mib: u64, image: &Path) -> Disk {
         format,
         bus: DiskBus::VirtioBlk,
         image: image.to_str().unwrap().to_owned(),
+        place: DiskPlace::Directory,
     }
 }
 

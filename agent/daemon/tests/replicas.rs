@@ -4,13 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests panics as they do")]
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use throughline_agent::disks::{DiskError, Replicas, Store};
-use throughline_cutover::{Disk, DiskBus, DiskFormat, DiskSize, GuestName, ReplicaId};
+use throughline_agent::disks::{DiskError, Elsewhere, Replicas, Store};
+use throughline_cutover::{Disk, DiskBus, DiskFormat, DiskPlace, DiskSize, GuestName, ReplicaId};
 
 const MIB: u64 = 1 << 20;
 
@@ -28,7 +29,8 @@ impl Scratch {
     fn new(test: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("throughline-replicas-{}-{test}", std::process::id()));
         fs::create_dir(&directory).unwrap();
-        let store = Store::open(&directory.join("disks"), &"61000".parse().unwrap()).unwrap();
+        let elsewhere = Elsewhere::new("h1".parse().unwrap(), None, BTreeMap::new());
+        let store = Store::open(&directory.join("disks"), &"61000".parse().unwrap(), elsewhere).unwrap();
         let replicas = store.open_replicas().unwrap();
         let disks = ["root", "data"].map(|name| Disk {
             name: name.parse().unwrap(),
@@ -36,6 +38,7 @@ impl Scratch {
             format: DiskFormat::Raw,
             bus: DiskBus::VirtioBlk,
             image: String::new(),
+            place: DiskPlace::Directory,
         });
         let (id, guest) = ("5f1c7a52-0c3d".parse().unwrap(), "web-1".parse().unwrap());
         let scratch = Self { directory, store, replicas, id, guest, disks: disks.into() };

@@ -287,7 +287,11 @@ mod tests {
     #[test]
     fn golden_keeper() {
         let (name, format, bus) = ("root".parse().unwrap(), DiskFormat::Qcow2, DiskBus::VirtioBlk);
-        let args = keeper(&"web-1".parse().unwrap(), &Uuid::nil(), &[DiskArgs { name, format, bus, image: 40 }]);
+        let args = keeper(
+            &"web-1".parse().unwrap(),
+            &Uuid::nil(),
+            &[DiskArgs { name, format, bus, image: 40, device: false }],
+        );
         let args: Vec<_> = args.into_iter().map(|arg| arg.into_string().unwrap()).collect();
         let line = args.join(" ");
         let golden = "\
@@ -308,7 +312,7 @@ mod tests {
     #[test]
     fn disks_come_after_cards_and_before_a_migration() {
         let (name, format, bus) = ("root".parse().unwrap(), DiskFormat::Raw, DiskBus::VirtioBlk);
-        let disk = DiskArgs { name, format, bus, image: 40 };
+        let disk = DiskArgs { name, format, bus, image: 40, device: false };
         let line = render_with(Accelerator::Tcg, &[nic(7, 20)], &[disk], true);
         let places =
             ["-device virtio-net-pci", "-add-fd fd=40,", "-blockdev {", "-device virtio-blk-pci", "-incoming defer"];

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::sys::{
+    signal::Signal,
+    stat::{SFlag, fstat},
+};
 use throughline_cutover::{Boot, GuestName, MacAddr, Mtu, PortId};
 use tokio::{
     net::UnixStream,
@@ -237,7 +240,14 @@ fn numbers(nic: &NicFds, kept_tap: &[OwnedFd]) -> NicArgs {
 }
 
 pub(crate) fn disk_numbers(disk: &DiskFd) -> DiskArgs {
-    DiskArgs { name: disk.name.clone(), format: disk.format, bus: disk.bus, image: disk.image.as_raw_fd() }
+    DiskArgs {
+        name: disk.name.clone(),
+        format: disk.format,
+        bus: disk.bus,
+        image: disk.image.as_raw_fd(),
+        device: fstat(&disk.image)
+            .is_ok_and(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFBLK),
+    }
 }
 
 /// Holds a child by pidfd. It cannot have been reaped: `child` is ours.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use throughline_cutover::{
-    DiskFate, DiskFormat, GuestName, HostName, Promotion, ReplicaId, ReplicaName, ReplicaToken, Terms,
+    DiskFate, DiskFormat, DiskPlace, GuestName, HostName, Promotion, ReplicaId, ReplicaName, ReplicaToken, Terms,
     admission::Failover,
 };
 
@@ -39,10 +39,10 @@ impl GuestRecord {
         self.promotion.as_ref().is_none_or(|pending| pending.after.is_empty())
     }
 
-    /// Whatever they were: a replica is kept as qcow2, and begins as no image.
+    /// Whatever and wherever they were: a replica is kept as qcow2 in its host's directory, and begins as no image.
     fn take_disks_of_a_replica(&mut self) {
         for disk in &mut self.spec.disks {
-            (disk.format, disk.image) = (DiskFormat::Qcow2, String::new());
+            (disk.format, disk.image, disk.place) = (DiskFormat::Qcow2, String::new(), DiskPlace::Directory);
         }
     }
 }

@@ -6,8 +6,8 @@ use prost::Message;
 use throughline_agent::{cold, flip, invitation, memberships, peer, reconcile};
 use throughline_controller::read_agent_message;
 use throughline_cutover::{
-    Binding, Disk, DiskBus, DiskFormat, Endpoint, GuestSpec, Keeping, Limits, Mandate, MigrationPlan, Network,
-    OwnedGuest, Point, Port, Promotion, Replication, Stop,
+    Binding, Disk, DiskBus, DiskFormat, DiskPlace, Endpoint, GuestSpec, Keeping, Limits, Mandate, MigrationPlan,
+    Network, OwnedGuest, Point, Port, Promotion, Replication, Stop,
     admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest, NewReplica, PromotionRequest},
 };
 use throughline_wire::{
@@ -154,6 +154,7 @@ fn invited(wanted: Vec<v1::ReplicaDisk>) {
             format: DiskFormat::Raw,
             bus: DiskBus::VirtioBlk,
             image: String::new(),
+            place: DiskPlace::Directory,
         })
     };
     let disks: Vec<_> = wanted.iter().filter_map(disk).collect();

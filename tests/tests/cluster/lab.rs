@@ -139,10 +139,13 @@ impl Lab {
 
     fn show_logs(&self) {
         for node in NODES {
-            let Ok(text) = fs::read_to_string(self.log(node)) else { continue };
-            let lines: Vec<_> = text.lines().collect();
-            eprintln!("--- the last {LOG_LINES} lines of {}", self.log(node).display());
-            lines[lines.len().saturating_sub(LOG_LINES)..].iter().for_each(|line| eprintln!("{line}"));
+            let log = fs::read_to_string(self.log(node)).unwrap_or_default();
+            for (what, text) in [("log", log), ("guest's console", self.console(node))] {
+                let lines: Vec<_> = text.lines().collect();
+                let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+                eprintln!("--- {node}: the last {} lines of its {what}", last.len());
+                last.iter().for_each(|line| eprintln!("{line}"));
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A guest's disks, and what becomes of them.
 
-use throughline_cutover::{Disk, DiskBus, DiskFate, DiskFormat, MOST_DISKS};
+use throughline_cutover::{Disk, DiskBus, DiskFate, DiskFormat, DiskPlace, MOST_DISKS};
 
 use super::{
     field::{InvalidField, Problem, number, parse, within},
@@ -11,13 +11,27 @@ use crate::v1;
 impl TryFrom<v1::Disk> for Disk {
     type Error = InvalidField;
     fn try_from(disk: v1::Disk) -> Result<Self, InvalidField> {
-        Ok(Self {
+        let disk = Self {
             name: parse("name", &disk.name)?,
             size: number("size", disk.size)?,
             format: format(disk.format)?,
             bus: bus(disk.bus)?,
             image: if disk.image.is_empty() { disk.image } else { path("image", disk.image)? },
-        })
+            place: place(disk.place)?,
+        };
+        if matches!(disk.place, DiskPlace::Device(_)) {
+            let odd = |field, words: &str| Err(InvalidField::new(field, Problem::Other(words.to_owned())));
+            if disk.format != DiskFormat::Raw {
+                return odd("format", "is qcow2; a block device is raw");
+            }
+            if !disk.image.is_empty() {
+                return odd(
+                    "image",
+                    "is given for a block device, which begins as what is on it; write the image to the device",
+                );
+            }
+        }
+        Ok(disk)
     }
 }
 
@@ -32,7 +46,12 @@ impl From<Disk> for v1::Disk {
             DiskBus::VirtioScsi => v1::DiskBus::VirtioScsi,
         };
         let (name, size) = (disk.name.into(), disk.size.bytes());
-        Self { name, size, format: format.into(), bus: bus.into(), image: disk.image }
+        let place = match disk.place {
+            DiskPlace::Directory => None,
+            DiskPlace::Device(name) => Some(v1::disk::Place::Device(name.into())),
+            DiskPlace::Shared(name) => Some(v1::disk::Place::Shared(name.into())),
+        };
+        Self { name, size, format: format.into(), bus: bus.into(), image: disk.image, place }
     }
 }
 
@@ -50,6 +69,14 @@ fn bus(value: i32) -> Result<DiskBus, InvalidField> {
         Ok(v1::DiskBus::VirtioScsi) => Ok(DiskBus::VirtioScsi),
         Err(_) => Err(not_known("bus", value)),
     }
+}
+
+fn place(place: Option<v1::disk::Place>) -> Result<DiskPlace, InvalidField> {
+    Ok(match place {
+        None => DiskPlace::Directory,
+        Some(v1::disk::Place::Device(name)) => DiskPlace::Device(parse("device", &name)?),
+        Some(v1::disk::Place::Shared(name)) => DiskPlace::Shared(parse("shared", &name)?),
+    })
 }
 
 fn not_known(field: &str, value: i32) -> InvalidField {
@@ -119,6 +146,20 @@ mod tests {
                 v1::Disk { format: format.into(), bus: bus.into(), image: "/srv/images/base".into(), ..disk("root") };
             assert_eq!(v1::Disk::from(Disk::try_from(said.clone()).expect("good")), said);
         }
+    }
+
+    #[test]
+    fn where_a_disk_is_kept_round_trips() {
+        use v1::disk::Place::{Device, Shared};
+        for place in [None, Some(Device("web-1-data".into())), Some(Shared("nfs1".into()))] {
+            let said = v1::Disk { format: 1, bus: 1, place, ..disk("root") };
+            assert_eq!(v1::Disk::from(Disk::try_from(said.clone()).expect("good")), said);
+        }
+        assert_eq!(field(|disk| disk.place = Some(Device("../sda".into()))), "disks[1].device");
+        assert_eq!(field(|disk| disk.place = Some(Shared(String::new()))), "disks[1].shared");
+        let device = || Some(Device("lv0".into()));
+        assert_eq!(field(|disk| (disk.place, disk.format) = (device(), 2)), "disks[1].format");
+        assert_eq!(field(|disk| (disk.place, disk.image) = (device(), "/base".into())), "disks[1].image");
     }
 
     #[test]

@@ -130,25 +130,32 @@ impl ColdDestinationHands {
 
     /// Files for what is to come.
     async fn prepare(&mut self) -> Result<(), Failure> {
-        let mut used = HashMap::new();
+        let mut here = HashMap::new();
         if let Some(SourceCall { answers, disks }) = self.caller.take() {
             self.to_source = Some(answers);
-            used = disks.into_iter().map(|disk| (disk.name, disk.used_bytes)).collect();
+            here = disks.into_iter().map(|disk| (disk.name.clone(), disk)).collect();
         }
-        if self.plan.guest.disks.is_empty() {
-            let _ = self.events.send(DestinationEvent::MemoryIn);
-            return Ok(());
-        }
+        let nothing_comes = self.plan.guest.disks_to_bring().next().is_none();
         let (guest, disks) = (self.plan.guest.name.clone(), self.plan.guest.disks.clone());
         let copy: CopyId = self.plan.id.parse()?;
-        let files = self.host.with_disks(move |store| {
-            let receive = |disk: &throughline_cutover::Disk| {
-                let used = used.get(disk.name.as_str()).copied().unwrap_or_default();
-                Ok((disk.name.clone(), store.receive_file(&guest, disk, used, &copy)?))
-            };
-            disks.iter().map(receive).collect()
-        });
-        self.incoming.expect(files.await?);
+        let source = self.plan.source.host.clone();
+        if !disks.is_empty() {
+            let files = self.host.with_disks(move |store| {
+                let receive = |disk: &throughline_cutover::Disk| {
+                    let v1::DiskHere { used_bytes, place_proof, .. } =
+                        here.remove(disk.name.as_str()).unwrap_or_default();
+                    store.check_place(&guest, disk, &source, &place_proof)?;
+                    let file = store.receive_file(&guest, disk, used_bytes, &copy)?;
+                    // A shared disk is there; nothing comes.
+                    Ok(disk.goes_along().then(|| (disk.name.clone(), file)))
+                };
+                disks.iter().map(receive).collect::<Result<Vec<_>, _>>()
+            });
+            self.incoming.expect(files.await?.into_iter().flatten().collect());
+        }
+        if nothing_comes {
+            let _ = self.events.send(DestinationEvent::MemoryIn);
+        }
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use super::{
     Incoming,
     compare::{self, SUMS, regions},
 };
-use crate::host::Host;
+use crate::{disks::is_device, host::Host};
 
 /// Most bytes of data in a piece.
 const LARGEST_PIECE: usize = 256 << 10;
@@ -47,7 +47,7 @@ pub(super) enum ReceiveError {
     Nonsense,
 }
 
-/// Longest that the file of a disk may be, bytes.
+/// Longest that the file of a disk may be, bytes. A block device has its length, and is found unfit in the end if that is not the file's.
 fn longest(disk: &Disk) -> u64 {
     let size = disk.size.bytes();
     match disk.format {
@@ -68,7 +68,7 @@ pub fn copy(
     from_source: Streaming<DiskFromSource>,
     (disk, length): (String, u64),
 ) -> Result<mpsc::Receiver<Result<DiskFromDestination, Status>>, Status> {
-    let expected = plan.guest.disks.iter().find(|it| it.name.as_str() == disk).cloned();
+    let expected = plan.guest.disks_to_bring().find(|it| it.name.as_str() == disk).cloned();
     let expected = expected.filter(|disk| length > 0 && length <= longest(disk));
     let unexpected = || Status::failed_precondition(format!("disk {disk:?} of {length} bytes is not awaited here"));
     let disk = expected.ok_or_else(unexpected)?;
@@ -157,7 +157,9 @@ pub(super) struct Receiving<'a> {
 impl Receiving<'_> {
     /// Compares and writes until the source says that nothing differs. What is compared comes from the disk itself.
     pub(super) fn run(mut self) -> Result<(), ReceiveError> {
-        self.file.set_len(self.length)?;
+        if !is_device(self.file)? {
+            self.file.set_len(self.length)?;
+        }
         loop {
             self.file.sync_all()?;
             posix_fadvise(self.file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)?;

@@ -78,17 +78,12 @@ impl ColdSourceHands {
     }
 
     async fn call_peer(&mut self) -> Option<SourceEvent> {
-        let used = match self.host.disks_used(&self.plan.guest).await {
-            Ok(used) => used,
+        let here = match self.host.disks_here(&self.plan.guest).await {
+            Ok(here) => here,
             Err(failure) => return Some(SourceEvent::Abort(failure)),
         };
-        let here = self.plan.guest.disks.iter().zip(used).map(|(disk, used_bytes)| v1::DiskHere {
-            name: disk.name.to_string(),
-            used_bytes,
-            ..Default::default()
-        });
         let events = self.events.clone();
-        self.call = Some(Call::place(&self.host.security, &self.plan, events, Slot::empty(), here.collect()));
+        self.call = Some(Call::place(&self.host.security, &self.plan, events, Slot::empty(), here));
         None
     }
 
@@ -167,7 +162,7 @@ async fn copy_all(
     busy: &Arc<()>,
 ) -> Result<(), Failure> {
     let mut files = Vec::with_capacity(plan.guest.disks.len());
-    for disk in &plan.guest.disks {
+    for disk in plan.guest.disks_to_bring() {
         let (guest, wanted) = (plan.guest.name.clone(), disk.clone());
         let opened = host.with_disks(move |store| {
             let file = store.open_disk(&guest, &wanted)?;
@@ -192,7 +187,7 @@ async fn copy_all(
 /// Bytes of a file, and of its regions that have data.
 fn measure(file: &File) -> std::io::Result<(u64, u64)> {
     use super::compare::{REGION, has_data, region_length, regions};
-    let (length, mut data) = (file.metadata()?.len(), 0);
+    let (length, mut data) = (crate::disks::length(file)?, 0);
     for region in 0..regions(length) {
         if has_data(file, region * REGION)? {
             data += region_length(region, length) as u64;

@@ -19,7 +19,8 @@ pub(super) const NOT_WRITTEN: &str = "DISK_NOT_WRITTEN";
 /// How often what has come is written to the disk itself, so that little is left when the mirrors end: the guest stands then.
 const WRITE_OUT_EVERY: Duration = Duration::from_millis(500);
 
-/// Files for what comes, open for the guest's QEMU. The source says in `here` what each takes, and what an earlier try left to do.
+/// Files for the guest's QEMU, open: for what comes, and of shared disks what is there. The source says in `here` what each takes, what an
+/// earlier try left to do, and what it can be known by.
 ///
 /// # Errors
 /// The store's, such as `DISK_SPACE`; `DISK_STREAM` if the source has other disks than the plan.
@@ -29,14 +30,16 @@ pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHer
     }
     let here: HashMap<&str, &DiskHere> = here.iter().map(|disk| (disk.name.as_str(), disk)).collect();
     let wanted = plan.guest.disks.iter().map(|disk| match here.get(disk.name.as_str()) {
-        Some(here) => Ok((disk.clone(), here.used_bytes, begun_by(here)?)),
+        Some(here) => Ok((disk.clone(), DiskHere::clone(here), begun_by(here)?)),
         None => Err(Failure::new("DISK_STREAM", format!("the source says nothing of disk {}", disk.name))),
     });
-    let wanted: Vec<(Disk, u64, Option<CopyId>)> = wanted.collect::<Result<_, _>>()?;
+    let wanted: Vec<(Disk, DiskHere, Option<CopyId>)> = wanted.collect::<Result<_, _>>()?;
     let (guest, copy): (_, CopyId) = (plan.guest.name.clone(), plan.id.parse()?);
+    let source = plan.source.host.clone();
     let receive = move |store: &Store| {
-        let receive = |(disk, used, begun_by): &(Disk, u64, Option<CopyId>)| {
-            store.receive(&guest, disk, *used, &copy, begun_by.as_ref())
+        let receive = |(disk, here, begun_by): &(Disk, DiskHere, Option<CopyId>)| {
+            store.check_place(&guest, disk, &source, &here.place_proof)?;
+            store.receive(&guest, disk, here.used_bytes, &copy, begun_by.as_ref())
         };
         wanted.iter().map(receive).collect()
     };
@@ -61,7 +64,8 @@ pub(super) async fn open(
     waits: &mut JoinSet<()>,
 ) -> Result<Vec<PreparedDisk>, Failure> {
     let mut prepared = Vec::with_capacity(plan.guest.disks.len());
-    for (disk, continued) in plan.guest.disks.iter().zip(continued) {
+    let rooms = plan.guest.disks.iter().zip(continued).filter(|(disk, _)| disk.goes_along());
+    for (disk, continued) in rooms {
         let offered = vm.offer_disk(&disk.name, host.config.vtep, plan.source.vtep, &host.sealer).await;
         let (awaited, invitation) = offered.map_err(hypervisor_failure)?;
         prepared.push(to_wire(Wanted { invitation, continued: *continued }));

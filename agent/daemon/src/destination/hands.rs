@@ -166,8 +166,9 @@ impl DestinationHands {
         let listening = vm.listen(self.host.config.vtep, self.plan.source.vtep, sealer);
         let (awaited, invitation) = listening.await.map_err(hypervisor_failure)?;
         let disks = disks::open(&self.host, &self.plan, &vm, &continued, &self.events, &mut self.waits).await?;
+        let some_come = !disks.is_empty();
         self.prepared = Some(invitation::to_wire(invitation, disks));
-        if !continued.is_empty() {
+        if some_come {
             self.writing_out = Some(self.waits.spawn(disks::write_out(vm.clone(), self.events.clone())));
         }
         let events = self.events.clone();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use throughline_confine::NotPrivate;
-use throughline_cutover::{DiskName, Failure, GuestName};
+use throughline_cutover::{DiskName, Failure, GuestName, HostName};
 use throughline_hypervisor::QemuUser;
 
 use super::tools::ToolError;
@@ -37,6 +37,59 @@ pub enum DiskError {
         guest: GuestName,
         /// Disk.
         disk: DiskName,
+    },
+    /// This host does not know where it is to be.
+    #[error(
+        "guest {guest}, disk {disk}: this host's agent has {what}; see that there is one, and start the agent with it"
+    )]
+    Place {
+        /// Guest.
+        guest: GuestName,
+        /// Disk.
+        disk: DiskName,
+        /// What is missing.
+        what: String,
+    },
+    /// Storage that is to be in common is not.
+    #[error(
+        "guest {guest}, disk {disk}: what host {writer} has written to the shared storage is not found here, as {}: the two have \
+         different storage under one name; mount the same, or start the agents with other --shared", path.display()
+    )]
+    OtherStorage {
+        /// Guest.
+        guest: GuestName,
+        /// Disk.
+        disk: DiskName,
+        /// Who has written it.
+        writer: HostName,
+        /// What was looked for.
+        path: PathBuf,
+    },
+    /// Storage in common does not tell one host of another's locks.
+    #[error(
+        "guest {guest}, disk {disk}: {} is open in the guest's QEMU at its host, and this host does not see its lock; mount the storage \
+         with locks that all hosts see (of NFS: not with `nolock` or `local_lock`)", path.display()
+    )]
+    NoLock {
+        /// Guest.
+        guest: GuestName,
+        /// Disk.
+        disk: DiskName,
+        /// The image.
+        path: PathBuf,
+    },
+    /// A block device that was to be copied to itself.
+    #[error(
+        "guest {guest}, disk {disk}: {} is the very device that the guest runs on at its host; name another one so here, or keep the \
+         disk on shared storage", path.display()
+    )]
+    SameDevice {
+        /// Guest.
+        guest: GuestName,
+        /// Disk.
+        disk: DiskName,
+        /// The device here.
+        path: PathBuf,
     },
     /// Something is here that would be lost.
     #[error(
@@ -137,6 +190,10 @@ impl DiskError {
         match self {
             Self::Space { .. } => "DISK_SPACE",
             Self::Missing { .. } => "DISK_MISSING",
+            Self::Place { .. } => "DISK_PLACE",
+            Self::OtherStorage { .. } => "STORAGE_NOT_SHARED",
+            Self::NoLock { .. } => "STORAGE_NO_LOCKS",
+            Self::SameDevice { .. } => "DISK_SAME_DEVICE",
             Self::Exists { .. } => "DISK_EXISTS",
             Self::InUse { .. } => "DISK_IN_USE",
             Self::Unfit { .. } => "DISK_UNFIT",

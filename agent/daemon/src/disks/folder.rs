@@ -3,14 +3,14 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
 use throughline_confine::private_dir;
 use throughline_cutover::{Disk, DiskFormat, GuestName};
 
-use super::{CopyId, DiskError, open_to_write};
+use super::{CopyId, DiskError, elsewhere::led_to, open_to_write};
 
 /// What a disk's file is to its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +158,19 @@ impl Folder {
         }
     }
 
+    /// That of a guest on storage that hosts have in common, made if it is not there. Who has the guest is alone with it; a lock on a
+    /// directory is not to be had on all such storage.
+    pub(super) fn of_shared(path: &Path, guest: &GuestName) -> Result<Self, DiskError> {
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(DiskError::io("make", path)(error));
+            }
+            _ => private_dir(path)?,
+        }
+        let directory = File::open(path).map_err(DiskError::io("open", path))?;
+        Ok(Self { guest: guest.clone(), path: path.to_owned(), directory })
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -167,9 +180,14 @@ impl Folder {
         self.path.join(kept_name(disk))
     }
 
+    /// Also if it is a link that leads to nothing now: a disk whose storage is away is there, and no blank one takes its place.
     pub(super) fn has(&self, disk: &Disk) -> Result<bool, DiskError> {
         let path = self.kept(disk);
-        path.try_exists().map_err(DiskError::io("look at", &path))
+        match path.symlink_metadata() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(DiskError::io("look at", &path)(error)),
+        }
     }
 
     /// What comes, or came in part, of one disk (whatever format it had) or of all.
@@ -220,9 +238,14 @@ impl Folder {
         Ok(files)
     }
 
-    /// That no QEMU has it open.
+    /// That no QEMU has it open; of a disk on shared storage another host's may.
     pub(super) fn check_unused(&self, name: &str) -> Result<(), DiskError> {
-        let file = open_to_write(&self.path.join(name))?;
+        let path = self.path.join(name);
+        let is_device = |target: PathBuf| target.metadata().is_ok_and(|found| found.file_type().is_block_device());
+        if led_to(&path)?.is_some_and(|target| !is_device(target)) {
+            return Ok(());
+        }
+        let file = open_to_write(&self.guest, &path)?;
         file.try_lock().map_err(|_| DiskError::InUse { guest: self.guest.clone(), file: name.to_owned() })
     }
 
@@ -253,6 +276,16 @@ impl Folder {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DiskError::io("remove", &self.path)(error)),
             _ => sync(store),
         }
+    }
+
+    /// A link under that name to where a disk is.
+    pub(super) fn link(&self, disk: &Disk, target: &Path, name: &str) -> Result<(), DiskError> {
+        let half = half_name(disk);
+        self.unlink(&half)?;
+        let path = self.path.join(&half);
+        symlink(target, &path).map_err(DiskError::io("make", &path))?;
+        self.rename(&half, name)?;
+        self.sync()
     }
 
     /// A file to be made into the disk's, empty, in place of one that was left.

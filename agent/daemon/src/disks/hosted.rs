@@ -3,6 +3,7 @@
 use std::{fs::File, sync::Arc, time::Duration};
 
 use throughline_cutover::{Disk, Failure, GuestName, GuestSpec};
+use throughline_wire::v1;
 use tracing::{info, warn};
 
 use super::{DiskError, Made, Store};
@@ -51,16 +52,24 @@ impl Host {
         self.with_disks(move |store| disks.iter().map(|disk| to_boot(store, &guest, disk)).collect()).await
     }
 
-    /// Bytes that each of a guest's disks takes here, in the guest's order; see [`Store::used`].
+    /// What the destination of a guest is told of each of its disks, in the guest's order; see [`Store::used`] and [`Store::prove`].
     ///
     /// # Errors
     /// The store's.
-    pub async fn disks_used(&self, spec: &GuestSpec) -> Result<Vec<u64>, Failure> {
+    pub async fn disks_here(&self, spec: &GuestSpec) -> Result<Vec<v1::DiskHere>, Failure> {
         if spec.disks.is_empty() {
             return Ok(Vec::new());
         }
         let (guest, disks) = (spec.name.clone(), spec.disks.clone());
-        self.with_disks(move |store| disks.iter().map(|disk| store.used(&guest, disk)).collect()).await
+        let here = move |store: &Store, disk: &Disk| {
+            Ok(v1::DiskHere {
+                name: disk.name.to_string(),
+                used_bytes: store.used(&guest, disk)?,
+                begun_by: String::new(),
+                place_proof: store.prove(&guest, disk)?,
+            })
+        };
+        self.with_disks(move |store| disks.iter().map(|disk| here(store, disk)).collect()).await
     }
 
     /// What came of a guest's disks is this host's to keep: its guest is. Does nothing for what is kept already.
@@ -112,13 +121,22 @@ impl Host {
         }
     }
 
-    /// The disks of a guest that has left, or is deleted with them, are gone. Its QEMU has ended.
+    /// What a guest that has left had here of disks is gone. Its QEMU has ended.
     ///
     /// # Errors
     /// The store's; to be called again then.
     pub async fn remove_disks(&self, guest: &GuestName) -> Result<(), Failure> {
         let guest = guest.clone();
         self.with_disks(move |store| store.remove(&guest)).await
+    }
+
+    /// The disks of a guest that is deleted with them are gone, here and on shared storage. Its QEMU has ended.
+    ///
+    /// # Errors
+    /// The store's; to be called again then.
+    pub async fn delete_disks(&self, guest: &GuestName) -> Result<(), Failure> {
+        let guest = guest.clone();
+        self.with_disks(move |store| store.delete(&guest)).await
     }
 }
 

@@ -4,13 +4,14 @@
 use std::{
     fs::File,
     os::unix::fs::MetadataExt as _,
+    path::Path,
     time::{Duration, SystemTime},
 };
 
-use throughline_cutover::{Disk, DiskFormat, GuestName};
+use throughline_cutover::{Disk, DiskFormat, DiskPlace, GuestName};
 
 use super::{
-    CopyId, DiskError, Store, check, check_plain,
+    CopyId, DiskError, Store, check, check_kind, elsewhere,
     folder::{Coming, Folder, State, coming_name, kept_name},
     lock, open_to_write, space,
 };
@@ -29,10 +30,12 @@ pub struct Received {
 
 impl Store {
     /// Has a file for a guest's disk to be copied to: that of the copying `begun_by`, if there is one, else a blank one, of the
-    /// copying `copy`; all others of that disk are removed. `used`: bytes that the disk takes where it is, see [`Store::used`].
+    /// copying `copy`; all others of that disk are removed. `used`: bytes that the disk takes where it is, see [`Store::used`]. A block
+    /// device is this host's, and to be written over; a shared disk is the guest's very one, which its QEMU at the source has locked, and
+    /// is written by nobody but it.
     ///
     /// # Errors
-    /// [`DiskError::Space`], [`DiskError::Tool`]; [`DiskError::Exists`] if a disk is kept here for a guest of that name; [`DiskError::InUse`] if
+    /// [`DiskError::Space`], [`DiskError::Tool`], [`DiskError::Place`], [`DiskError::NoLock`]; [`DiskError::Exists`] if a disk is kept here for a guest of that name; [`DiskError::InUse`] if
     /// a QEMU of an earlier attempt has not ended.
     pub fn receive(
         &self,
@@ -56,11 +59,27 @@ impl Store {
         {
             return Ok(Received { file, continued: true });
         }
-        space::check(guest, disk, folder.path(), used)?;
-        let half = folder.begin(disk)?;
-        self.blank(guest, disk, &half)?;
-        lock(guest, disk, half.file())?;
-        Ok(Received { file: half.finish(&coming_name(disk, copy, State::Incoming))?, continued: false })
+        let name = coming_name(disk, copy, State::Incoming);
+        let file = match self.elsewhere.of(guest, disk)? {
+            Some(target) => receive_elsewhere(guest, disk, &folder, &target, &name)?,
+            None => {
+                space::check(guest, disk, folder.path(), used)?;
+                let half = folder.begin(disk)?;
+                self.blank(guest, disk, &half)?;
+                lock(guest, disk, half.file())?;
+                half.finish(&name)?
+            }
+        };
+        if !disk.goes_along()
+            && !elsewhere::is_locked(&file).map_err(DiskError::io("look for locks of", folder.path()))?
+        {
+            return Err(DiskError::NoLock {
+                guest: guest.clone(),
+                disk: disk.name.clone(),
+                path: folder.path().join(name),
+            });
+        }
+        Ok(Received { file, continued: false })
     }
 
     /// Has a file for the file of a stopped guest's disk to be copied to, byte for byte: what came of it before, if anything did, for
@@ -79,14 +98,17 @@ impl Store {
         }
         let name = coming_name(disk, copy, State::Incoming);
         let Some(part) = part else {
+            if let Some(target) = self.elsewhere.of(guest, disk)? {
+                return receive_elsewhere(guest, disk, &folder, &target, &name);
+            }
             space::check(guest, disk, folder.path(), used)?;
             let half = folder.begin(disk)?;
             lock(guest, disk, half.file())?;
             return half.finish(&name);
         };
         let path = folder.path().join(&part.name);
-        let file = open_to_write(&path)?;
-        check_plain(guest, &path, &file)?;
+        let file = open_to_write(guest, &path)?;
+        check_kind(guest, disk, &path, &file)?;
         let there = space::allocated(&file.metadata().map_err(DiskError::io("look at", &path))?);
         space::check(guest, disk, folder.path(), used.saturating_sub(there))?;
         lock(guest, disk, &file)?;
@@ -188,7 +210,7 @@ impl Store {
             let Some(folder) = self.folder_of(&guest) else { continue };
             for part in folder.coming(None)?.into_iter().filter(|it| it.state == State::Part) {
                 let path = folder.path().join(&part.name);
-                let written = path.metadata().and_then(|found| found.modified());
+                let written = path.symlink_metadata().and_then(|found| found.modified());
                 let written = written.map_err(DiskError::io("look at", &path))?;
                 if before.is_none_or(|before| written < before) {
                     folder.unlink(&part.name)?;
@@ -211,10 +233,27 @@ impl Coming {
     }
 }
 
+/// A link to where a disk is here, which is what it should be; it, open.
+fn receive_elsewhere(
+    guest: &GuestName,
+    disk: &Disk,
+    folder: &Folder,
+    target: &Path,
+    name: &str,
+) -> Result<File, DiskError> {
+    let file = elsewhere::open_target(guest, target)?;
+    check(guest, disk, target, &file)?;
+    if let DiskPlace::Device(_) = disk.place {
+        lock(guest, disk, &file)?;
+    }
+    folder.link(disk, target, name)?;
+    Ok(file)
+}
+
 /// Opens a part to go on with it; `None`: it cannot be, and is gone.
 fn go_on(guest: &GuestName, disk: &Disk, folder: &Folder, part: &Coming, used: u64) -> Result<Option<File>, DiskError> {
     let path = folder.path().join(&part.name);
-    let file = open_to_write(&path)?;
+    let file = open_to_write(guest, &path)?;
     if check(guest, disk, &path, &file).is_err() {
         folder.unlink(&part.name)?;
         return Ok(None);

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 
-use throughline_cutover::{Disk, DiskFormat, GuestName};
+use throughline_cutover::{Disk, DiskFormat, DiskPlace, GuestName};
 
 use super::{
     DiskError, Store, check,
+    elsewhere::open_target,
     folder::{Folder, Half, kept_name},
     open_to_write, operators_image, space,
     tools::{Form, ToolError},
@@ -22,30 +23,46 @@ pub enum Made {
 }
 
 impl Store {
-    /// Makes a disk of a guest that is created here, as [`Disk::image`] or blank. One that is there is taken.
+    /// Makes a disk of a guest that is created here, as [`Disk::image`] or blank. One that is there is taken, and so is a block device.
     ///
     /// # Errors
-    /// [`DiskError::Space`], [`DiskError::Image`], [`DiskError::Tool`]; [`DiskError::Unfit`] or [`DiskError::Exists`] if what is there is not
+    /// [`DiskError::Space`], [`DiskError::Image`], [`DiskError::Tool`], [`DiskError::Place`]; [`DiskError::Unfit`] or [`DiskError::Exists`] if what is there is not
     /// that disk. Nothing new is there then.
     pub fn create(&self, guest: &GuestName, disk: &Disk) -> Result<Made, DiskError> {
         let folder = Folder::make(&self.directory, guest)?;
         if folder.has(disk)? {
             let path = folder.kept(disk);
-            return check(guest, disk, &path, &open_to_write(&path)?).map(|()| Made::Found);
+            return check(guest, disk, &path, &open_to_write(guest, &path)?).map(|()| Made::Found);
         }
         folder.check_free(disk)?;
         if let Some(incoming) = folder.incoming(disk)? {
             return Err(DiskError::Exists { guest: guest.clone(), path: folder.path().join(incoming.name) });
         }
-        if disk.image.is_empty() {
-            space::check(guest, disk, folder.path(), 0)?;
-            let half = folder.begin(disk)?;
-            self.blank(guest, disk, &half)?;
-            half.finish(&kept_name(disk))?;
-        } else {
-            self.copy_image(guest, disk, &folder)?;
+        let Some(target) = self.elsewhere.of(guest, disk)? else {
+            return self.make_in(&folder, guest, disk).map(|()| Made::Anew);
+        };
+        let mut made = Made::Found;
+        if let (DiskPlace::Shared(_), Some(path)) = (&disk.place, target.parent()) {
+            let shared = Folder::of_shared(path, guest)?;
+            if !shared.has(disk)? {
+                shared.check_free(disk)?;
+                self.make_in(&shared, guest, disk)?;
+                made = Made::Anew;
+            }
         }
-        Ok(Made::Anew)
+        check(guest, disk, &target, &open_target(guest, &target)?)?;
+        folder.link(disk, &target, &kept_name(disk)).map(|()| made)
+    }
+
+    /// A file of the disk's name in a directory, blank or as its image.
+    fn make_in(&self, folder: &Folder, guest: &GuestName, disk: &Disk) -> Result<(), DiskError> {
+        if !disk.image.is_empty() {
+            return self.copy_image(guest, disk, folder);
+        }
+        space::check(guest, disk, folder.path(), 0)?;
+        let half = folder.begin(disk)?;
+        self.blank(guest, disk, &half)?;
+        half.finish(&kept_name(disk)).map(drop)
     }
 
     /// Makes a file blank.

@@ -8,6 +8,7 @@
 //!      data.raw.COPY.part      came in part; the next try goes on with it. For a day, and not past a crash of the host
 //!      data.raw.COPY.doubtful  was coming when the host went down
 //!      data.raw.new            half made; whoever finds one removes it
+//!      logs.raw -> /dev/vg0/web-1-logs    a link, where a disk is a block device or on shared storage ([`elsewhere`])
 //!      data.raw.before-failover-AT  the guest's before a replica took its place; an operator's to remove
 //!    .replicas/          0700, the same of guests that run elsewhere ([`replicas`])
 //!      ID/root.qcow2     with points, as internal snapshots
@@ -28,6 +29,7 @@
 
 mod chart;
 mod copy_id;
+mod elsewhere;
 mod error;
 mod extents;
 mod folder;
@@ -43,20 +45,24 @@ mod tools;
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use throughline_confine::private_dir;
-use throughline_cutover::{Disk, DiskFormat, GuestName};
+use throughline_cutover::{Disk, DiskFormat, DiskPlace, GuestName, HostName};
 use throughline_hypervisor::QemuUser;
 use tracing::warn;
 
-use self::{folder::Folder, tools::Tools};
+use self::{
+    folder::{Folder, State},
+    tools::Tools,
+};
 
 pub use self::{
     chart::BITMAP,
     copy_id::CopyId,
+    elsewhere::{Elsewhere, is_device, length},
     error::DiskError,
     extents::Extent,
     hosted::Unfinished,
@@ -77,17 +83,18 @@ const NOTED_BOOT: &str = ".boot-id";
 pub struct Store {
     directory: PathBuf,
     tools: Tools,
+    elsewhere: Elsewhere,
 }
 
 impl Store {
     /// The store in `directory`, which is made if it is not there. What is left half made in it is removed. QEMU's tools run as
-    /// `user`.
+    /// `user`. Disks that are not in it are `elsewhere`.
     ///
     /// # Errors
     /// If the directory is not this agent's alone, or there is no such user.
-    pub fn open(directory: &Path, user: &QemuUser) -> Result<Self, DiskError> {
+    pub fn open(directory: &Path, user: &QemuUser, elsewhere: Elsewhere) -> Result<Self, DiskError> {
         let user = ToolUser::of(user).map_err(|source| DiskError::User { user: user.clone(), source })?;
-        let store = Self { directory: directory.to_owned(), tools: Tools::new(user) };
+        let store = Self { directory: directory.to_owned(), tools: Tools::new(user), elsewhere };
         store.clear_up()?;
         Ok(store)
     }
@@ -150,11 +157,23 @@ impl Store {
         if !folder.has(disk)? {
             return Err(missing());
         }
-        let path = folder.kept(disk);
-        let file = open_to_write(&path)?;
-        check(guest, disk, &path, &file)?;
-        lock(guest, disk, &file)?;
-        Ok(file)
+        open_alone(guest, disk, &folder.kept(disk))
+    }
+
+    /// What the destination of a guest can tell by whether its disk is this very one; see [`Elsewhere::prove`].
+    ///
+    /// # Errors
+    /// Those of that.
+    pub fn prove(&self, guest: &GuestName, disk: &Disk) -> Result<String, DiskError> {
+        self.elsewhere.prove(guest, disk)
+    }
+
+    /// Whether a disk that `source` has is to be had here, and its own is what it should be; see [`Elsewhere::check`].
+    ///
+    /// # Errors
+    /// Those of that.
+    pub fn check_place(&self, guest: &GuestName, disk: &Disk, source: &HostName, proof: &str) -> Result<(), DiskError> {
+        self.elsewhere.check(guest, disk, source, proof)
     }
 
     /// Bytes that the disk's file takes of its file system: what a host it moves to must have room for.
@@ -172,30 +191,65 @@ impl Store {
         }
     }
 
-    /// Removes all there is of a guest's disks, kept and incoming. Nothing happens if nothing is there. For a guest that has left or
-    /// is deleted with its disks, and whose QEMU has ended.
+    /// Removes all there is here of a guest's disks, kept and incoming. Nothing happens if nothing is there, nor to what is elsewhere.
+    /// For a guest that has left, and whose QEMU has ended.
     ///
     /// # Errors
     /// [`DiskError::InUse`], and then all of it stays; or the system's, and then it is to be called again.
     pub fn remove(&self, guest: &GuestName) -> Result<(), DiskError> {
+        self.remove_with(guest, |_| Ok(()))
+    }
+
+    /// The same of a guest that is deleted with its disks: its files on shared storage go, too. What is on a block device stays.
+    ///
+    /// # Errors
+    /// As [`Store::remove`].
+    pub fn delete(&self, guest: &GuestName) -> Result<(), DiskError> {
+        self.remove_with(guest, |kept| {
+            elsewhere::led_to(kept)?.map_or(Ok(()), |target| elsewhere::remove_target(&target))
+        })
+    }
+
+    fn remove_with(&self, guest: &GuestName, before: impl Fn(&Path) -> Result<(), DiskError>) -> Result<(), DiskError> {
         let Some(folder) = Folder::find(&self.directory, guest)? else { return Ok(()) };
         let files = folder.files()?;
         files.iter().try_for_each(|name| folder.check_unused(name))?;
+        folder.files_in(State::Kept)?.iter().try_for_each(|name| before(&folder.path().join(name)))?;
         files.iter().try_for_each(|name| folder.unlink(name))?;
         folder.dissolve(&self.directory)
     }
 }
 
-/// Through no symbolic link.
-fn open_to_write(path: &Path) -> Result<File, DiskError> {
+/// Through no symbolic link but one of ours, to where a disk is that is elsewhere.
+fn open_to_write(guest: &GuestName, path: &Path) -> Result<File, DiskError> {
+    if let Some(target) = elsewhere::led_to(path)? {
+        return elsewhere::open_target(guest, &target);
+    }
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     options.open(path).map_err(DiskError::io("open", path))
 }
 
-/// Only one has it open to write to. The lock is the open file's, whoever has a descriptor of it.
+/// Opens a disk that nobody else has open to write to.
+fn open_alone(guest: &GuestName, disk: &Disk, path: &Path) -> Result<File, DiskError> {
+    let file = open_to_write(guest, path)?;
+    check(guest, disk, path, &file)?;
+    lock(guest, disk, &file)?;
+    Ok(file)
+}
+
+/// Only one has it open to write to. The lock is the open file's, whoever has a descriptor of it. On shared storage it is QEMU's alone,
+/// which passes from one host to another at the instant that the guest does: there it is only looked at.
 fn lock(guest: &GuestName, disk: &Disk, file: &File) -> Result<(), DiskError> {
-    match file.try_lock() {
+    let locked = match disk.place {
+        DiskPlace::Directory | DiskPlace::Device(_) => file.try_lock(),
+        DiskPlace::Shared(_) => match elsewhere::is_locked(file) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(TryLockError::WouldBlock),
+            Err(error) => Err(TryLockError::Error(error)),
+        },
+    };
+    match locked {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(DiskError::InUse { guest: guest.clone(), file: disk.name.to_string() }),
         Err(TryLockError::Error(error)) => Err(DiskError::io("lock", Path::new(disk.name.as_str()))(error)),
@@ -205,7 +259,7 @@ fn lock(guest: &GuestName, disk: &Disk, file: &File) -> Result<(), DiskError> {
 /// That it is a file of ours, and of the disk's size.
 fn check(guest: &GuestName, disk: &Disk, path: &Path, file: &File) -> Result<(), DiskError> {
     let unfit = |why: String| DiskError::Unfit { guest: guest.clone(), path: path.to_owned(), why };
-    let length = check_plain(guest, path, file)?;
+    let length = check_kind(guest, disk, path, file)?;
     let found = match disk.format {
         DiskFormat::Raw => length,
         DiskFormat::Qcow2 => qcow2::read(file).map_err(|why| unfit(why.to_string()))?,
@@ -214,14 +268,17 @@ fn check(guest: &GuestName, disk: &Disk, path: &Path, file: &File) -> Result<(),
     if found == wanted { Ok(()) } else { Err(unfit(format!("it is a disk of {found} bytes, not of {wanted}"))) }
 }
 
-/// That it is a plain file with one name; its length.
-fn check_plain(guest: &GuestName, path: &Path, file: &File) -> Result<u64, DiskError> {
+/// That it is a plain file with one name, or a block device if it is to be one; its length.
+fn check_kind(guest: &GuestName, disk: &Disk, path: &Path, file: &File) -> Result<u64, DiskError> {
     let metadata = file.metadata().map_err(DiskError::io("look at", path))?;
-    if metadata.is_file() && metadata.nlink() == 1 {
-        return Ok(metadata.len());
+    let (fits, other) = match disk.place {
+        DiskPlace::Device(_) => (metadata.file_type().is_block_device(), "it is no block device"),
+        _ => (metadata.is_file() && metadata.nlink() == 1, "it is no plain file with one name"),
+    };
+    if fits {
+        return length(file).map_err(DiskError::io("look at", path));
     }
-    let why = "it is no plain file with one name".to_owned();
-    Err(DiskError::Unfit { guest: guest.clone(), path: path.to_owned(), why })
+    Err(DiskError::Unfit { guest: guest.clone(), path: path.to_owned(), why: other.to_owned() })
 }
 
 #[cfg(test)]

@@ -7,14 +7,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use throughline_cutover::{Disk, DiskFormat, GuestName, ReplicaId};
+use throughline_cutover::{Disk, DiskFormat, DiskPlace, GuestName, ReplicaId};
 
 use super::{
-    DiskError, Store, check,
+    DiskError, Store,
     folder::{Folder, kept_name},
-    lock,
     make::tool_failed,
-    open_to_write, space,
+    open_alone, space,
 };
 
 /// Where they are, in the directory of guests' disks; no guest has such a name.
@@ -24,9 +23,15 @@ const DIRECTORY: &str = ".replicas";
 #[derive(Debug, Clone)]
 pub struct Replicas(Store);
 
-/// A guest's disks as its replica has them: whatever they were, qcow2, and not made from an image.
+/// A guest's disks as its replica has them: whatever and wherever they were, qcow2, and not made from an image.
 pub fn as_kept(disks: &[Disk]) -> Vec<Disk> {
-    disks.iter().map(|disk| Disk { format: DiskFormat::Qcow2, image: String::new(), ..disk.clone() }).collect()
+    let as_kept = |disk: &Disk| Disk {
+        format: DiskFormat::Qcow2,
+        image: String::new(),
+        place: DiskPlace::Directory,
+        ..disk.clone()
+    };
+    disks.iter().map(as_kept).collect()
 }
 
 /// What its directory is called.
@@ -40,7 +45,7 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_replicas(&self) -> Result<Replicas, DiskError> {
-        let store = Self { directory: self.directory.join(DIRECTORY), tools: self.tools };
+        let store = Self { directory: self.directory.join(DIRECTORY), ..self.clone() };
         store.clear_up().map(|()| Replicas(store))
     }
 
@@ -237,11 +242,7 @@ impl Places {
         if !place.has(disk)? {
             return Err(DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() });
         }
-        let path = place.kept(disk);
-        let file = open_to_write(&path)?;
-        check(guest, disk, &path, &file)?;
-        lock(guest, disk, &file)?;
-        Ok(file)
+        open_alone(guest, disk, &place.kept(disk))
     }
 
     fn move_in(&self, disk: &Disk) -> Result<(), DiskError> {

@@ -1,6 +1,7 @@
 //! The store over a directory of the test's own: what is there after each call, and after a crash within one.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::{FileExt as _, PermissionsExt as _, symlink},
 };
@@ -21,7 +22,8 @@ struct Scratch {
 impl Scratch {
     fn new(test: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("throughline-store-{}-{test}", std::process::id()));
-        let store = Store::open(&directory, &user()).expect("run as root: QEMU's tools run as another user");
+        let store =
+            Store::open(&directory, &user(), elsewhere()).expect("run as root: QEMU's tools run as another user");
         Self { directory, store, guest: "web-1".parse().unwrap() }
     }
 
@@ -44,7 +46,7 @@ impl Scratch {
     }
 
     fn again(&self) -> Store {
-        Store::open(&self.directory, &user()).unwrap()
+        Store::open(&self.directory, &user(), elsewhere()).unwrap()
     }
 }
 
@@ -54,13 +56,17 @@ impl Drop for Scratch {
     }
 }
 
+fn elsewhere() -> Elsewhere {
+    Elsewhere::new("h1".parse().unwrap(), None, BTreeMap::new())
+}
+
 fn user() -> QemuUser {
     "61000".parse().unwrap()
 }
 
 fn disk(name: &str, mib: u64, format: DiskFormat) -> Disk {
     let (name, size) = (name.parse().unwrap(), DiskSize::try_from(mib * MIB).unwrap());
-    Disk { name, size, format, bus: DiskBus::VirtioBlk, image: String::new() }
+    Disk { name, size, format, bus: DiskBus::VirtioBlk, image: String::new(), place: DiskPlace::Directory }
 }
 
 fn raw(name: &str) -> Disk {
@@ -251,7 +257,7 @@ fn what_is_not_of_the_store_stays() {
 fn a_directory_that_others_see_into_is_refused() {
     let scratch = Scratch::new("open");
     fs::set_permissions(&scratch.directory, fs::Permissions::from_mode(0o755)).unwrap();
-    assert_eq!(code(Store::open(&scratch.directory, &user())), "DISK_STORE");
+    assert_eq!(code(Store::open(&scratch.directory, &user(), elsewhere())), "DISK_STORE");
 }
 
 #[test]

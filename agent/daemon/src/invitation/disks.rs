@@ -30,7 +30,7 @@ pub(super) fn stream(invitation: Invitation) -> v1::DiskStream {
     v1::DiskStream { address, token, sealed }
 }
 
-/// As the destination sent it, whose tunnel end point is `vtep`, for a guest that has `disks`: one for each, in their order.
+/// As the destination sent it, whose tunnel end point is `vtep`, for a guest that brings `disks`: one for each, in their order.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -68,7 +68,7 @@ pub(super) fn invitation(
 
 #[cfg(test)]
 mod tests {
-    use throughline_cutover::{DiskBus, DiskFormat};
+    use throughline_cutover::{DiskBus, DiskFormat, DiskPlace};
 
     use super::*;
 
@@ -81,6 +81,7 @@ mod tests {
             format: DiskFormat::Raw,
             bus: DiskBus::VirtioBlk,
             image: String::new(),
+            place: DiskPlace::Directory,
         };
         vec![disk("root"), disk("data")]
     }

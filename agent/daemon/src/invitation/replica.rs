@@ -36,7 +36,7 @@ pub fn from_wire(
 
 #[cfg(test)]
 mod tests {
-    use throughline_cutover::{DiskBus, DiskFormat};
+    use throughline_cutover::{DiskBus, DiskFormat, DiskPlace};
     use throughline_hypervisor::{Credentials, Invitation, Token};
 
     use super::*;
@@ -51,6 +51,7 @@ mod tests {
             format: DiskFormat::Raw,
             bus: DiskBus::VirtioBlk,
             image: String::new(),
+            place: DiskPlace::Directory,
         };
         let credentials = Credentials { authority: vec![1], certificate: vec![2], key: vec![3] };
         let stream = Invitation {

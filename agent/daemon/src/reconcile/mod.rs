@@ -168,13 +168,13 @@ async fn end_guest(host: &Host, name: &GuestName, ordered: Generation, fate: Dis
             // One that never started here, or left, may have left disks.
             let newest = host.journal.newest(name)?;
             if fate == DiskFate::Delete && host.disks.is_some() && newest.is_none_or(|newest| newest <= ordered) {
-                host.remove_disks(name).await?;
+                host.delete_disks(name).await?;
             }
             return Ok(false);
         }
     }
     if fate == DiskFate::Delete {
-        host.remove_disks(name).await?;
+        host.delete_disks(name).await?;
     }
     host.journal.ended(name, ordered)?;
     Ok(resident.is_some())

@@ -18,11 +18,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the destination is told of them.
 pub(super) async fn here(host: &Host, vm: &Guest, plan: &MigrationPlan) -> Result<Vec<v1::DiskHere>, Failure> {
-    let used = host.disks_used(&plan.guest).await?;
-    let mut here = Vec::with_capacity(used.len());
-    for (disk, used_bytes) in plan.guest.disks.iter().zip(used) {
-        let begun_by = vm.copy_begun(&disk.name).await.map_err(disk_failure)?.unwrap_or_default();
-        here.push(v1::DiskHere { name: disk.name.to_string(), used_bytes, begun_by });
+    let mut here = host.disks_here(&plan.guest).await?;
+    for (disk, here) in plan.guest.disks.iter().zip(&mut here) {
+        here.begun_by = vm.copy_begun(&disk.name).await.map_err(disk_failure)?.unwrap_or_default();
     }
     Ok(here)
 }
@@ -46,7 +44,7 @@ pub(super) async fn send(
         return;
     }
     let speed = plan.limits.bandwidth / (wanted.len() as u64).max(1);
-    for (disk, wanted) in plan.guest.disks.iter().zip(wanted) {
+    for (disk, wanted) in plan.guest.disks_to_bring().zip(wanted) {
         if let Err(failure) = begin(host, vm, plan, disk, wanted, speed).await {
             let _ = events.send(SourceEvent::MirrorFailed(failure));
             return;
@@ -152,7 +150,7 @@ fn meaning(disks: &[DiskProgress], mirrored: bool) -> (Vec<SourceEvent>, bool) {
 
 /// While the guest stands.
 pub(super) async fn end(vm: &Guest, plan: &MigrationPlan) -> SourceEvent {
-    let disks: Vec<_> = plan.guest.disks.iter().map(|disk| disk.name.clone()).collect();
+    let disks: Vec<_> = plan.guest.disks_to_bring().map(|disk| disk.name.clone()).collect();
     match vm.end_mirrors(&disks).await {
         Ok(()) => SourceEvent::MirrorsEnded,
         Err(error) => SourceEvent::MirrorFailed(disk_failure(error)),

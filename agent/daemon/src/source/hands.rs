@@ -165,7 +165,8 @@ impl SourceHands {
         let mut prepared = self.prepared.take()?;
         let wanted = std::mem::take(&mut prepared.disks);
         self.prepared.put(prepared);
-        let wanted = match invitation::disks::from_wire(wanted, &self.plan.guest.disks, self.plan.destination.vtep) {
+        let disks: Vec<_> = self.plan.guest.disks_to_bring().cloned().collect();
+        let wanted = match invitation::disks::from_wire(wanted, &disks, self.plan.destination.vtep) {
             Ok(wanted) => wanted,
             Err(failure) => return Some(SourceEvent::MirrorFailed(failure)),
         };

@@ -19,6 +19,8 @@ pub(crate) struct DiskArgs {
     pub(crate) format: DiskFormat,
     pub(crate) bus: DiskBus,
     pub(crate) image: RawFd,
+    /// It is a block device.
+    pub(crate) device: bool,
 }
 
 /// Options, each with its value, for all disks of a guest.
@@ -65,7 +67,7 @@ impl DiskArgs {
         }
         [
             json!({
-                "driver": "file", "node-name": file, "filename": format!("/dev/fdset/{set}"), "locking": "on",
+                "driver": if self.device { "host_device" } else { "file" }, "node-name": file, "filename": format!("/dev/fdset/{set}"), "locking": "on",
                 "aio": "threads", "discard": "unmap",
             }),
             format,
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     fn disk(name: &str, format: DiskFormat, bus: DiskBus, image: RawFd) -> DiskArgs {
-        DiskArgs { name: name.parse().unwrap(), format, bus, image }
+        DiskArgs { name: name.parse().unwrap(), format, bus, image, device: false }
     }
 
     fn render(disks: &[DiskArgs]) -> String {
@@ -121,6 +123,15 @@ mod tests {
 -blockdev {"discard":"unmap","driver":"raw","file":"image-data","node-name":"disk-data"}
 -device scsi-hd,id=dev-data,drive=disk-data,bus=scsi.0,scsi-id=1,lun=0,serial=data,device_id=data,werror=stop"#;
         assert_eq!(render(&disks), golden);
+    }
+
+    #[test]
+    fn a_block_device_is_opened_as_one() {
+        let device = DiskArgs { device: true, ..disk("data", DiskFormat::Raw, DiskBus::VirtioBlk, 41) };
+        assert_eq!(
+            render(&[device]).matches(r#""driver":"host_device","filename":"/dev/fdset/2000","locking":"on""#).count(),
+            1
+        );
     }
 
     #[test]

@@ -62,7 +62,8 @@ pub struct DiskFd {
     pub format: DiskFormat,
     /// How the guest finds it.
     pub bus: DiskBus,
-    /// The file, open for reading and writing. Nobody else may have it open: QEMU locks it.
+    /// The file, or block device, open for reading and writing. QEMU locks it while its guest may run, and nobody else may have it open
+    /// to write then.
     pub image: OwnedFd,
 }
 

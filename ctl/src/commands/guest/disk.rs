@@ -1,6 +1,6 @@
-//! A guest's disk on the command line, `name=NAME,size=SIZE,format=FORMAT,bus=BUS,image=PATH`, and as text.
+//! A guest's disk on the command line, `name=NAME,size=SIZE,format=FORMAT,bus=BUS,image=PATH,device=NAME,shared=NAME`, and as text.
 
-use throughline_wire::v1::{Disk, DiskBus, DiskFormat};
+use throughline_wire::v1::{Disk, DiskBus, DiskFormat, disk::Place};
 
 use crate::units::{self, InvalidQuantity};
 
@@ -8,8 +8,11 @@ use crate::units::{self, InvalidQuantity};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum InvalidDisk {
     /// A part without "=", or with an unknown key.
-    #[error("{0:?} is none of name=NAME, size=SIZE, format=FORMAT, bus=BUS, image=PATH")]
+    #[error("{0:?} is none of name=NAME, size=SIZE, format=FORMAT, bus=BUS, image=PATH, device=NAME, shared=NAME")]
     Part(String),
+    /// It is in two places.
+    #[error("it has device= and shared=; give one of them")]
+    Place,
     /// A key came twice.
     #[error("{0} is given twice")]
     Twice(&'static str),
@@ -30,6 +33,7 @@ pub(super) enum InvalidDisk {
 /// Reads a disk. Whether its name, size and image are good ones is for the controller and the host to say.
 pub(super) fn disk(text: &str) -> Result<Disk, InvalidDisk> {
     let (mut name, mut size, mut format, mut bus, mut image) = (None, None, None, None, None);
+    let (mut device, mut shared) = (None, None);
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("name", value)) => once("name", &mut name, value.to_owned())?,
@@ -37,15 +41,22 @@ pub(super) fn disk(text: &str) -> Result<Disk, InvalidDisk> {
             Some(("format", value)) => once("format", &mut format, read_format(value)?)?,
             Some(("bus", value)) => once("bus", &mut bus, read_bus(value)?)?,
             Some(("image", value)) => once("image", &mut image, value.to_owned())?,
+            Some(("device", value)) => once("device", &mut device, value.to_owned())?,
+            Some(("shared", value)) => once("shared", &mut shared, value.to_owned())?,
             _ => return Err(InvalidDisk::Part(part.to_owned())),
         }
     }
+    let place = match (device, shared) {
+        (Some(_), Some(_)) => return Err(InvalidDisk::Place),
+        (device, shared) => device.map(Place::Device).or(shared.map(Place::Shared)),
+    };
     Ok(Disk {
         name: name.ok_or(InvalidDisk::Missing("name"))?,
         size: size.ok_or(InvalidDisk::Missing("size"))?,
         format: format.unwrap_or_default().into(),
         bus: bus.unwrap_or_default().into(),
         image: image.unwrap_or_default(),
+        place,
     })
 }
 
@@ -69,7 +80,7 @@ fn read_bus(text: &str) -> Result<DiskBus, InvalidDisk> {
     }
 }
 
-/// "root 10 GiB raw virtio-blk", and what it began as; a number where the value is from a newer protocol.
+/// "root 10 GiB raw virtio-blk", where it is kept and what it began as; a number where the value is from a newer protocol.
 pub(super) fn shown(disk: &Disk) -> String {
     let format = match DiskFormat::try_from(disk.format) {
         Ok(DiskFormat::Unspecified | DiskFormat::Raw) => "raw".to_owned(),
@@ -82,7 +93,12 @@ pub(super) fn shown(disk: &Disk) -> String {
         Err(_) => disk.bus.to_string(),
     };
     let image = if disk.image.is_empty() { String::new() } else { format!(" from {}", disk.image) };
-    format!("{} {} {format} {bus}{image}", disk.name, units::bytes(disk.size))
+    let place = match &disk.place {
+        None => String::new(),
+        Some(Place::Device(name)) => format!(" device {name}"),
+        Some(Place::Shared(name)) => format!(" shared {name}"),
+    };
+    format!("{} {} {format} {bus}{place}{image}", disk.name, units::bytes(disk.size))
 }
 
 #[cfg(test)]
@@ -99,6 +115,10 @@ mod tests {
         assert_eq!((data.size, data.format(), data.bus()), (20 << 30, DiskFormat::Qcow2, DiskBus::VirtioScsi));
         assert_eq!(shown(&data), "data 20 GiB qcow2 virtio-scsi from /srv/base.qcow2");
         assert_eq!(shown(&root), "root 1 GiB raw virtio-blk");
+        let [device, shared] =
+            ["device=lv0", "shared=nfs1"].map(|place| shown(&disk(&format!("name=d,size=1G,{place}")).unwrap()));
+        assert_eq!(device, "d 1 GiB raw virtio-blk device lv0");
+        assert_eq!(shared, "d 1 GiB raw virtio-blk shared nfs1");
         assert_eq!(disk("name=root,size=64").unwrap().size, 64 << 20, "as with --memory");
     }
 
@@ -106,6 +126,7 @@ mod tests {
     fn what_is_no_disk_is_refused() {
         assert_eq!(disk(""), Err(InvalidDisk::Part(String::new())));
         assert_eq!(disk("name=a,size=1G,cache=none"), Err(InvalidDisk::Part("cache=none".to_owned())));
+        assert_eq!(disk("name=a,size=1G,device=a,shared=b"), Err(InvalidDisk::Place));
         assert_eq!(disk("size=1G"), Err(InvalidDisk::Missing("name")));
         assert_eq!(disk("name=a"), Err(InvalidDisk::Missing("size")));
         assert_eq!(disk("name=a,name=b,size=1G"), Err(InvalidDisk::Twice("name")));
