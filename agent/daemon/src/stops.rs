@@ -169,8 +169,9 @@ async fn time_is_up(host: &Arc<Host>, resident: &Resident, stop: Stop) {
         // Noted first: it may shut down when nobody that knows it was asked is there any more.
         noted(host, &resident.spec.name, "it is asked to shut down when that can be noted", Journal::note_asked).await;
         loop {
-            if let Err(error) = resident.vm.power_down().await {
-                warn!(%error, guest = %resident.spec.name, "cannot be asked to shut down");
+            match resident.vm.power_down().await {
+                Ok(()) => info!(guest = %resident.spec.name, "its power button was pressed"),
+                Err(error) => warn!(%error, guest = %resident.spec.name, "cannot be asked to shut down"),
             }
             if timeout(ASK_AGAIN, resident.vm.wait_exit()).await.is_ok() {
                 return;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use nix::fcntl::{FcntlArg, fcntl};
-use throughline_agent::disks::{CopyId, DiskError, Elsewhere, Made, Store};
+use throughline_agent::disks::{CopyId, DiskError, Elsewhere, Extent, Made, Store};
 use throughline_cutover::{Disk, DiskBus, DiskFormat, DiskPlace, DiskSize, GuestName, HostName};
 
 const MIB: u64 = 1 << 20;
@@ -126,6 +126,8 @@ fn a_device_is_taken_as_it_is_by_one_and_keeps_what_is_on_it() {
     assert_eq!(store.create(&guest, &device()).unwrap(), Made::Found);
     assert_eq!(scratch.files("h1"), ["data.raw"]);
     let open = store.open_disk(&guest, &device()).unwrap();
+    let all = [Extent { start: 0, end: 8 * MIB }];
+    assert_eq!(store.extents(&guest, &device()).unwrap(), all, "it does not tell where it has holes");
     open.write_all_at(b"after!", 0).unwrap();
     open.sync_all().unwrap();
     assert_eq!(code(store.open_disk(&guest, &device())), "DISK_IN_USE");

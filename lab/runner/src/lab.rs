@@ -48,6 +48,16 @@ impl Lab {
         self.node_state(node).join("bpf")
     }
 
+    /// Where a node has its block devices that may be guests' disks.
+    pub(crate) fn devices(&self, node: &str) -> PathBuf {
+        self.node_state(node).join("devices")
+    }
+
+    /// Storage that all nodes have in common.
+    pub(crate) fn shared(&self) -> PathBuf {
+        self.state.join("shared")
+    }
+
     /// What a node's daemon prints.
     pub(crate) fn log(&self, node: &str) -> PathBuf {
         self.node_state(node).join("log")
@@ -109,7 +119,7 @@ impl Lab {
         };
         for entry in entries {
             let entry = entry?;
-            if entry.file_type()?.is_dir() {
+            if entry.file_type()?.is_dir() && entry.path() != self.shared() {
                 nodes.push(entry.file_name().to_string_lossy().into_owned());
             }
         }

@@ -22,6 +22,8 @@ use crate::topology::{Interface, Node, Role, Topology};
 /// How long the daemons may take until every agent is connected.
 const HEALTHY: Duration = Duration::from_secs(30);
 
+/// What all nodes know the storage by that they have in common.
+const SHARED: &str = "lab";
 /// Users for the lab's guests: numbers no host gives to anybody (systemd's UIDS-GIDS).
 const QEMU_USERS: &str = "1900000000-1900000999";
 
@@ -38,6 +40,7 @@ pub(crate) fn up(lab: &Lab, topology: &Topology) -> Result<Operator> {
 pub(crate) fn hosts_up(lab: &Lab, topology: &Topology) -> Result<()> {
     teardown::down(lab)?;
     lab.make_state()?;
+    fs::create_dir_all(lab.shared())?;
     for node in &topology.nodes {
         // The directory first: it is what a later `down` finds the namespace by.
         fs::create_dir_all(lab.node_state(&node.name))?;
@@ -181,6 +184,8 @@ pub(crate) fn daemon(lab: &Lab, node: &Node) -> Result<Command> {
     if has_agent(node) {
         command.arg("--bpffs").arg(lab.bpffs(&node.name));
         command.arg("--qemu-user").arg(QEMU_USERS).arg("--cgroup").arg(lab.cgroup(&node.name));
+        command.arg("--device-dir").arg(lab.devices(&node.name));
+        command.arg("--shared").arg(format!("{SHARED}={}", lab.shared().display()));
     }
     command.env("NO_COLOR", "1").stdin(Stdio::null());
     Ok(command)

@@ -15,6 +15,7 @@ use throughline_agent::journal::{Journal, Promise};
 
 use crate::lab::{GUEST, Lab, wait_for};
 use crate::probe::Probe;
+use crate::processes::await_end;
 
 /// Where a second controller listens.
 const SECOND: &str = "192.0.2.1:7800";
@@ -39,9 +40,7 @@ fn kill_daemon(lab: &Lab, node: &str, word: &str) -> CommandLine {
     };
     let command = command_of(&pid);
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    wait_for(&format!("{} on {node} ends", command[0]), Duration::from_secs(5), || {
-        (!lab.daemons(node).contains(&pid)).then_some(())
-    });
+    await_end(&format!("{} on {node}", command[0]), pid);
     command
 }
 

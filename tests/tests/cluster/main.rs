@@ -11,6 +11,7 @@
 mod cancelling;
 mod cold;
 mod disks;
+mod elsewhere;
 mod failing;
 mod failover;
 mod faults;

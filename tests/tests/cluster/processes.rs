@@ -20,7 +20,8 @@ const QEMU: &str = "qemu-system-x86";
 /// A daemon that was killed, and how to start it again.
 pub(crate) struct Killed {
     node: String,
-    command: Vec<String>,
+    /// As it was started; and as it is started again.
+    pub(crate) command: Vec<String>,
 }
 
 impl Lab {
@@ -103,9 +104,7 @@ impl Lab {
 
     fn kill(&self, node: &str, comm: &str, pid: i32) {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        wait_for(&format!("{comm} {pid} on {node} ends"), Duration::from_secs(5), || {
-            (!self.processes(node, comm).contains(&pid)).then_some(())
-        });
+        await_end(&format!("{comm} {pid} on {node}"), pid);
     }
 
     /// Running processes of a node whose name begins so.
@@ -123,4 +122,15 @@ impl Lab {
         let entries = fs::read_dir("/proc").unwrap().flatten().filter(inside);
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
+}
+
+/// Waits for a process that was killed: until its last thread has ended, which has let go of its files and ports. Its first may have
+/// ended before, and waits for the others as who is not reaped.
+pub(crate) fn await_end(what: &str, pid: i32) {
+    let threads = || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let status = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+        status.filter(|stat| !stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with(['Z', 'X']))).count()
+    };
+    wait_for(&format!("{what} ends"), Duration::from_secs(5), || (threads() == 0).then_some(()));
 }

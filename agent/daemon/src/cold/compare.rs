@@ -69,6 +69,8 @@ pub(super) fn has_data(file: &File, start: u64) -> io::Result<bool> {
     match lseek(file, from, Whence::SeekData) {
         Ok(data) => Ok(data.cast_unsigned() < start + REGION),
         Err(Errno::ENXIO) => Ok(false),
+        // A block device does not tell.
+        Err(Errno::EINVAL) => Ok(true),
         Err(error) => Err(error.into()),
     }
 }

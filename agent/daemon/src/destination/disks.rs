@@ -37,8 +37,8 @@ pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHer
     let (guest, copy): (_, CopyId) = (plan.guest.name.clone(), plan.id.parse()?);
     let source = plan.source.host.clone();
     let receive = move |store: &Store| {
+        wanted.iter().try_for_each(|(disk, here, _)| store.check_place(&guest, disk, &source, &here.place_proof))?;
         let receive = |(disk, here, begun_by): &(Disk, DiskHere, Option<CopyId>)| {
-            store.check_place(&guest, disk, &source, &here.place_proof)?;
             store.receive(&guest, disk, here.used_bytes, &copy, begun_by.as_ref())
         };
         wanted.iter().map(receive).collect()

@@ -48,6 +48,8 @@ pub(super) fn extents(file: &File, size: u64) -> Result<Vec<Extent>, Errno> {
         let start = match seek(file, at, Whence::SeekData) {
             // No more data.
             Err(Errno::ENXIO) => break,
+            // A block device does not tell.
+            Err(Errno::EINVAL) => return Ok(vec![Extent { start: 0, end: size }]),
             result => result?,
         };
         at = seek(file, start, Whence::SeekHole)?;
