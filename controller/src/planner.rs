@@ -22,6 +22,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) limits: Limits,
     /// It is stopped, and arrives stopped.
     pub(crate) cold: bool,
+    /// Disks arrive over no image.
+    pub(crate) flatten: bool,
     /// Every host, with whether its agent is connected.
     pub(crate) hosts: &'a [(HostName, bool)],
 }
@@ -60,6 +62,7 @@ pub(crate) fn plan(record: &Record, wish: &Wish<'_>, rng: &mut impl Rng) -> Resu
         ports,
         limits: wish.limits,
         cold: wish.cold,
+        flatten: wish.flatten,
     })
 }
 

@@ -159,6 +159,10 @@ pub struct Disk {
     /// Where.
     #[serde(default)]
     pub place: DiskPlace,
+    /// It began *over* its image, which stays where it is: the disk's own file, a qcow2, has what differs. A move may have made it a file
+    /// of its own since; only the file tells.
+    #[serde(default)]
+    pub over: bool,
 }
 
 impl Disk {

@@ -230,6 +230,9 @@ pub struct MigrationPlan {
     /// The guest is stopped, and arrives stopped.
     #[serde(default)]
     pub cold: bool,
+    /// Disks that are over an image arrive as files of their own.
+    #[serde(default)]
+    pub flatten: bool,
 }
 
 /// Why something failed: a stable code and words for people.

@@ -134,6 +134,7 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::ReplicaAtDestination { .. }
         | Denial::ReplicaPromoted { .. }
         | Denial::GuestHasNoDisk { .. }
+        | Denial::FlattensStopped { .. }
         | Denial::NoPoint { .. }
         | Denial::SourceConnected { .. }
         | Denial::CopyNotEnded { .. }

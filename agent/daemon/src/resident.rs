@@ -1,7 +1,6 @@
 //! A guest that lives on this host: its QEMU, its ports, and the devices they are made of.
 
 use std::{
-    fs::File,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -12,11 +11,11 @@ use std::{
 use throughline_cutover::{
     Boot, Failure, Generation, GuestName, GuestSpec, Mtu, OwnedGuest, Port, PortId, Queues, Vni,
 };
-use throughline_hypervisor::{DiskFd, FdRole, Guest, HypervisorError, Launch, NicFds, RunDir};
+use throughline_hypervisor::{Below, DiskFd, FdRole, Guest, HypervisorError, Launch, NicFds, RunDir};
 use throughline_netlink::{BindingWanted, Path, TapConfig, names};
 use tracing::info;
 
-use crate::host::Host;
+use crate::{disks::Opened, host::Host};
 
 /// Frames a tap or hold keeps: 32,768 pointers, 256 KiB; the frames themselves are bounded by the hold's line limit.
 pub const RING: u32 = 32_768;
@@ -169,13 +168,14 @@ impl Host {
         ports: &[Arc<ResidentPort>],
         mtus: &[Mtu],
         start: Start<'_>,
-        disks: Vec<File>,
+        disks: Vec<Opened>,
     ) -> Result<Guest, Failure> {
-        let disks = spec.disks.iter().zip(disks).map(|(disk, image)| DiskFd {
+        let disks = spec.disks.iter().zip(disks).map(|(disk, opened)| DiskFd {
             name: disk.name.clone(),
             format: disk.format,
             bus: disk.bus,
-            image: image.into(),
+            image: opened.file.into(),
+            below: opened.image.map(|image| Below::Image(image.into())),
         });
         let mut nics = Vec::with_capacity(ports.len());
         let (incoming, lanes) = match start {

@@ -63,6 +63,7 @@ fn disk(format: DiskFormat, mib: u64, image: &Path) -> Disk {
         bus: DiskBus::VirtioBlk,
         image: image.to_str().unwrap().to_owned(),
         place: DiskPlace::Directory,
+        over: false,
     }
 }
 
@@ -255,4 +256,42 @@ fn a_chart_of_many_pieces_is_drawn_in_seconds() {
     assert!(before.elapsed() < Duration::from_secs(30));
     let expected: Vec<_> = pieces.map(|piece| (piece, GRAIN)).collect();
     assert!(marked(&scratch, &chart) == expected, "it marks others than these 16,000");
+}
+
+#[test]
+fn a_disk_over_an_image_has_only_what_differs_and_needs_the_very_image() {
+    let scratch = Scratch::new("over");
+    let image = scratch.path("base.qcow2");
+    img(&["create", "-q", "-f", "qcow2", image.to_str().unwrap(), "8M"]);
+    public(&image);
+    let over = Disk { over: true, ..disk(DiskFormat::Qcow2, 16, &image) };
+    assert_eq!(scratch.store.create(&scratch.guest, &over).unwrap(), Made::Anew);
+    let info = img(&["info", "--output=json", scratch.kept("root.qcow2").to_str().unwrap()]);
+    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    assert_eq!(
+        (&info["virtual-size"], &info["backing-filename"]),
+        (&(16 * MIB).into(), &image.to_str().unwrap().into())
+    );
+    let file = scratch.store.open_disk(&scratch.guest, &over).unwrap();
+    assert!(scratch.store.open_image(&scratch.guest, &over, &file).unwrap().is_some());
+    let plain = Disk { over: false, ..over.clone() };
+    drop(file);
+    assert_eq!(scratch.store.open_disk(&scratch.guest, &plain).unwrap_err().code(), "DISK_UNFIT", "as one of its own");
+
+    let (sum, _) = scratch.store.image_of(&scratch.guest, &over).unwrap().expect("it is over one");
+    scratch.store.check_image(&scratch.guest, &over, &sum).unwrap();
+    img(&["resize", "-q", "-f", "qcow2", image.to_str().unwrap(), "9M"]);
+    assert_eq!(scratch.store.check_image(&scratch.guest, &over, &sum).unwrap_err().code(), "DISK_IMAGE");
+
+    // Where it comes to it is over the image too, or a disk of its own.
+    let other = "web-2".parse().unwrap();
+    let copy = "c-1".parse().unwrap();
+    for (disk, is_over) in [(&over, true), (&plain, false)] {
+        let came = scratch.store.receive(&other, disk, 0, &copy, None).unwrap();
+        assert_eq!(came.image.is_some(), is_over);
+        drop(came);
+        scratch.store.put_aside(&other, false).unwrap();
+    }
+    let again = scratch.store.receive(&other, &plain, 0, &copy, Some(&copy)).unwrap();
+    assert!(again.continued && again.image.is_none());
 }

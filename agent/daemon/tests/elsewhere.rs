@@ -15,6 +15,7 @@ use std::{
 use nix::fcntl::{FcntlArg, fcntl};
 use throughline_agent::disks::{CopyId, DiskError, Elsewhere, Extent, Made, Store};
 use throughline_cutover::{Disk, DiskBus, DiskFormat, DiskPlace, DiskSize, GuestName, HostName};
+use throughline_wire::v1::DiskHere;
 
 const MIB: u64 = 1 << 20;
 
@@ -80,6 +81,7 @@ fn disk(place: DiskPlace) -> Disk {
         bus: DiskBus::VirtioBlk,
         image: String::new(),
         place,
+        over: false,
     }
 }
 
@@ -185,10 +187,11 @@ fn a_shared_disk_is_one_wherever_it_is_looked_at() {
     let image = scratch.directory.join("common/web-1/data.raw");
     assert_eq!(image.metadata().unwrap().len(), 8 * MIB);
 
-    let proof = h1.prove(&guest, &disk).unwrap();
-    assert_eq!(h1.prove(&guest, &disk).unwrap(), proof, "written once");
-    h2.check_place(&guest, &disk, &source, &proof).unwrap();
-    assert_eq!(code(h2.check_place(&guest, &disk, &source, "")), "STORAGE_NOT_SHARED");
+    let place_proof = h1.prove(&guest, &disk).unwrap();
+    assert_eq!(h1.prove(&guest, &disk).unwrap(), place_proof, "written once");
+    let proof = DiskHere { place_proof, ..Default::default() };
+    h2.check_disk(&guest, &disk, &source, &proof).unwrap();
+    assert_eq!(code(h2.check_disk(&guest, &disk, &source, &DiskHere::default())), "STORAGE_NOT_SHARED");
     assert_eq!(code(h2.receive(&guest, &disk, 0, &copy(1), None)), "STORAGE_NO_LOCKS", "nobody seems to run on it");
 
     let running = lock_as_qemu(&image);
@@ -215,8 +218,8 @@ fn storage_that_only_has_one_name_is_found_out() {
     let (h1, h2, guest) = (scratch.store("h1"), scratch.store("h2"), scratch.guest.clone());
     let (disk, source) = (shared("apart"), "h1".parse::<HostName>().unwrap());
     h1.create(&guest, &disk).unwrap();
-    let proof = h1.prove(&guest, &disk).unwrap();
-    assert_eq!(code(h2.check_place(&guest, &disk, &source, &proof)), "STORAGE_NOT_SHARED");
+    let proof = DiskHere { place_proof: h1.prove(&guest, &disk).unwrap(), ..Default::default() };
+    assert_eq!(code(h2.check_disk(&guest, &disk, &source, &proof)), "STORAGE_NOT_SHARED");
     assert_eq!(code(h2.create(&guest, &shared("nfs7"))), "DISK_PLACE", "no such name here");
 }
 

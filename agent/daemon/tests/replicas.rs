@@ -39,6 +39,7 @@ impl Scratch {
             bus: DiskBus::VirtioBlk,
             image: String::new(),
             place: DiskPlace::Directory,
+            over: false,
         });
         let (id, guest) = ("5f1c7a52-0c3d".parse().unwrap(), "web-1".parse().unwrap());
         let scratch = Self { directory, store, replicas, id, guest, disks: disks.into() };

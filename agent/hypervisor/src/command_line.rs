@@ -290,7 +290,7 @@ mod tests {
         let args = keeper(
             &"web-1".parse().unwrap(),
             &Uuid::nil(),
-            &[DiskArgs { name, format, bus, image: 40, device: false }],
+            &[DiskArgs { name, format, bus, image: 40, device: false, below: None }],
         );
         let args: Vec<_> = args.into_iter().map(|arg| arg.into_string().unwrap()).collect();
         let line = args.join(" ");
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn disks_come_after_cards_and_before_a_migration() {
         let (name, format, bus) = ("root".parse().unwrap(), DiskFormat::Raw, DiskBus::VirtioBlk);
-        let disk = DiskArgs { name, format, bus, image: 40, device: false };
+        let disk = DiskArgs { name, format, bus, image: 40, device: false, below: None };
         let line = render_with(Accelerator::Tcg, &[nic(7, 20)], &[disk], true);
         let places =
             ["-device virtio-net-pci", "-add-fd fd=40,", "-blockdev {", "-device virtio-blk-pci", "-incoming defer"];

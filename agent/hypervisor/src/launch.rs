@@ -20,7 +20,7 @@ use tokio::{
 use tracing::info;
 
 use crate::{
-    Accelerator, Confinement, DiskFd, FdRole, Guest, HypervisorError, RunDir,
+    Accelerator, Below, Confinement, DiskFd, FdRole, Guest, HypervisorError, RunDir,
     command_line::{BootArgs, CommandLine, NicArgs},
     confinement::{Allowance, Cell},
     disk::arguments::DiskArgs,
@@ -207,7 +207,7 @@ fn spawn(launch: &Launch, cell: &Cell) -> Result<Child, HypervisorError> {
     let mut inherited = vec![boot.kernel, serial_log.as_raw_fd()];
     inherited.extend(boot.initrd);
     let disks: Vec<DiskArgs> = launch.disks.iter().map(disk_numbers).collect();
-    inherited.extend(disks.iter().map(|disk| disk.image));
+    inherited.extend(disks.iter().flat_map(|disk| [disk.image].into_iter().chain(disk.below)));
     inherited.extend(nics.iter().flat_map(|nic| nic.kept.iter().map(|(_, fd)| fd).chain(&nic.tap)));
     let line = CommandLine {
         name: &launch.name,
@@ -245,6 +245,7 @@ pub(crate) fn disk_numbers(disk: &DiskFd) -> DiskArgs {
         format: disk.format,
         bus: disk.bus,
         image: disk.image.as_raw_fd(),
+        below: disk.below.as_ref().map(|Below::Image(image)| image.as_raw_fd()),
         device: fstat(&disk.image)
             .is_ok_and(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFBLK),
     }

@@ -53,9 +53,9 @@ pub use accelerator::{Accelerator, AcceleratorChoice, InvalidAccelerator, ram_ki
 pub use confinement::{Confinement, ConfinementError, InvalidQemuUser, QemuUser};
 pub use descriptors::FdRole;
 pub use disk::{
-    AwaitedDisk, AwaitedReplica, DiskFd, DiskInvitation, DiskProgress, DiskState, DiskStreams, InvalidReplicaName,
-    KeeperId, PointDisk, PointName, PointProgress, PointState, ReplicaInvitation, ReplicaName, ReplicaRecord,
-    ReplicaStream, Rest, RestorePoint,
+    AwaitedDisk, AwaitedReplica, Below, DiskFd, DiskInvitation, DiskProgress, DiskState, DiskStreams,
+    InvalidReplicaName, KeeperId, PointDisk, PointName, PointProgress, PointState, ReplicaInvitation, ReplicaName,
+    ReplicaRecord, ReplicaStream, Rest, RestorePoint,
 };
 pub use error::HypervisorError;
 pub use event::{GuestEvent, GuestEventKind, MigrationStatus, RunState};

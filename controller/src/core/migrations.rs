@@ -68,7 +68,8 @@ impl Core {
         let request = &wish.request;
         let unknown = || Denial::UnknownGuest { field: "guest".to_owned(), name: request.guest.clone() };
         let guest = self.record.guests().get(&request.guest).ok_or_else(unknown)?;
-        let wish_for = Wish { guest, destination, limits, cold: manner != Manner::Running, hosts: &hosts };
+        let (cold, flatten) = (manner != Manner::Running, request.flatten);
+        let wish_for = Wish { guest, destination, limits, cold, flatten, hosts: &hosts };
         let mut plan = planner::plan(&self.record, &wish_for, &mut rand::rng())?;
         if let Manner::StoppedFirst(stop) = manner {
             self.set_power(&request.guest, Power::Off(stop.stop()), GuestState::Stopping);

@@ -42,7 +42,8 @@ impl GuestRecord {
     /// Whatever and wherever they were: a replica is kept as qcow2 in its host's directory, and begins as no image.
     fn take_disks_of_a_replica(&mut self) {
         for disk in &mut self.spec.disks {
-            (disk.format, disk.image, disk.place) = (DiskFormat::Qcow2, String::new(), DiskPlace::Directory);
+            (disk.format, disk.image, disk.place, disk.over) =
+                (DiskFormat::Qcow2, String::new(), DiskPlace::Directory, false);
         }
     }
 }

@@ -14,7 +14,7 @@ use super::{Change, Store, StoreError, Table};
 /// Format of what the tables hold. A change that an older controller must not work with makes it one more.
 ///
 /// 1: the first. 2: a mandate, and removals by name. 3: guests' disks, which an older controller would forget. 4: replicas, and
-/// guests that are to begin as one, which it would begin blank. 5: where disks are kept, which it would look for elsewhere. What is older
+/// guests that are to begin as one, which it would begin blank. 5: where disks are kept and what they are over, which it would look for elsewhere. What is older
 /// reads as it is.
 const FORMAT: u64 = 5;
 const OLDEST: u64 = 1;

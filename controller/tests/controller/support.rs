@@ -196,8 +196,7 @@ pub(crate) fn move_web_1(request_id: &str, to: &str) -> v1::MigrateGuestRequest 
         request_id: request_id.into(),
         guest: "web-1".into(),
         destination_host: to.into(),
-        limits: None,
-        stop_first: None,
+        ..Default::default()
     }
 }
 

@@ -71,6 +71,9 @@ pub(crate) struct Migrate {
     /// With --stop: what becomes of a guest that has not shut down by then (default stay)
     #[arg(long, value_name = "WHAT", requires = "stop")]
     if_it_runs_on: Option<RunsOn>,
+    /// Bring disks whole that are over an image: they rest on none from then on, and the destination needs none
+    #[arg(long)]
+    flatten: bool,
     /// Watch until it has ended (the default, on a terminal or not)
     #[arg(long, conflicts_with = "detach")]
     watch: bool,
@@ -165,6 +168,7 @@ impl Migrate {
             destination_host: self.to,
             limits: Some(limits),
             stop_first,
+            flatten: self.flatten,
         }
     }
 }

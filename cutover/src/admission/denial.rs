@@ -98,6 +98,10 @@ pub enum Denial {
         guest = replica.guest, host = replica.host
     )]
     ReplicaPromoted { replica: ReplicaName },
+    #[error(
+        "guest {guest} moves stopped, so its disks go as the files they are; leave out flatten, or move it as it runs"
+    )]
+    FlattensStopped { guest: GuestName },
     #[error("guest {guest} has no disk, so there is nothing to keep; create it again where it is needed")]
     GuestHasNoDisk { guest: GuestName },
     #[error("{whose} has as many replicas as may be ({most}); delete one first")]
@@ -189,6 +193,7 @@ impl Denial {
             Self::ReplicaExists { .. } | Self::GuestHasReplica { .. } => "REPLICA_EXISTS",
             Self::ReplicaAtDestination { .. } => "REPLICA_AT_DESTINATION",
             Self::ReplicaPromoted { .. } => "REPLICA_PROMOTED",
+            Self::FlattensStopped { .. } => "FLATTENS_STOPPED",
             Self::GuestHasNoDisk { .. } => "GUEST_HAS_NO_DISK",
             Self::TooManyReplicas { .. } => "TOO_MANY_REPLICAS",
             Self::NoPoint { .. } => "NO_POINT",
@@ -247,6 +252,7 @@ impl Denial {
             Self::AlreadyMigrating { .. }
             | Self::GuestNotRunning { .. }
             | Self::GuestHasNoDisk { .. }
+            | Self::FlattensStopped { .. }
             | Self::TooManyMigrations { .. } => "guest",
             Self::UnknownReplica { .. }
             | Self::ReplicaExists { .. }

@@ -22,6 +22,9 @@ pub struct MigrationRequest {
     /// It is stopped before, if it runs; `None`: it moves as it is.
     #[serde(default)]
     pub stop_first: Option<StopFirst>,
+    /// See [`crate::MigrationPlan::flatten`].
+    #[serde(default)]
+    pub flatten: bool,
 }
 
 /// How a guest moves.
@@ -59,7 +62,7 @@ pub enum Verdict {
 /// # Errors
 /// `REQUEST_ID_REUSED`, `UNKNOWN_GUEST`, `ALREADY_MIGRATING`, `UNKNOWN_HOST`, `SAME_HOST`, `HOST_DOWN` (either end),
 /// `HOST_PEER_ONLY`, `NOT_ENOUGH_MEMORY`, `DISKS_BEING_DELETED`, `REPLICA_AT_DESTINATION`, `GUEST_NOT_RUNNING`,
-/// `NO_DESTINATION`.
+/// `FLATTENS_STOPPED`, `NO_DESTINATION`.
 pub fn migrate(
     view: &impl View,
     request: &MigrationRequest,
@@ -92,6 +95,9 @@ pub fn migrate(
     };
     if !ready {
         return Err(Denial::GuestNotRunning { guest: name.clone() });
+    }
+    if request.flatten && manner != Manner::Running {
+        return Err(Denial::FlattensStopped { guest: name.clone() });
     }
     Ok(Verdict::Admitted { source: guest.host, destination, manner })
 }

@@ -132,7 +132,7 @@ fn fabric() -> Fabric {
 
 fn request(destination: Option<&str>) -> MigrationRequest {
     let (request_id, guest) = ("r-1".into(), "web-1".parse().unwrap());
-    MigrationRequest { request_id, guest, destination: destination.map(host), stop_first: None }
+    MigrationRequest { request_id, guest, destination: destination.map(host), stop_first: None, flatten: false }
 }
 
 #[track_caller]
@@ -221,6 +221,9 @@ fn moves_that_cannot_be() {
     };
     assert_eq!(manner(&fabric, &request(Some("h2"))), Manner::Running);
     assert_eq!(Some(manner(&fabric, &stopping)), stop_first.map(Manner::StoppedFirst));
+    let flattening = MigrationRequest { flatten: true, ..request(Some("h2")) };
+    assert_eq!(manner(&fabric, &flattening), Manner::Running);
+    denied(migrate(&fabric, &MigrationRequest { stop_first, ..flattening }, None), "FLATTENS_STOPPED", "guest");
     denied(migrate(&fabric, &stopping, Some(("m-1", &request(Some("h2"))))), "REQUEST_ID_REUSED", "request_id");
     fabric.guests[0].1.running = false;
     denied(to(&fabric, "h2"), "GUEST_NOT_RUNNING", "guest");

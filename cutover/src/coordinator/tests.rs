@@ -56,6 +56,7 @@ fn plan() -> MigrationPlan {
         }],
         limits: Limits::default(),
         cold: false,
+        flatten: false,
     }
 }
 

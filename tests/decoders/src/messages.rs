@@ -155,6 +155,7 @@ fn invited(wanted: Vec<v1::ReplicaDisk>) {
             bus: DiskBus::VirtioBlk,
             image: String::new(),
             place: DiskPlace::Directory,
+            over: false,
         })
     };
     let disks: Vec<_> = wanted.iter().filter_map(disk).collect();

@@ -1,12 +1,15 @@
-//! Disks that are block devices, or on storage that hosts have in common, move with their guest, running or stopped. Needs loop devices.
+//! Disks that are block devices, on storage that hosts have in common, or over an image, move with their guest, running or stopped. Needs
+//! loop devices.
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::disks::WRITER;
+use serde_json::Value;
+
+use crate::disks::{WRITER, WRITTEN};
 use crate::lab::{GUEST, Lab};
 use crate::probe::Probe;
 
@@ -43,6 +46,14 @@ impl Drop for Loop {
 }
 
 impl Lab {
+    /// Whether the file of a guest's disk is over another.
+    fn is_over(&self, host: &str, file: &str) -> bool {
+        let path = self.disk_dir(host).join(file);
+        let info = Command::new("qemu-img").args(["info", "-U", "--output=json"]).arg(&path).output().unwrap();
+        let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+        info["backing-filename"].is_string()
+    }
+
     fn shared_image(&self) -> PathBuf {
         self.state().join("shared").join(GUEST).join("data.qcow2")
     }
@@ -115,5 +126,43 @@ fn what_another_host_does_not_have_is_told_before_anything_moves() {
     lab.start_again(&agent);
     lab.migrate("h2");
     probe.assert_unnoticed(&lab, "it moved when h2 had both");
+    probe.assert_disks_read_back();
+}
+
+#[test]
+fn a_disk_over_an_image_moves_over_it_or_whole() {
+    let lab = Lab::up("over");
+    // What an earlier guest wrote is the image: the next one's probe knows what has to be in it.
+    lab.boot_guest_with(WRITER, &WRITTEN);
+    drop(Probe::start(&lab));
+    std::thread::sleep(Duration::from_secs(3));
+    lab.stop_guest(&[]).done();
+    let image = lab.state().join("base.qcow2");
+    fs::copy(lab.disk_dir("h1").join("data.qcow2"), &image).unwrap();
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).unwrap();
+    lab.throughline(&["guest", "delete", GUEST, "--delete-disks"]).done();
+    crate::lab::wait_for("the guest's disks are gone", Duration::from_secs(20), || {
+        lab.disk_files("h1").is_empty().then_some(())
+    });
+
+    let data = format!("name=data,size=4MiB,format=qcow2,bus=virtio-scsi,over={}", image.display());
+    lab.boot_guest_with(WRITER, &["--disk", "name=root,size=4MiB", "--disk", &data]);
+    let mut probe = Probe::start(&lab);
+    let before = fs::read(&image).unwrap();
+    lab.migrate("h2");
+    assert!(lab.is_over("h2", "data.qcow2"), "it is kept as it is");
+    probe.assert_unnoticed(&lab, "a guest moved whose disk is over an image");
+    probe.assert_disks_read_back();
+
+    lab.throughline(&["migrate", GUEST, "--to", "h1", "--flatten"]).done();
+    assert!(!lab.is_over("h1", "data.qcow2"), "it was brought whole");
+    probe.assert_unnoticed(&lab, "its disk was flattened on the way");
+    probe.assert_disks_read_back();
+    assert!(fs::read(&image).unwrap() == before, "an image is never written");
+
+    // It needs none any more.
+    fs::remove_file(&image).unwrap();
+    lab.migrate("h2");
+    probe.assert_unnoticed(&lab, "it moved without the image");
     probe.assert_disks_read_back();
 }

@@ -263,6 +263,7 @@ fn plan(peers: usize) -> MigrationPlan {
         }],
         limits: LIMITS,
         cold: false,
+        flatten: false,
     }
 }
 

@@ -18,7 +18,12 @@ impl TryFrom<v1::Disk> for Disk {
             bus: bus(disk.bus)?,
             image: if disk.image.is_empty() { disk.image } else { path("image", disk.image)? },
             place: place(disk.place)?,
+            over: disk.over,
         };
+        if disk.over && (disk.format != DiskFormat::Qcow2 || disk.image.is_empty()) {
+            let words = "is said of a disk that is no qcow2 or has no image; only a qcow2 can be over one".to_owned();
+            return Err(InvalidField::new("over", Problem::Other(words)));
+        }
         if matches!(disk.place, DiskPlace::Device(_)) {
             let odd = |field, words: &str| Err(InvalidField::new(field, Problem::Other(words.to_owned())));
             if disk.format != DiskFormat::Raw {
@@ -51,7 +56,7 @@ impl From<Disk> for v1::Disk {
             DiskPlace::Device(name) => Some(v1::disk::Place::Device(name.into())),
             DiskPlace::Shared(name) => Some(v1::disk::Place::Shared(name.into())),
         };
-        Self { name, size, format: format.into(), bus: bus.into(), image: disk.image, place }
+        Self { name, size, format: format.into(), bus: bus.into(), image: disk.image, place, over: disk.over }
     }
 }
 
@@ -155,11 +160,15 @@ mod tests {
             let said = v1::Disk { format: 1, bus: 1, place, ..disk("root") };
             assert_eq!(v1::Disk::from(Disk::try_from(said.clone()).expect("good")), said);
         }
+        let over = v1::Disk { format: 2, bus: 1, image: "/base.qcow2".into(), over: true, ..disk("root") };
+        assert_eq!(v1::Disk::from(Disk::try_from(over.clone()).expect("good")), over);
         assert_eq!(field(|disk| disk.place = Some(Device("../sda".into()))), "disks[1].device");
         assert_eq!(field(|disk| disk.place = Some(Shared(String::new()))), "disks[1].shared");
         let device = || Some(Device("lv0".into()));
         assert_eq!(field(|disk| (disk.place, disk.format) = (device(), 2)), "disks[1].format");
         assert_eq!(field(|disk| (disk.place, disk.image) = (device(), "/base".into())), "disks[1].image");
+        assert_eq!(field(|disk| (disk.over, disk.format) = (true, 2)), "disks[1].over");
+        assert_eq!(field(|disk| (disk.over, disk.image) = (true, "/base".into())), "disks[1].over");
     }
 
     #[test]

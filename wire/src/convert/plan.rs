@@ -92,6 +92,7 @@ impl TryFrom<v1::MigrationPlan> for MigrationPlan {
             ports: ports.collect::<Result<_, _>>()?,
             limits: Limits::try_from(plan.limits.unwrap_or_default()).map_err(|e| e.within("limits"))?,
             cold: plan.cold,
+            flatten: plan.flatten,
         })
     }
 }
@@ -108,6 +109,7 @@ impl From<MigrationPlan> for v1::MigrationPlan {
             ports: plan.ports.into_iter().map(Into::into).collect(),
             limits: Some(plan.limits.into()),
             cold: plan.cold,
+            flatten: plan.flatten,
         }
     }
 }
@@ -150,6 +152,7 @@ mod tests {
             }],
             limits: Some(Limits::default().into()),
             cold: true,
+            flatten: true,
         }
     }
 

@@ -101,7 +101,7 @@ impl TryFrom<v1::MigrateGuestRequest> for MigrationRequest {
         let (guest, destination) = (parse("guest", &request.guest)?, &request.destination_host);
         let destination = if destination.is_empty() { None } else { Some(parse("destination_host", destination)?) };
         let stop_first = request.stop_first.map(StopFirst::try_from).transpose().map_err(|e| e.within("stop_first"))?;
-        Ok(Self { guest, destination, request_id: request.request_id, stop_first })
+        Ok(Self { guest, destination, request_id: request.request_id, stop_first, flatten: request.flatten })
     }
 }
 
@@ -160,7 +160,8 @@ mod tests {
             let (guest, request_id) = (guest.to_owned(), request_id.to_owned());
             let destination_host = destination_host.to_owned();
             let stop_first = Some(v1::StopFirst { otherwise: 3, ..Default::default() });
-            let request = v1::MigrateGuestRequest { guest, destination_host, request_id, limits: None, stop_first };
+            let request =
+                v1::MigrateGuestRequest { guest, destination_host, request_id, stop_first, ..Default::default() };
             MigrationRequest::try_from(request).expect_err("must be refused").field
         };
         assert_eq!(field("web-1", "h2", ""), "request_id");

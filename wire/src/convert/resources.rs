@@ -341,7 +341,7 @@ mod tests {
         let boot = v1::Boot { kernel: "/k".into(), initrd: "/i".into(), cmdline: "console=ttyS0".into() };
         let (name, ports) = ("web-1".into(), vec![port()]);
         let (image, place) = ("/base.qcow2".into(), Some(v1::disk::Place::Shared("nfs1".into())));
-        let disks = vec![v1::Disk { name: "root".into(), size: 1 << 30, format: 2, bus: 2, image, place }];
+        let disks = vec![v1::Disk { name: "root".into(), size: 1 << 30, format: 2, bus: 2, image, place, over: true }];
         v1::GuestSpec { name, vcpus: 2, queues: 2, memory_kib: 262_136, boot: Some(boot), ports, disks }
     }
 

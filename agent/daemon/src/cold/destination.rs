@@ -142,10 +142,9 @@ impl ColdDestinationHands {
         if !disks.is_empty() {
             let files = self.host.with_disks(move |store| {
                 let receive = |disk: &throughline_cutover::Disk| {
-                    let v1::DiskHere { used_bytes, place_proof, .. } =
-                        here.remove(disk.name.as_str()).unwrap_or_default();
-                    store.check_place(&guest, disk, &source, &place_proof)?;
-                    let file = store.receive_file(&guest, disk, used_bytes, &copy)?;
+                    let here = here.remove(disk.name.as_str()).unwrap_or_default();
+                    store.check_disk(&guest, disk, &source, &here)?;
+                    let file = store.receive_file(&guest, disk, here.used_bytes, &copy)?;
                     // A shared disk is there; nothing comes.
                     Ok(disk.goes_along().then(|| (disk.name.clone(), file)))
                 };

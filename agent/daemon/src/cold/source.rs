@@ -78,7 +78,7 @@ impl ColdSourceHands {
     }
 
     async fn call_peer(&mut self) -> Option<SourceEvent> {
-        let here = match self.host.disks_here(&self.plan.guest).await {
+        let here = match self.host.disks_here(&self.plan.guest, false).await {
             Ok(here) => here,
             Err(failure) => return Some(SourceEvent::Abort(failure)),
         };

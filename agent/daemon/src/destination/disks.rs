@@ -37,9 +37,13 @@ pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHer
     let (guest, copy): (_, CopyId) = (plan.guest.name.clone(), plan.id.parse()?);
     let source = plan.source.host.clone();
     let receive = move |store: &Store| {
-        wanted.iter().try_for_each(|(disk, here, _)| store.check_place(&guest, disk, &source, &here.place_proof))?;
+        for (disk, here, _) in &wanted {
+            store.check_disk(&guest, disk, &source, here)?;
+        }
         let receive = |(disk, here, begun_by): &(Disk, DiskHere, Option<CopyId>)| {
-            store.receive(&guest, disk, here.used_bytes, &copy, begun_by.as_ref())
+            // One that is brought whole is over nothing here.
+            let disk = Disk { over: !here.image_sum.is_empty(), ..disk.clone() };
+            store.receive(&guest, &disk, here.used_bytes, &copy, begun_by.as_ref())
         };
         wanted.iter().map(receive).collect()
     };

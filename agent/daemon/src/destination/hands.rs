@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use super::disks;
 use crate::{
     clock::{ns_since_1970, real_ns},
-    disks::Unfinished,
+    disks::{Opened, Received, Unfinished},
     driver::Hands,
     flip::{Flip, MarksAs, flip},
     gates::{lane_of, sharing},
@@ -154,7 +154,8 @@ impl DestinationHands {
         let start = Start::Incoming { lanes: lanes.iter().map(Vec::as_slice).collect() };
         self.hear_source();
         let room = disks::make_room(&self.host, &self.plan, &self.here).await?;
-        let (files, continued): (Vec<_>, Vec<_>) = room.into_iter().map(|it| (it.file, it.continued)).unzip();
+        let opened = |it: Received| (Opened { file: it.file, image: it.image }, it.continued);
+        let (files, continued): (Vec<_>, Vec<_>) = room.into_iter().map(opened).unzip();
         let vm = self.host.launch(&self.plan.guest, ports, mtus, start, files).await?;
         self.watch_hypervisor(&vm);
         self.vm = Some(vm.clone());

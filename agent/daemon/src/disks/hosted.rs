@@ -12,6 +12,15 @@ use crate::host::Host;
 /// How often.
 const LOOK_FOR_OLD_PARTS: Duration = Duration::from_secs(60 * 60);
 
+/// A disk's files, open for its guest's QEMU.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its own.
+    pub file: File,
+    /// What it is over.
+    pub image: Option<File>,
+}
+
 /// What becomes of what came of a guest that stayed where it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfinished {
@@ -44,7 +53,7 @@ impl Host {
     ///
     /// # Errors
     /// The store's; what was made before stays, for the guest's next start.
-    pub async fn disks_to_boot(&self, spec: &GuestSpec) -> Result<Vec<File>, Failure> {
+    pub async fn disks_to_boot(&self, spec: &GuestSpec) -> Result<Vec<Opened>, Failure> {
         if spec.disks.is_empty() {
             return Ok(Vec::new());
         }
@@ -52,22 +61,29 @@ impl Host {
         self.with_disks(move |store| disks.iter().map(|disk| to_boot(store, &guest, disk)).collect()).await
     }
 
-    /// What the destination of a guest is told of each of its disks, in the guest's order; see [`Store::used`] and [`Store::prove`].
+    /// What the destination of a guest is told of each of its disks, in the guest's order; see [`Store::used`], [`Store::prove`] and
+    /// [`Store::image_of`]. `flatten`: those that are over an image are brought whole.
     ///
     /// # Errors
     /// The store's.
-    pub async fn disks_here(&self, spec: &GuestSpec) -> Result<Vec<v1::DiskHere>, Failure> {
+    pub async fn disks_here(&self, spec: &GuestSpec, flatten: bool) -> Result<Vec<v1::DiskHere>, Failure> {
         if spec.disks.is_empty() {
             return Ok(Vec::new());
         }
         let (guest, disks) = (spec.name.clone(), spec.disks.clone());
         let here = move |store: &Store, disk: &Disk| {
-            Ok(v1::DiskHere {
+            let mut here = v1::DiskHere {
                 name: disk.name.to_string(),
                 used_bytes: store.used(&guest, disk)?,
-                begun_by: String::new(),
                 place_proof: store.prove(&guest, disk)?,
-            })
+                ..Default::default()
+            };
+            match store.image_of(&guest, disk)? {
+                Some((_, length)) if flatten && disk.goes_along() => here.used_bytes += length,
+                Some((sum, _)) => here.image_sum = sum.to_vec(),
+                None => {}
+            }
+            Ok(here)
         };
         self.with_disks(move |store| disks.iter().map(|disk| here(store, disk)).collect()).await
     }
@@ -140,9 +156,10 @@ impl Host {
     }
 }
 
-fn to_boot(store: &Store, guest: &GuestName, disk: &Disk) -> Result<File, DiskError> {
+fn to_boot(store: &Store, guest: &GuestName, disk: &Disk) -> Result<Opened, DiskError> {
     if store.create(guest, disk)? == Made::Found {
         info!(%guest, disk = %disk.name, "a disk that was kept is used again, as it is");
     }
-    store.open_disk(guest, disk)
+    let file = store.open_disk(guest, disk)?;
+    Ok(Opened { image: store.open_image(guest, disk, &file)?, file })
 }

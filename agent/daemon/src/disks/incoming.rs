@@ -24,6 +24,8 @@ const PART_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Received {
     /// It, for the guest's QEMU; see [`Store::open_disk`].
     pub file: File,
+    /// What the disk is over.
+    pub image: Option<File>,
     /// The copying it is of: the one that was asked for, or the one that it goes on with.
     pub continued: bool,
 }
@@ -31,7 +33,7 @@ pub struct Received {
 impl Store {
     /// Has a file for a guest's disk to be copied to: that of the copying `begun_by`, if there is one, else a blank one, of the
     /// copying `copy`; all others of that disk are removed. `used`: bytes that the disk takes where it is, see [`Store::used`]. A block
-    /// device is this host's, and to be written over; a shared disk is the guest's very one, which its QEMU at the source has locked, and
+    /// device is this host's, and to be written over; a disk that is `over` its image is made so here; a shared disk is the guest's very one, which its QEMU at the source has locked, and
     /// is written by nobody but it.
     ///
     /// # Errors
@@ -57,7 +59,7 @@ impl Store {
         if let Some(part) = part
             && let Some(file) = go_on(guest, disk, &folder, &part, used)?
         {
-            return Ok(Received { file, continued: true });
+            return Ok(Received { image: self.open_image(guest, disk, &file)?, file, continued: true });
         }
         let name = coming_name(disk, copy, State::Incoming);
         let file = match self.elsewhere.of(guest, disk)? {
@@ -79,7 +81,7 @@ impl Store {
                 path: folder.path().join(name),
             });
         }
-        Ok(Received { file, continued: false })
+        Ok(Received { image: self.open_image(guest, disk, &file)?, file, continued: false })
     }
 
     /// Has a file for the file of a stopped guest's disk to be copied to, byte for byte: what came of it before, if anything did, for

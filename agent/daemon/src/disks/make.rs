@@ -54,10 +54,12 @@ impl Store {
         folder.link(disk, &target, &kept_name(disk)).map(|()| made)
     }
 
-    /// A file of the disk's name in a directory, blank or as its image.
+    /// A file of the disk's name in a directory, blank, as its image, or over it.
     fn make_in(&self, folder: &Folder, guest: &GuestName, disk: &Disk) -> Result<(), DiskError> {
-        if !disk.image.is_empty() {
-            return self.copy_image(guest, disk, folder);
+        match (disk.over, disk.image.is_empty()) {
+            (true, _) => return self.make_over(folder, guest, disk),
+            (false, false) => return self.copy_image(guest, disk, folder),
+            (false, true) => {}
         }
         space::check(guest, disk, folder.path(), 0)?;
         let half = folder.begin(disk)?;
@@ -65,10 +67,11 @@ impl Store {
         half.finish(&kept_name(disk)).map(drop)
     }
 
-    /// Makes a file blank.
+    /// Makes a file blank, over the disk's image if it is to be over that.
     pub(super) fn blank(&self, guest: &GuestName, disk: &Disk, half: &Half<'_>) -> Result<(), DiskError> {
         match disk.format {
             DiskFormat::Raw => lengthen(disk, half),
+            DiskFormat::Qcow2 if disk.over => self.blank_over(guest, disk, half),
             DiskFormat::Qcow2 => {
                 self.tools.create(half.file(), disk.size.bytes(), Form::Disk).map_err(tool_failed(guest, disk))
             }

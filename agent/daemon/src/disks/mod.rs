@@ -35,6 +35,7 @@ mod extents;
 mod folder;
 mod hosted;
 mod incoming;
+mod made_over;
 mod make;
 mod operators_image;
 mod qcow2;
@@ -52,10 +53,12 @@ use std::{
 use throughline_confine::private_dir;
 use throughline_cutover::{Disk, DiskFormat, DiskPlace, GuestName, HostName};
 use throughline_hypervisor::QemuUser;
+use throughline_wire::v1::DiskHere;
 use tracing::warn;
 
 use self::{
     folder::{Folder, State},
+    made_over::Sums,
     tools::Tools,
 };
 
@@ -65,8 +68,9 @@ pub use self::{
     elsewhere::{Elsewhere, is_device, length},
     error::DiskError,
     extents::Extent,
-    hosted::Unfinished,
+    hosted::{Opened, Unfinished},
     incoming::Received,
+    made_over::Sum,
     make::Made,
     qcow2::{InvalidQcow2, qcow2_length},
     replicas::{Replicas, as_kept},
@@ -84,6 +88,7 @@ pub struct Store {
     directory: PathBuf,
     tools: Tools,
     elsewhere: Elsewhere,
+    sums: Sums,
 }
 
 impl Store {
@@ -94,7 +99,7 @@ impl Store {
     /// If the directory is not this agent's alone, or there is no such user.
     pub fn open(directory: &Path, user: &QemuUser, elsewhere: Elsewhere) -> Result<Self, DiskError> {
         let user = ToolUser::of(user).map_err(|source| DiskError::User { user: user.clone(), source })?;
-        let store = Self { directory: directory.to_owned(), tools: Tools::new(user), elsewhere };
+        let store = Self { directory: directory.to_owned(), tools: Tools::new(user), elsewhere, sums: Sums::default() };
         store.clear_up()?;
         Ok(store)
     }
@@ -168,12 +173,20 @@ impl Store {
         self.elsewhere.prove(guest, disk)
     }
 
-    /// Whether a disk that `source` has is to be had here, and its own is what it should be; see [`Elsewhere::check`].
+    /// That this host has what a disk needs that comes from `source`, which says what it has `here`: the same storage or another device,
+    /// see [`Elsewhere::check`], and the same image.
     ///
     /// # Errors
-    /// Those of that.
-    pub fn check_place(&self, guest: &GuestName, disk: &Disk, source: &HostName, proof: &str) -> Result<(), DiskError> {
-        self.elsewhere.check(guest, disk, source, proof)
+    /// Those of that, and of [`Store::check_image`].
+    pub fn check_disk(
+        &self,
+        guest: &GuestName,
+        disk: &Disk,
+        source: &HostName,
+        here: &DiskHere,
+    ) -> Result<(), DiskError> {
+        self.elsewhere.check(guest, disk, source, &here.place_proof)?;
+        if here.image_sum.is_empty() { Ok(()) } else { self.check_image(guest, disk, &here.image_sum) }
     }
 
     /// Bytes that the disk's file takes of its file system: what a host it moves to must have room for.
@@ -262,6 +275,7 @@ fn check(guest: &GuestName, disk: &Disk, path: &Path, file: &File) -> Result<(),
     let length = check_kind(guest, disk, path, file)?;
     let found = match disk.format {
         DiskFormat::Raw => length,
+        DiskFormat::Qcow2 if disk.over => qcow2::read_over(file).map_err(|why| unfit(why.to_string()))?.0,
         DiskFormat::Qcow2 => qcow2::read(file).map_err(|why| unfit(why.to_string()))?,
     };
     let wanted = disk.size.bytes();

@@ -6,6 +6,8 @@ use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 /// What is read of a file.
 const LENGTH: usize = 104;
+/// Where the name of a backing file is in it, and how long that is.
+const BACKING: std::ops::Range<usize> = 8..20;
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Of the features that a reader must know: the disk's content is in another file.
 const EXTERNAL_DATA: u64 = 1 << 2;
@@ -35,12 +37,23 @@ pub enum InvalidQcow2 {
 
 /// Reads the head of a file; gives the length of the disk, bytes.
 pub(super) fn read(file: &File) -> Result<u64, InvalidQcow2> {
+    qcow2_length(&head(file)?)
+}
+
+/// The same of a disk that may be over an image; whether it is.
+pub(super) fn read_over(file: &File) -> Result<(u64, bool), InvalidQcow2> {
+    let mut head = head(file)?;
+    let over = head[BACKING].iter().any(|byte| *byte != 0);
+    head[BACKING].fill(0);
+    Ok((qcow2_length(&head)?, over))
+}
+
+fn head(file: &File) -> Result<[u8; LENGTH], InvalidQcow2> {
     let mut head = [0; LENGTH];
     match file.read_exact_at(&mut head, 0) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(InvalidQcow2::Magic),
-        result => result?,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(InvalidQcow2::Magic),
+        result => Ok(result.map(|()| head)?),
     }
-    qcow2_length(&head)
 }
 
 /// The length of the disk that begins with these bytes.

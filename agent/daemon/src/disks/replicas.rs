@@ -29,6 +29,7 @@ pub fn as_kept(disks: &[Disk]) -> Vec<Disk> {
         format: DiskFormat::Qcow2,
         image: String::new(),
         place: DiskPlace::Directory,
+        over: false,
         ..disk.clone()
     };
     disks.iter().map(as_kept).collect()

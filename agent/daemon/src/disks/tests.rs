@@ -66,7 +66,7 @@ fn user() -> QemuUser {
 
 fn disk(name: &str, mib: u64, format: DiskFormat) -> Disk {
     let (name, size) = (name.parse().unwrap(), DiskSize::try_from(mib * MIB).unwrap());
-    Disk { name, size, format, bus: DiskBus::VirtioBlk, image: String::new(), place: DiskPlace::Directory }
+    Disk { name, size, format, bus: DiskBus::VirtioBlk, image: String::new(), place: DiskPlace::Directory, over: false }
 }
 
 fn raw(name: &str) -> Disk {

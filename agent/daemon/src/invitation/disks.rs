@@ -82,6 +82,7 @@ mod tests {
             bus: DiskBus::VirtioBlk,
             image: String::new(),
             place: DiskPlace::Directory,
+            over: false,
         };
         vec![disk("root"), disk("data")]
     }

@@ -52,6 +52,7 @@ mod tests {
             bus: DiskBus::VirtioBlk,
             image: String::new(),
             place: DiskPlace::Directory,
+            over: false,
         };
         let credentials = Credentials { authority: vec![1], certificate: vec![2], key: vec![3] };
         let stream = Invitation {

@@ -164,6 +164,7 @@ pub(super) mod tests {
             ports: vec![],
             limits: Limits::default(),
             cold: false,
+            flatten: false,
         }
     }
 

@@ -254,6 +254,7 @@ impl Host {
             format: disk.format,
             bus: disk.bus,
             image: image.into(),
+            below: None,
         });
         let (name, run_dir) = (keeper_name(&wanted.id), self.keeper_dir(&wanted.id));
         let keeper = Keeper { name, run_dir, disks: disks.collect() };

@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the destination is told of them.
 pub(super) async fn here(host: &Host, vm: &Guest, plan: &MigrationPlan) -> Result<Vec<v1::DiskHere>, Failure> {
-    let mut here = host.disks_here(&plan.guest).await?;
+    let mut here = host.disks_here(&plan.guest, plan.flatten).await?;
     for (disk, here) in plan.guest.disks.iter().zip(&mut here) {
         here.begun_by = vm.copy_begun(&disk.name).await.map_err(disk_failure)?.unwrap_or_default();
     }
@@ -68,6 +68,7 @@ async fn begin(
     }
     vm.begin_bitmap(&disk.name).await.map_err(disk_failure)?;
     let rest = match disk.format {
+        DiskFormat::Qcow2 if disk.over && !plan.flatten => Rest::OverImage,
         DiskFormat::Qcow2 => Rest::Everything,
         DiskFormat::Raw => {
             // After the bitmap: what is written from now on is in that.

@@ -10,8 +10,9 @@ use super::nodes;
 /// PCI slot of the controller that SCSI disks are units of, and of the first disk. Fixed as cards' are, and beyond those.
 const CONTROLLER_SLOT: usize = 10;
 const FIRST_SLOT: usize = 11;
-/// Set of the first disk's descriptor.
+/// Set of the first disk's descriptor, and of what the first is over.
 const FIRST_SET: usize = 2_000;
+const FIRST_SET_BELOW: usize = 3_000;
 
 /// A disk by its descriptor's number, as QEMU will inherit it.
 pub(crate) struct DiskArgs {
@@ -21,6 +22,8 @@ pub(crate) struct DiskArgs {
     pub(crate) image: RawFd,
     /// It is a block device.
     pub(crate) device: bool,
+    /// An image that it is over.
+    pub(crate) below: Option<RawFd>,
 }
 
 /// Options, each with its value, for all disks of a guest.
@@ -32,6 +35,7 @@ pub(crate) fn options(disks: &[DiskArgs]) -> Vec<(&'static str, String)> {
     for (index, disk) in disks.iter().enumerate() {
         let set = FIRST_SET + index;
         options.push(disk.descriptor(set));
+        options.extend(disk.below(FIRST_SET_BELOW + index));
         options.extend(disk.nodes(set).map(|node| ("-blockdev", node)));
         options.push(("-device", disk.device(index)));
     }
@@ -55,6 +59,18 @@ impl DiskArgs {
         ("-add-fd", format!("fd={},set={set},opaque={}", self.image, nodes::descriptor(&self.name)))
     }
 
+    /// What it is over, as one node; nobody writes it.
+    fn below(&self, set: usize) -> Vec<(&'static str, String)> {
+        let Some(image) = self.below else { return Vec::new() };
+        let file = json!({
+            "driver": "file", "filename": format!("/dev/fdset/{set}"), "locking": "off", "read-only": true,
+        });
+        let node = json!({
+            "driver": "qcow2", "node-name": nodes::below(&self.name), "file": file, "backing": null, "read-only": true,
+        });
+        vec![("-add-fd", format!("fd={image},set={set}")), ("-blockdev", node.to_string())]
+    }
+
     /// From the file up.
     fn nodes(&self, set: usize) -> [String; 3] {
         let (file, image, disk) = (nodes::file(&self.name), nodes::image(&self.name), nodes::disk(&self.name));
@@ -62,8 +78,8 @@ impl DiskArgs {
             "driver": self.format.as_str(), "node-name": image, "file": file, "discard": "unmap",
         });
         if self.format == DiskFormat::Qcow2 {
-            // Whatever its header came to say: a disk is one file.
-            format["backing"] = serde_json::Value::Null;
+            // Whatever its header came to say: a disk is one file, and what the agent puts below it.
+            format["backing"] = self.below.map(|_| nodes::below(&self.name)).into();
         }
         [
             json!({
@@ -98,7 +114,7 @@ mod tests {
     use super::*;
 
     fn disk(name: &str, format: DiskFormat, bus: DiskBus, image: RawFd) -> DiskArgs {
-        DiskArgs { name: name.parse().unwrap(), format, bus, image, device: false }
+        DiskArgs { name: name.parse().unwrap(), format, bus, image, device: false, below: None }
     }
 
     fn render(disks: &[DiskArgs]) -> String {
@@ -132,6 +148,18 @@ mod tests {
             render(&[device]).matches(r#""driver":"host_device","filename":"/dev/fdset/2000","locking":"on""#).count(),
             1
         );
+    }
+
+    #[test]
+    fn what_a_disk_is_over_is_there_before_it_and_read_alone() {
+        let over = DiskArgs { below: Some(45), ..disk("root", DiskFormat::Qcow2, DiskBus::VirtioBlk, 40) };
+        let line = render(&[over]);
+        let below = r#"-add-fd fd=45,set=3000
+-blockdev {"backing":null,"driver":"qcow2","file":{"driver":"file","filename":"/dev/fdset/3000","locking":"off","read-only":true},"node-name":"below-root","read-only":true}
+"#;
+        let image = r#"-blockdev {"backing":"below-root","discard":"unmap","driver":"qcow2","file":"file-root","node-name":"image-root"}"#;
+        let places = [below, image].map(|node| line.find(node).unwrap_or_else(|| panic!("{node}: {line}")));
+        assert!(places.is_sorted(), "{line}");
     }
 
     #[test]

@@ -21,6 +21,8 @@ const END_DEADLINE: Duration = Duration::from_secs(2);
 pub enum Rest {
     /// The whole disk. Zeroes are written as zeroes: only qcow2 stays sparse.
     Everything,
+    /// What is in the disk's own file, and not in what that is over: the destination's is over the same.
+    OverImage,
     /// What is marked, see [`Guest::begin_bitmap`] and [`Guest::merge_chart`].
     Marked,
 }

@@ -65,6 +65,15 @@ pub struct DiskFd {
     /// The file, or block device, open for reading and writing. QEMU locks it while its guest may run, and nobody else may have it open
     /// to write then.
     pub image: OwnedFd,
+    /// What the disk is where nothing was written to the file, a qcow2 then. `None`: the file is all there is.
+    pub below: Option<Below>,
+}
+
+/// What a disk is where nothing was written to it; nothing is written there.
+#[derive(Debug)]
+pub enum Below {
+    /// A qcow2 over nothing, open to read; others may read it, too.
+    Image(OwnedFd),
 }
 
 impl Guest {

@@ -65,6 +65,7 @@ pub(super) fn copy(disk: &DiskName, rest: Rest, speed: i64) -> qmp::blockdev_bac
         device: nodes::image(disk),
         sync: match rest {
             Rest::Everything => qmp::MirrorSyncMode::full,
+            Rest::OverImage => qmp::MirrorSyncMode::top,
             Rest::Marked => qmp::MirrorSyncMode::bitmap,
         },
         bitmap: Some(COPY.to_owned()),

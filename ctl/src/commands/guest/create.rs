@@ -66,8 +66,9 @@ pub(crate) struct Create {
     #[arg(long = "port", value_name = "PORT", value_parser = port)]
     ports: Vec<Port>,
     /// A disk: name=NAME,size=SIZE,format=raw|qcow2,bus=virtio-blk|virtio-scsi,image=PATH (the last three may be left out: raw,
-    /// virtio-blk, blank), and device=NAME if it is a block device or shared=NAME if it is on storage that hosts have in common,
-    /// each by the name that their agents were told; repeat for more, up to 8
+    /// virtio-blk, blank); over=PATH instead of image= for a qcow2 that keeps only what differs from that image; device=NAME if it is
+    /// a block device or shared=NAME if it is on storage that hosts have in common, each by the name that their agents were told;
+    /// repeat for more, up to 8
     #[arg(long = "disk", value_name = "DISK", value_parser = disk)]
     disks: Vec<Disk>,
     #[command(flatten)]

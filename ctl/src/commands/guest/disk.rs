@@ -1,4 +1,4 @@
-//! A guest's disk on the command line, `name=NAME,size=SIZE,format=FORMAT,bus=BUS,image=PATH,device=NAME,shared=NAME`, and as text.
+//! A guest's disk on the command line, `name=NAME,size=SIZE,format=FORMAT,bus=BUS,image=PATH,over=PATH,device=NAME,shared=NAME`, and as text.
 
 use throughline_wire::v1::{Disk, DiskBus, DiskFormat, disk::Place};
 
@@ -8,8 +8,13 @@ use crate::units::{self, InvalidQuantity};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum InvalidDisk {
     /// A part without "=", or with an unknown key.
-    #[error("{0:?} is none of name=NAME, size=SIZE, format=FORMAT, bus=BUS, image=PATH, device=NAME, shared=NAME")]
+    #[error(
+        "{0:?} is none of name=NAME, size=SIZE, format=FORMAT, bus=BUS, image=PATH, over=PATH, device=NAME, shared=NAME"
+    )]
     Part(String),
+    /// It begins as an image and over one.
+    #[error("it has image= and over=; give one of them")]
+    Image,
     /// It is in two places.
     #[error("it has device= and shared=; give one of them")]
     Place,
@@ -33,7 +38,7 @@ pub(super) enum InvalidDisk {
 /// Reads a disk. Whether its name, size and image are good ones is for the controller and the host to say.
 pub(super) fn disk(text: &str) -> Result<Disk, InvalidDisk> {
     let (mut name, mut size, mut format, mut bus, mut image) = (None, None, None, None, None);
-    let (mut device, mut shared) = (None, None);
+    let (mut over, mut device, mut shared) = (None, None, None);
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("name", value)) => once("name", &mut name, value.to_owned())?,
@@ -41,6 +46,7 @@ pub(super) fn disk(text: &str) -> Result<Disk, InvalidDisk> {
             Some(("format", value)) => once("format", &mut format, read_format(value)?)?,
             Some(("bus", value)) => once("bus", &mut bus, read_bus(value)?)?,
             Some(("image", value)) => once("image", &mut image, value.to_owned())?,
+            Some(("over", value)) => once("over", &mut over, value.to_owned())?,
             Some(("device", value)) => once("device", &mut device, value.to_owned())?,
             Some(("shared", value)) => once("shared", &mut shared, value.to_owned())?,
             _ => return Err(InvalidDisk::Part(part.to_owned())),
@@ -50,12 +56,16 @@ pub(super) fn disk(text: &str) -> Result<Disk, InvalidDisk> {
         (Some(_), Some(_)) => return Err(InvalidDisk::Place),
         (device, shared) => device.map(Place::Device).or(shared.map(Place::Shared)),
     };
+    if image.is_some() && over.is_some() {
+        return Err(InvalidDisk::Image);
+    }
     Ok(Disk {
         name: name.ok_or(InvalidDisk::Missing("name"))?,
         size: size.ok_or(InvalidDisk::Missing("size"))?,
         format: format.unwrap_or_default().into(),
         bus: bus.unwrap_or_default().into(),
-        image: image.unwrap_or_default(),
+        over: over.is_some(),
+        image: image.or(over).unwrap_or_default(),
         place,
     })
 }
@@ -92,7 +102,11 @@ pub(super) fn shown(disk: &Disk) -> String {
         Ok(DiskBus::VirtioScsi) => "virtio-scsi".to_owned(),
         Err(_) => disk.bus.to_string(),
     };
-    let image = if disk.image.is_empty() { String::new() } else { format!(" from {}", disk.image) };
+    let image = match (disk.image.as_str(), disk.over) {
+        ("", _) => String::new(),
+        (image, false) => format!(" from {image}"),
+        (image, true) => format!(" over {image}"),
+    };
     let place = match &disk.place {
         None => String::new(),
         Some(Place::Device(name)) => format!(" device {name}"),
@@ -118,6 +132,8 @@ mod tests {
         let [device, shared] =
             ["device=lv0", "shared=nfs1"].map(|place| shown(&disk(&format!("name=d,size=1G,{place}")).unwrap()));
         assert_eq!(device, "d 1 GiB raw virtio-blk device lv0");
+        let over = shown(&disk("name=d,size=1G,format=qcow2,over=/srv/base.qcow2").unwrap());
+        assert_eq!(over, "d 1 GiB qcow2 virtio-blk over /srv/base.qcow2");
         assert_eq!(shared, "d 1 GiB raw virtio-blk shared nfs1");
         assert_eq!(disk("name=root,size=64").unwrap().size, 64 << 20, "as with --memory");
     }
@@ -127,6 +143,7 @@ mod tests {
         assert_eq!(disk(""), Err(InvalidDisk::Part(String::new())));
         assert_eq!(disk("name=a,size=1G,cache=none"), Err(InvalidDisk::Part("cache=none".to_owned())));
         assert_eq!(disk("name=a,size=1G,device=a,shared=b"), Err(InvalidDisk::Place));
+        assert_eq!(disk("name=a,size=1G,image=/a,over=/b"), Err(InvalidDisk::Image));
         assert_eq!(disk("size=1G"), Err(InvalidDisk::Missing("name")));
         assert_eq!(disk("name=a"), Err(InvalidDisk::Missing("size")));
         assert_eq!(disk("name=a,name=b,size=1G"), Err(InvalidDisk::Twice("name")));

@@ -1,0 +1,178 @@
+//! Disks that are over an image: a qcow2 that has what differs, and beneath it a file that stays where it is, of which any number of
+//! disks are made. What is beneath is the agent's to say and to open, by the path that an operator named; a disk's head only says whether
+//! there is anything, and a name in it is never opened.
+//!
+//! Where such a disk goes as it is, the image must be the very same: it is compared by its SHA-256.
+
+use std::{
+    collections::HashMap,
+    fs::{File, Metadata},
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
+    sync::{Arc, Mutex},
+};
+
+use sha2::{Digest as _, Sha256};
+use throughline_cutover::{Disk, GuestName};
+
+use super::{
+    DiskError, Store,
+    folder::{Folder, Half, kept_name},
+    make::tool_failed,
+    operators_image, qcow2, space,
+};
+use crate::lock::lock;
+
+/// SHA-256 of an image.
+pub type Sum = [u8; 32];
+
+/// What is read at a time, bytes.
+const PIECE: usize = 1 << 20;
+/// Sums that are kept, of all images that were ever asked for.
+const MOST_KEPT: usize = 256;
+
+/// Sums of images, each for as long as the file is what it was: an image may have many gigabytes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sums(Arc<Mutex<HashMap<Stamp, Sum>>>);
+
+/// What changes when a file does: device, number, length, and when it was written and changed, to the nanosecond.
+type Stamp = [i128; 7];
+
+fn stamp(found: &Metadata) -> Stamp {
+    [
+        found.dev().into(),
+        found.ino().into(),
+        found.len().into(),
+        found.mtime().into(),
+        found.mtime_nsec().into(),
+        found.ctime().into(),
+        found.ctime_nsec().into(),
+    ]
+}
+
+impl Sums {
+    fn of(&self, file: &File) -> io::Result<Sum> {
+        let before = stamp(&file.metadata()?);
+        if let Some(sum) = lock(&self.0).get(&before) {
+            return Ok(*sum);
+        }
+        let sum = sum(file)?;
+        // One that changed meanwhile has none.
+        if stamp(&file.metadata()?) == before {
+            let mut kept = lock(&self.0);
+            if kept.len() >= MOST_KEPT {
+                kept.clear();
+            }
+            kept.insert(before, sum);
+        }
+        Ok(sum)
+    }
+}
+
+fn sum(mut file: &File) -> io::Result<Sum> {
+    let (mut hasher, mut room) = (Sha256::new(), vec![0; PIECE]);
+    loop {
+        match file.read(&mut room)? {
+            0 => return Ok(hasher.finalize().into()),
+            count => hasher.update(&room[..count]),
+        }
+    }
+}
+
+impl Store {
+    /// Makes a blank disk over its image, which is looked at, and not copied.
+    pub(super) fn make_over(&self, folder: &Folder, guest: &GuestName, disk: &Disk) -> Result<(), DiskError> {
+        self.image(guest, disk)?;
+        space::check(guest, disk, folder.path(), 0)?;
+        let half = folder.begin(disk)?;
+        self.blank_over(guest, disk, &half)?;
+        half.finish(&kept_name(disk)).map(drop)
+    }
+
+    /// Makes a file blank, and over the disk's image.
+    pub(super) fn blank_over(&self, guest: &GuestName, disk: &Disk, half: &Half<'_>) -> Result<(), DiskError> {
+        let made = self.tools.create_over(half.file(), disk.size.bytes(), &disk.image);
+        made.map_err(tool_failed(guest, disk))
+    }
+
+    /// What a disk's open file is over, open to read; `None`: over nothing.
+    ///
+    /// # Errors
+    /// [`DiskError::Image`], [`DiskError::Unfit`].
+    pub fn open_image(&self, guest: &GuestName, disk: &Disk, file: &File) -> Result<Option<File>, DiskError> {
+        if self.is_over(guest, disk, file)? { self.image(guest, disk).map(Some) } else { Ok(None) }
+    }
+
+    /// What the image has that a kept disk is over, and how long its file is, bytes; `None`: it is over none.
+    ///
+    /// # Errors
+    /// [`DiskError::Missing`], [`DiskError::Image`], [`DiskError::Unfit`]; the system's.
+    pub fn image_of(&self, guest: &GuestName, disk: &Disk) -> Result<Option<(Sum, u64)>, DiskError> {
+        if !disk.over {
+            return Ok(None);
+        }
+        let path = self.directory.join(guest.as_str()).join(kept_name(disk));
+        let file = File::open(&path).map_err(DiskError::io("open", &path))?;
+        if !self.is_over(guest, disk, &file)? {
+            return Ok(None);
+        }
+        let image = self.image(guest, disk)?;
+        let length = image.metadata().map_err(DiskError::io("look at", path.as_path()))?.len();
+        Ok(Some((self.sum(disk, &image)?, length)))
+    }
+
+    /// That this host has the image that a disk is over elsewhere.
+    ///
+    /// # Errors
+    /// [`DiskError::Image`] if it has none, or another one; the system's.
+    pub fn check_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8]) -> Result<(), DiskError> {
+        let image = self.image(guest, disk)?;
+        if self.sum(disk, &image)? == *sum {
+            return Ok(());
+        }
+        let why = "this host has another one at that path; put the same one there, or move the guest with --flatten";
+        Err(refused(guest, disk, why.to_owned()))
+    }
+
+    fn is_over(&self, guest: &GuestName, disk: &Disk, file: &File) -> Result<bool, DiskError> {
+        if !disk.over {
+            return Ok(false);
+        }
+        let path = self.directory.join(guest.as_str()).join(kept_name(disk));
+        let unfit = |why: qcow2::InvalidQcow2| DiskError::Unfit { guest: guest.clone(), path, why: why.to_string() };
+        qcow2::read_over(file).map(|(_, over)| over).map_err(unfit)
+    }
+
+    fn image(&self, guest: &GuestName, disk: &Disk) -> Result<File, DiskError> {
+        operators_image::open(disk).map_err(|why| refused(guest, disk, why))
+    }
+
+    fn sum(&self, disk: &Disk, image: &File) -> Result<Sum, DiskError> {
+        self.sums.of(image).map_err(DiskError::io("read", disk.image.as_ref()))
+    }
+}
+
+fn refused(guest: &GuestName, disk: &Disk, why: String) -> DiskError {
+    DiskError::Image { guest: guest.clone(), disk: disk.name.clone(), image: disk.image.clone(), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn a_sum_is_kept_for_as_long_as_the_file_is_the_same() {
+        let path = std::env::temp_dir().join(format!("throughline-sums-{}", std::process::id()));
+        fs::write(&path, "one").unwrap();
+        let (sums, open) = (Sums::default(), || File::open(&path).unwrap());
+        let one = sums.of(&open()).unwrap();
+        assert_eq!((sums.of(&open()).unwrap(), lock(&sums.0).len()), (one, 1));
+        // The kernel's clock for files is coarse.
+        std::thread::sleep(Duration::from_millis(20));
+        fs::write(&path, "two").unwrap();
+        assert_ne!(sums.of(&open()).unwrap(), one);
+        fs::remove_file(&path).unwrap();
+    }
+}
