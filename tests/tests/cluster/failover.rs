@@ -18,6 +18,8 @@ use crate::probe::Probe;
 const SOON: Duration = Duration::from_secs(60);
 const OTHER: [(&str, &str); 2] = [("h1", "h2"), ("h2", "h1")];
 const EVERY_SECOND: [&str; 4] = ["--every", "1s", "--keep", "3"];
+const TARGET_MS: u64 = 5_000;
+const BY_LAG: [&str; 4] = ["--lag", "5s", "--keep", "3"];
 
 /// Failovers in a row: `THROUGHLINE_FAILOVERS`, else 2.
 fn failovers() -> usize {
@@ -142,7 +144,15 @@ fn a_guest_fails_over_again_and_again_and_has_all_that_its_point_has() {
         lab.assert_runs_on(to);
         let old = lab.disk_files(from);
         assert!(old.iter().any(|file| file.starts_with("root.")), "its disks are kept where it was: {old:?}");
-        lab.throughline(&[&["replica", "reverse", GUEST][..], &EVERY_SECOND].concat()).done();
+        lab.throughline(&[&["replica", "reverse", GUEST][..], &BY_LAG].concat()).done();
+        // Enough points that the next ones' beginning follows from how long they took.
+        lab.wait_for_point(from, now_ms() + 2 * TARGET_MS);
+        let replica = lab.replica(from);
+        assert!(replica["lag_ms"].as_u64().unwrap() <= TARGET_MS, "{replica:#}");
+        let at: Vec<_> = replica["points"].as_array().unwrap().iter().map(|it| it["at_ms"].as_u64().unwrap()).collect();
+        let apart: Vec<_> = at.windows(2).map(|two| two[1] - two[0]).collect();
+        println!("a target of {TARGET_MS} ms: points are {apart:?} ms apart");
+        assert!(apart.iter().all(|apart| (1_000..=TARGET_MS).contains(apart)), "{apart:?}");
     }
 }
 
