@@ -27,7 +27,7 @@ fn failovers() -> usize {
     asked.map_or(2, |asked| asked.parse().expect("THROUGHLINE_FAILOVERS is a number"))
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap()
 }
 
@@ -38,20 +38,20 @@ struct Said {
 }
 
 impl Lab {
-    fn replica(&self, host: &str) -> Value {
+    pub(crate) fn replica(&self, host: &str) -> Value {
         self.throughline(&["replica", "get", GUEST, "--host", host]).done()
     }
 
-    fn create_replica(&self, host: &str, flags: &[&str]) -> Value {
+    pub(crate) fn create_replica(&self, host: &str, flags: &[&str]) -> Value {
         self.throughline(&[&["replica", "create", GUEST, "--host", host], flags].concat()).done()
     }
 
-    fn promote(&self, host: &str, flags: &[&str]) -> Answer {
+    pub(crate) fn promote(&self, host: &str, flags: &[&str]) -> Answer {
         self.throughline(&[&["replica", "promote", GUEST, "--host", host], flags].concat())
     }
 
     /// Waits until the replica's newest point is of that time or later.
-    fn wait_for_point(&self, host: &str, since_ms: u64) -> Value {
+    pub(crate) fn wait_for_point(&self, host: &str, since_ms: u64) -> Value {
         wait_for(&format!("a point at {host}"), SOON, || {
             let replica = self.replica(host);
             let newest = replica["points"].as_array().and_then(|points| points.last().cloned())?;
@@ -60,7 +60,7 @@ impl Lab {
     }
 
     /// The guest's host is gone at once, and all that is on it.
-    fn lose_host(&self, host: &str) -> crate::processes::Killed {
+    pub(crate) fn lose_host(&self, host: &str) -> crate::processes::Killed {
         let agent = self.kill_agent(host);
         self.kill_qemu(host);
         wait_for("the controller misses it", SOON, || (!self.is_connected(host)).then_some(()));
@@ -83,7 +83,7 @@ impl Lab {
     }
 }
 
-fn raw_copy(image: &Path) -> PathBuf {
+pub(crate) fn raw_copy(image: &Path) -> PathBuf {
     let raw = image.with_extension("copy");
     let converted = Command::new("qemu-img").args(["convert", "-f", "qcow2", "-O", "raw"]).args([image, &raw]).status();
     assert!(converted.unwrap().success(), "{} is no image", image.display());

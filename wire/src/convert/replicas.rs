@@ -312,7 +312,16 @@ mod tests {
             v1::Port { id: 7, network: "blue".into(), mac: "02:00:00:00:00:07".into(), ips: vec!["10.7.0.10".into()] };
         let boot = Some(v1::Boot { kernel: "/k".into(), ..Default::default() });
         let (name, ports) = ("db-1".into(), vec![port]);
-        let spec = v1::GuestSpec { name, vcpus: 1, queues: 1, memory_kib: 262_136, boot, ports, disks: vec![] };
+        let spec = v1::GuestSpec {
+            name,
+            vcpus: 1,
+            queues: 1,
+            memory_kib: 262_136,
+            boot,
+            ports,
+            disks: vec![],
+            guest_agent: false,
+        };
         let desired = v1::DesiredReplica {
             id: ID.into(),
             spec: Some(spec),
