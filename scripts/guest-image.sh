@@ -1,7 +1,8 @@
 #!/bin/sh
 # Builds the lab's guest: Debian's cloud kernel (taken from its package, not installed here) and an initial RAM disk of
 # busybox, virtio's drivers and the static probe. Does nothing if neither the probe nor anything else in it has
-# changed. Result: ${THROUGHLINE_CACHE:-~/.cache/throughline}/guest/{vmlinuz,initrd.img}
+# changed. Result: ${THROUGHLINE_CACHE:-~/.cache/throughline}/guest/{vmlinuz,initrd.img,initrd-agent.img}; the last has besides QEMU's
+# guest agent, as it is installed here, and what it takes to mount a file system.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,6 +14,8 @@ MODULES="virtio_pci virtio_net"
 BLK_MODULES="virtio_blk"
 BUTTON_MODULES="button evdev"
 SCSI_MODULES="virtio_scsi sd_mod"
+# ext4 asks for crc32c by that name alone, so that no module says that it needs it.
+AGENT_MODULES="virtio_console crc32c_generic ext4"
 
 say() { printf 'guest-image: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
@@ -25,7 +28,7 @@ flock 9
 # Everything the RAM disk is made from, by content: checkouts that share the cache do not fool each other.
 inputs=$(find lab/probe/src lab/probe/Cargo.toml lab/guest Cargo.lock scripts/guest-image.sh -type f -print0 |
     sort -z | xargs -0 sha256sum | sha256sum)
-if [ -f "$GUEST/vmlinuz" ] && [ -f "$GUEST/initrd.img" ] && [ "$inputs" = "$(cat "$GUEST/inputs" 2>/dev/null)" ]; then
+if [ -f "$GUEST/vmlinuz" ] && [ -f "$GUEST/initrd.img" ] && [ -f "$GUEST/initrd-agent.img" ] && [ "$inputs" = "$(cat "$GUEST/inputs" 2>/dev/null)" ]; then
     say "$GUEST is up to date"
     exit 0
 fi
@@ -65,8 +68,18 @@ keep_module() {
     echo "$1" >>"$GUEST/modules/$2"
 }
 
+# Copies modules to $1, each order with those it names.
+pack_modules() {
+    to=$1/modules
+    shift
+    for order in "$@"; do
+        cp "$GUEST/modules/$order" "$to/"
+        while read -r module; do cp "$GUEST/modules/$module.ko" "$to/"; done <"$GUEST/modules/$order"
+    done
+}
+
 # The mark says of what: with other modules it is another set.
-wanted="$MODULES; $BLK_MODULES; $SCSI_MODULES; $BUTTON_MODULES"
+wanted="$MODULES; $BLK_MODULES; $SCSI_MODULES; $BUTTON_MODULES; $AGENT_MODULES"
 if [ ! -f "$GUEST/vmlinuz" ] || [ "$wanted" != "$(cat "$GUEST/modules/complete" 2>/dev/null)" ]; then
     fetch_kernel
     rm -rf "$GUEST/modules" && mkdir "$GUEST/modules"
@@ -74,6 +87,7 @@ if [ ! -f "$GUEST/vmlinuz" ] || [ "$wanted" != "$(cat "$GUEST/modules/complete" 
     for module in $BLK_MODULES; do keep_module "$module" order.blk; done
     for module in $SCSI_MODULES; do keep_module "$module" order.scsi; done
     for module in $BUTTON_MODULES; do keep_module "$module" order.button; done
+    for module in $AGENT_MODULES; do keep_module "$module" order.agent; done
     mv "$work"/kernel/boot/vmlinuz-* "$GUEST/vmlinuz"
     echo "$wanted" >"$GUEST/modules/complete"
 fi
@@ -89,10 +103,23 @@ root=$work/root
 mkdir -p "$root/bin" "$root/modules"
 cp /bin/busybox "$root/bin/busybox"
 cp "$probe" "$root/bin/throughline-probe"
-cp "$GUEST"/modules/* "$root/modules/"
+pack_modules "$root" order order.blk order.scsi order.button
 install -m 755 lab/guest/init "$root/init"
 # Not compressed: QEMU reads it faster than an emulated processor unpacks it.
-(cd "$root" && find . | cpio --quiet -o -H newc) >"$work/initrd.img"
-mv "$work/initrd.img" "$GUEST/initrd.img"
+pack() { (cd "$1" && find . | cpio --quiet -o -H newc); }
+pack "$root" >"$work/initrd.img"
+
+# The kernel unpacks one archive after the other. A guest without an agent is spared the second.
+agent=$(command -v qemu-ga) || fail "there is no qemu-ga: install qemu-guest-agent"
+extra=$work/extra
+mkdir -p "$extra/modules" "$extra/bin"
+pack_modules "$extra" order.agent
+cp "$agent" "$extra/bin/qemu-ga"
+ldd "$agent" | grep -o '/[^ ]*' | while read -r library; do
+    mkdir -p "$extra$(dirname "$library")"
+    cp -L "$library" "$extra$library"
+done
+{ cat "$work/initrd.img" && pack "$extra"; } >"$work/initrd-agent.img"
+mv "$work/initrd.img" "$work/initrd-agent.img" "$GUEST"
 echo "$inputs" >"$GUEST/inputs"
 say "$GUEST is ready"

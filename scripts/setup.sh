@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-PACKAGES="qemu-system-x86 qemu-utils iproute2 procps busybox-static cpio xz-utils zstd gcc libc6-dev make util-linux systemd"
+PACKAGES="qemu-system-x86 qemu-utils qemu-guest-agent e2fsprogs iproute2 procps busybox-static cpio xz-utils zstd gcc libc6-dev make util-linux systemd"
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }

@@ -96,7 +96,7 @@ fn replication(record: &Record, replica: &ReplicaRecord, guest: &GuestRecord) ->
         generation: guest.generation,
         keeper: End { host: keeper.host.clone(), vtep: keeper.vtep, peer_endpoint: keeper.peer_endpoint.clone() },
         token: replica.token.clone(),
-        every_ms: replica.terms.every_ms,
+        rhythm: replica.terms.rhythm,
         bandwidth: replica.terms.bandwidth,
     })
 }

@@ -64,13 +64,16 @@ pub struct NewGuest {
     /// Disks in slot order.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// It has a channel to an agent of its own.
+    #[serde(default)]
+    pub guest_agent: bool,
 }
 
 impl NewGuest {
     /// The guest with its ports as allotted; `ports` are in the same order.
     pub fn allot(self, ports: Vec<Port>) -> GuestSpec {
-        let Self { name, vcpus, queues, memory_kib, boot, ports: _, disks } = self;
-        GuestSpec { name, vcpus, queues, memory_kib, boot, ports, disks }
+        let Self { name, vcpus, queues, memory_kib, boot, ports: _, disks, guest_agent } = self;
+        GuestSpec { name, vcpus, queues, memory_kib, boot, ports, disks, guest_agent }
     }
 }
 

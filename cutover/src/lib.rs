@@ -40,6 +40,6 @@ pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, MarkerSecre
 pub use power::{Power, RunsOn, Stop, StopFirst};
 pub use replica::{
     Keeping, MOST_AT_A_HOST, MOST_OF_A_GUEST, MOST_POINTS, Point, Promotion, ReplicaName, ReplicaToken, Replication,
-    Sender, Terms,
+    Rhythm, Sender, Terms,
 };
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

@@ -66,6 +66,9 @@ pub struct GuestSpec {
     /// Disks in slot order. Guests on record from before there were disks have none.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// It has a channel to an agent of its own (qemu-guest-agent's protocol), by which its file systems are frozen for a point.
+    #[serde(default)]
+    pub guest_agent: bool,
 }
 
 impl GuestSpec {

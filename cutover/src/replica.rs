@@ -36,11 +36,23 @@ impl FromStr for ReplicaName {
     }
 }
 
+/// When points are begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rhythm {
+    /// So long after the one before, milliseconds.
+    #[serde(rename = "every_ms")]
+    Every(u32),
+    /// Early enough that the newest complete one is never older than this, milliseconds.
+    #[serde(rename = "target_lag_ms")]
+    Lag(u32),
+}
+
 /// How often, how many, how fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
-    /// A point is begun so long after the one before, milliseconds.
-    pub every_ms: u32,
+    /// When points are begun.
+    #[serde(flatten)]
+    pub rhythm: Rhythm,
     /// So many points are kept.
     pub keep: u32,
     /// Bytes a second, at most; 0: no limit.
@@ -48,11 +60,14 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Lag beyond which a replica is late, milliseconds: a point takes its time to get over, and a beat may be missed by a little.
+    /// Lag beyond which a replica is late, milliseconds. Of one with a schedule more than that: a point takes its time to get over, and a
+    /// beat may be missed by a little. A target is what it says.
     pub fn late_ms(&self) -> u64 {
         const GRACE_MS: u64 = 10_000;
-        let every = u64::from(self.every_ms);
-        every + every / 3 + GRACE_MS
+        match self.rhythm {
+            Rhythm::Every(every) => u64::from(every) + u64::from(every) / 3 + GRACE_MS,
+            Rhythm::Lag(target) => target.into(),
+        }
     }
 }
 
@@ -103,8 +118,8 @@ pub struct Replication {
     pub keeper: End,
     /// Lets the host in there.
     pub token: ReplicaToken,
-    /// A point is begun so long after the one before, milliseconds.
-    pub every_ms: u32,
+    /// When points are begun.
+    pub rhythm: Rhythm,
     /// Bytes a second, at most; 0: no limit.
     pub bandwidth: u64,
 }
@@ -159,9 +174,22 @@ mod tests {
 
     #[test]
     fn who_is_late_has_had_time() {
-        let late = |every_ms| Terms { every_ms, keep: 3, bandwidth: 0 }.late_ms();
-        assert_eq!([late(1_000), late(60_000), late(86_400_000)], [11_333, 90_000, 115_210_000]);
-        assert!(late(u32::MAX) > u64::from(u32::MAX));
+        let late = |rhythm| Terms { rhythm, keep: 3, bandwidth: 0 }.late_ms();
+        assert_eq!([1_000, 60_000, 86_400_000].map(|every| late(Rhythm::Every(every))), [11_333, 90_000, 115_210_000]);
+        assert!(late(Rhythm::Every(u32::MAX)) > u64::from(u32::MAX));
+        assert_eq!(late(Rhythm::Lag(30_000)), 30_000, "a target is one");
+    }
+
+    #[test]
+    fn terms_are_on_record_under_their_names() {
+        for (text, rhythm) in [
+            (r#"{"every_ms":60000,"keep":3,"bandwidth":0}"#, Rhythm::Every(60_000)),
+            (r#"{"target_lag_ms":30000,"keep":3,"bandwidth":0}"#, Rhythm::Lag(30_000)),
+        ] {
+            let terms: Terms = serde_json::from_str(text).expect("as earlier versions wrote it, too");
+            assert_eq!(terms, Terms { rhythm, keep: 3, bandwidth: 0 });
+            assert_eq!(serde_json::to_string(&terms).expect("can be written"), text);
+        }
     }
 
     #[test]

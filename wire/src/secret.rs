@@ -29,7 +29,8 @@ impl fmt::Debug for DesiredReplication {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("DesiredReplication");
         shown.field("id", &self.id).field("guest", &self.guest).field("generation", &self.generation);
-        shown.field("host", &self.host).field("every_ms", &self.every_ms).finish_non_exhaustive()
+        shown.field("host", &self.host).field("every_ms", &self.every_ms);
+        shown.field("target_lag_ms", &self.target_lag_ms).finish_non_exhaustive()
     }
 }
 

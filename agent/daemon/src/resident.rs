@@ -202,6 +202,7 @@ impl Host {
             accelerator: self.accelerator(),
             nics,
             disks: disks.collect(),
+            guest_agent: spec.guest_agent,
             incoming,
         };
         Guest::launch(launch, &self.confinement).await.map_err(hypervisor_failure)

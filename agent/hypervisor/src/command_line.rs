@@ -18,6 +18,8 @@ use crate::{
 
 /// First PCI slot of a network card; 0 is the host bridge. Slots are fixed, because a migration finds devices by them.
 const FIRST_SLOT: usize = 2;
+/// PCI slot of the guest agent's channel, fixed as cards' are: beyond those and disks.
+const AGENT_SLOT: usize = 0x13;
 /// Receive descriptors of a network card, the most QEMU allows. A guest that stands still for a moment must not run out of
 /// them: QEMU up to 9.0 may then wait for a kick that never comes, and the card is deaf (hw/net/virtio-net.c, "update event
 /// idx if guest has made extra buffers during double check").
@@ -64,6 +66,7 @@ pub(crate) struct CommandLine<'a> {
     pub(crate) accelerator: Accelerator,
     pub(crate) nics: &'a [NicArgs],
     pub(crate) disks: &'a [DiskArgs],
+    pub(crate) guest_agent: bool,
     pub(crate) incoming: bool,
 }
 
@@ -80,6 +83,9 @@ impl CommandLine<'_> {
         }
         for (option, value) in arguments::options(self.disks) {
             args.option(option, value);
+        }
+        if self.guest_agent {
+            args.guest_agent();
         }
         if self.incoming {
             args.option("-incoming", "defer");
@@ -187,6 +193,14 @@ impl Arguments {
         self.option("-mon", "chardev=keep,mode=control");
     }
 
+    /// A port by the name that agents look for. Who connects is served; QEMU waits for nobody.
+    fn guest_agent(&mut self) {
+        self.option("-chardev", format!("socket,id=agent,server=on,wait=off,path={}", RunDir::AGENT_SOCKET));
+        // The first port is a console's.
+        self.option("-device", format!("virtio-serial-pci,id=ports,bus=pcie.0,addr={AGENT_SLOT:#x},max_ports=2"));
+        self.option("-device", "virtserialport,bus=ports.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0");
+    }
+
     fn flag(&mut self, flag: &str) {
         self.0.push(flag.into());
     }
@@ -229,6 +243,16 @@ mod tests {
     }
 
     fn render_with(accelerator: Accelerator, nics: &[NicArgs], disks: &[DiskArgs], incoming: bool) -> String {
+        render_guest(accelerator, nics, disks, false, incoming)
+    }
+
+    fn render_guest(
+        accelerator: Accelerator,
+        nics: &[NicArgs],
+        disks: &[DiskArgs],
+        guest_agent: bool,
+        incoming: bool,
+    ) -> String {
         let name = "web-1".parse().unwrap();
         let line = CommandLine {
             name: &name,
@@ -239,6 +263,7 @@ mod tests {
             accelerator,
             nics,
             disks,
+            guest_agent,
             incoming,
         };
         let args: Vec<_> = line.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
@@ -318,6 +343,18 @@ mod tests {
             ["-device virtio-net-pci", "-add-fd fd=40,", "-blockdev {", "-device virtio-blk-pci", "-incoming defer"];
         let places = places.map(|option| line.find(option).unwrap());
         assert!(places.is_sorted(), "{line}");
+    }
+
+    #[test]
+    fn an_agents_channel_is_added_and_moves_nothing() {
+        let with = render_guest(Accelerator::Tcg, &[nic(7, 20)], &[], true, true);
+        let channel = "\
+-chardev socket,id=agent,server=on,wait=off,path=agent.sock
+-device virtio-serial-pci,id=ports,bus=pcie.0,addr=0x13,max_ports=2
+-device virtserialport,bus=ports.0,nr=1,chardev=agent,name=org.qemu.guest_agent.0
+";
+        assert!(with.contains(channel), "{with}");
+        assert_eq!(with.replace(channel, ""), render(Accelerator::Tcg, &[nic(7, 20)], true));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use qapi::{Command, qmp};
 use throughline_cutover::GuestName;
 use tokio::{
     net::UnixStream,
-    sync::{broadcast, watch},
+    sync::{Mutex, broadcast, watch},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use crate::{
     Confinement, Exit, GuestEvent, GuestEventKind, HypervisorError, RunDir, RunState,
     confinement::Cell,
+    guest_agent::Standing,
     process::{Process, Watch},
     qmp::Connection,
 };
@@ -53,6 +54,7 @@ struct Inner {
     events: broadcast::Sender<GuestEvent>,
     exit: ExitWatch,
     herald: JoinHandle<()>,
+    agent: Arc<Mutex<Standing>>,
 }
 
 impl Drop for Inner {
@@ -72,7 +74,7 @@ impl Guest {
         exit: ExitWatch,
     ) -> Self {
         let herald = tokio::spawn(herald(exit.clone(), qmp.closed(), events.clone()));
-        Self(Arc::new(Inner { name, run_dir, cell, process, qmp, events, exit, herald }))
+        Self(Arc::new(Inner { name, run_dir, cell, process, qmp, events, exit, herald, agent: Arc::default() }))
     }
 
     /// Takes back a guest that another agent process started, or this one before it let go. `None` if none runs there.
@@ -265,6 +267,11 @@ impl Guest {
         descriptor: OwnedFd,
     ) -> Result<C::Ok, HypervisorError> {
         self.0.qmp.execute_with(command, descriptor).await
+    }
+
+    /// The guest's own agent.
+    pub(crate) fn agent(&self) -> &Arc<Mutex<Standing>> {
+        &self.0.agent
     }
 
     pub(crate) fn cell(&self) -> &Cell {

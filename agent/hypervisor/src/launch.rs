@@ -75,6 +75,8 @@ pub struct Launch {
     pub nics: Vec<NicFds>,
     /// Disks in order, at most 8.
     pub disks: Vec<DiskFd>,
+    /// It has a channel to an agent in the guest. Both ends of a migration need the same.
+    pub guest_agent: bool,
     /// Wait for a migration instead of booting.
     pub incoming: bool,
 }
@@ -218,6 +220,7 @@ fn spawn(launch: &Launch, cell: &Cell) -> Result<Child, HypervisorError> {
         accelerator: launch.accelerator,
         nics: &nics,
         disks: &disks,
+        guest_agent: launch.guest_agent,
         incoming: launch.incoming,
     };
     let mut command = Command::new(program);

@@ -37,6 +37,7 @@ mod disk;
 mod error;
 mod event;
 mod guest;
+mod guest_agent;
 mod image;
 mod keeper;
 mod launch;
@@ -54,12 +55,13 @@ pub use confinement::{Confinement, ConfinementError, InvalidQemuUser, QemuUser};
 pub use descriptors::FdRole;
 pub use disk::{
     AwaitedDisk, AwaitedReplica, Below, DiskFd, DiskInvitation, DiskProgress, DiskState, DiskStreams,
-    InvalidReplicaName, KeeperId, PointDisk, PointName, PointProgress, PointState, ReplicaInvitation, ReplicaName,
-    ReplicaRecord, ReplicaStream, Rest, RestorePoint,
+    InvalidReplicaName, KeeperId, PointDisk, PointInstant, PointName, PointProgress, PointState, ReplicaInvitation,
+    ReplicaName, ReplicaRecord, ReplicaStream, Rest, RestorePoint,
 };
 pub use error::HypervisorError;
 pub use event::{GuestEvent, GuestEventKind, MigrationStatus, RunState};
 pub use guest::Guest;
+pub use guest_agent::read_agent_answers;
 pub use image::open_public;
 pub use keeper::Keeper;
 pub use launch::{Launch, NicFds};

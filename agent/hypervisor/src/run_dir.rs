@@ -32,6 +32,8 @@ impl RunDir {
     pub(crate) const QMP_SOCKET: &str = "qmp.sock";
     /// Socket of the server for incoming disks, as QEMU names it.
     pub(crate) const DISKS_SOCKET: &str = "disks.sock";
+    /// Socket of the channel to the guest's agent, as QEMU names it.
+    pub(crate) const AGENT_SOCKET: &str = "agent.sock";
     /// Pid file, as QEMU names it.
     pub(crate) const PID_FILE: &str = "qemu.pid";
 
@@ -48,6 +50,11 @@ impl RunDir {
     /// Where a destination's QEMU takes what comes for its disks.
     pub fn disks_socket(&self) -> PathBuf {
         self.0.join(Self::DISKS_SOCKET)
+    }
+
+    /// Where the guest's agent is spoken to, if there is a channel to it.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.0.join(Self::AGENT_SOCKET)
     }
 
     /// QMP socket.
@@ -76,8 +83,8 @@ impl RunDir {
     /// # Errors
     /// The first file that exists and could not be removed.
     pub fn remove(&self) -> io::Result<()> {
-        let disks_socket = self.disks_socket();
-        for file in [self.qmp_socket(), disks_socket, self.pid_file(), self.serial_log(), self.qemu_log()] {
+        let sockets = [self.qmp_socket(), self.disks_socket(), self.agent_socket()];
+        for file in sockets.into_iter().chain([self.pid_file(), self.serial_log(), self.qemu_log()]) {
             remove(&file)?;
         }
         match fs::remove_dir(&self.0) {
@@ -104,6 +111,7 @@ impl RunDir {
         fchown(&directory, Some(owner.0), Some(owner.1))?;
         remove(&self.qmp_socket())?;
         remove(&self.disks_socket())?;
+        remove(&self.agent_socket())?;
         remove(&self.pid_file())
     }
 

@@ -126,7 +126,7 @@ async fn both_hosts_are_told_until_what_is_kept_is_gone() {
     assert_eq!(kept.spec.as_ref().unwrap().disks[0].format(), DiskFormat::Raw);
 
     let (controller, mut fabric) = anew(controller, [h1, h2, h3], &state).await;
-    let [mut h1, mut h2, _h3] = three_agents(&controller).await;
+    let [mut h1, mut h2, h3] = three_agents(&controller).await;
     assert_eq!(h1.desired(|_| true).await.replications, [sent]);
     assert_eq!(h2.desired(|_| true).await.replicas, std::slice::from_ref(&kept));
     fabric.delete_replica(delete_at("h2")).await.unwrap();
@@ -145,8 +145,14 @@ async fn both_hosts_are_told_until_what_is_kept_is_gone() {
     assert_eq!(still.remove_replicas, [kept.id]);
     says(&h2, still.revision, vec![]).await;
     h2.desired(|it| it.remove_replicas.is_empty()).await;
-    let again = fabric.create_replica(at("h2")).await.unwrap().into_inner();
+    let by_lag = v1::CreateReplicaRequest { target_lag_ms: 30_000, ..at("h2") };
+    let again = fabric.create_replica(by_lag).await.unwrap().into_inner();
     assert_eq!(again.points, vec![], "and it may be made again");
+    assert_eq!((again.every_ms, again.target_lag_ms, again.late_ms), (0, 30_000, 30_000));
+    let (controller, _fabric) = anew(controller, [h1, h2, h3], &state).await;
+    let [mut h1, _h2, _h3] = three_agents(&controller).await;
+    let told = h1.desired(|it| !it.replications.is_empty()).await.replications;
+    assert_eq!((told[0].every_ms, told[0].target_lag_ms), (0, 30_000), "and by a controller that was restarted");
     controller.stop().await;
 }
 
@@ -435,13 +441,20 @@ async fn replicas_are_listed_and_wrong_ones_named() {
     third.spec.as_mut().unwrap().disks = vec![v1::Disk { name: "root".into(), size: 1 << 30, ..Default::default() }];
     fabric.create_guest(third).await.unwrap();
     type Change = fn(&mut v1::CreateReplicaRequest);
-    let wrong: [(Change, Code, &str, &str); 8] = [
+    let wrong: [(Change, Code, &str, &str); 10] = [
         (|it| it.guest = "web-9".into(), Code::NotFound, "UNKNOWN_GUEST", "guest"),
         (|it| it.guest = "web-2".into(), Code::FailedPrecondition, "GUEST_HAS_NO_DISK", "guest"),
         (|it| it.guest = "../web".into(), Code::InvalidArgument, "INVALID_NAME", "guest"),
         (|it| it.host = "h9".into(), Code::NotFound, "UNKNOWN_HOST", "host"),
         (|it| it.host = "h1".into(), Code::FailedPrecondition, "SAME_HOST", "host"),
         (|it| it.every_ms = 999, Code::InvalidArgument, "OUT_OF_RANGE", "every_ms"),
+        (|it| it.target_lag_ms = 1_999, Code::InvalidArgument, "OUT_OF_RANGE", "target_lag_ms"),
+        (
+            |it| (it.every_ms, it.target_lag_ms) = (1_000, 2_000),
+            Code::InvalidArgument,
+            "INVALID_VALUE",
+            "target_lag_ms",
+        ),
         (|it| it.keep = 65, Code::InvalidArgument, "OUT_OF_RANGE", "keep"),
         (|it| it.bandwidth = 5, Code::InvalidArgument, "OUT_OF_RANGE", "bandwidth"),
     ];

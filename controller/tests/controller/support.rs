@@ -173,6 +173,7 @@ pub(crate) fn web(n: u8, host: &str) -> CreateGuestRequest {
         boot: Some(boot),
         ports: vec![port],
         disks: vec![],
+        guest_agent: false,
     };
     CreateGuestRequest { spec: Some(spec), host: host.into() }
 }

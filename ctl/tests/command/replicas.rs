@@ -13,7 +13,7 @@ fn replica(host: &str, lag_ms: Option<u64>) -> Value {
     let point = |number| json!({ "number": number, "at_ms": 1_709_251_199_000_u64 + number, "quiesced": number == 2 });
     let points = if lag_ms.is_some() { json!([point(1), point(2)]) } else { json!([]) };
     json!({ "guest": "db-1", "host": host, "every_ms": 60_000, "keep": 3, "bandwidth": 0, "points": points,
-        "lag_ms": lag_ms, "copied": 0, "total": 0, "failure": null, "late_ms": 90_000 })
+        "lag_ms": lag_ms, "copied": 0, "total": 0, "failure": null, "late_ms": 90_000, "target_lag_ms": 0 })
 }
 
 fn guest(state: &str, from: &str) -> Value {
@@ -25,17 +25,25 @@ fn guest(state: &str, from: &str) -> Value {
 #[test]
 fn a_replica_is_asked_for_as_said() {
     let fabric = Controller::start();
-    for (flags, every_ms, keep, bandwidth) in
-        [("", 60_000, 3, 0_u64), ("--every 5m --keep 12 --bandwidth 100MiB", 300_000, 12, 100 << 20)]
-    {
+    for (flags, every_ms, target_lag_ms, keep, bandwidth) in [
+        ("", 0, 0, 3, 0_u64),
+        ("--every 5m --keep 12 --bandwidth 100MiB", 300_000, 0, 12, 100 << 20),
+        ("--lag 30s", 0, 30_000, 3, 0),
+    ] {
         fabric.says("create_replica", replica("h2", None));
         let ended = run(fabric.address, &format!("replica create db-1 --host h2 {flags} -o json")).with(0);
         assert_eq!(ended.json(), replica("h2", None));
-        let asked =
-            json!({ "guest": "db-1", "host": "h2", "every_ms": every_ms, "keep": keep, "bandwidth": bandwidth });
+        let asked = json!({ "guest": "db-1", "host": "h2", "every_ms": every_ms, "keep": keep, "bandwidth": bandwidth,
+            "target_lag_ms": target_lag_ms });
         assert_eq!(fabric.asked("create_replica").pop(), Some(asked));
     }
-    for wrong in ["", "--host h2 --every 0", "--host h2 --bandwidth 5Gb", "--host h2 --keep few"] {
+    for wrong in [
+        "",
+        "--host h2 --every 0",
+        "--host h2 --every 1m --lag 30s",
+        "--host h2 --bandwidth 5Gb",
+        "--host h2 --keep few",
+    ] {
         run(fabric.address, &format!("replica create db-1 {wrong}")).with(2);
     }
 }
@@ -69,6 +77,8 @@ fn who_is_late_is_seen_in_the_list() {
     let fabric = Controller::start();
     let mut failing = replica("h4", Some(600_000));
     failing["failure"] = json!({ "reason": "NO_ROOM", "message": "no room" });
+    failing["every_ms"] = json!(0);
+    failing["target_lag_ms"] = json!(30_000);
     let mut first = replica("h3", None);
     (first["copied"], first["total"]) = (json!(1 << 30), json!(4_u64 << 30));
     let page = |replicas: &[&Value], next: &str| json!({ "replicas": replicas, "next_page_token": next });
@@ -76,10 +86,10 @@ fn who_is_late_is_seen_in_the_list() {
         .says("list_replicas", page(&[&replica("h2", Some(500))], "x"))
         .says("list_replicas", page(&[&first, &failing], ""));
     let expected = "\
-GUEST  HOST  EVERY   POINTS  NEWEST                LAG               UNDER WAY       FAILURE
-db-1   h2    60.0 s  2 of 3  2024-02-29 23:59:59Z  500.0 ms          -               -
-db-1   h3    60.0 s  0 of 3  -                     LATE, no point    1 GiB of 4 GiB  -
-db-1   h4    60.0 s  2 of 3  2024-02-29 23:59:59Z  10 min 00 s LATE  -               NO_ROOM
+GUEST  HOST  RHYTHM             POINTS  NEWEST                LAG               UNDER WAY       FAILURE
+db-1   h2    every 60.0 s       2 of 3  2024-02-29 23:59:59Z  500.0 ms          -               -
+db-1   h3    every 60.0 s       0 of 3  -                     LATE, no point    1 GiB of 4 GiB  -
+db-1   h4    target lag 30.0 s  2 of 3  2024-02-29 23:59:59Z  10 min 00 s LATE  -               NO_ROOM
 ";
     assert_eq!(run(fabric.address, "replica list --guest db-1").with(0).stdout, expected);
     let asked = fabric.asked("list_replicas");
@@ -114,7 +124,8 @@ fn the_way_back_leads_to_where_it_came_from() {
     let fabric = Controller::start();
     fabric.says("get_guest", guest("RUNNING", "h1")).says("create_replica", replica("h1", None));
     run(fabric.address, "replica reverse db-1 --every 5m").with(0);
-    let asked = json!({ "guest": "db-1", "host": "h1", "every_ms": 300_000, "keep": 3, "bandwidth": 0 });
+    let asked =
+        json!({ "guest": "db-1", "host": "h1", "every_ms": 300_000, "keep": 3, "bandwidth": 0, "target_lag_ms": 0 });
     assert_eq!(fabric.asked("create_replica"), [asked]);
     fabric.says("get_guest", guest("RUNNING", ""));
     let error = run(fabric.address, "replica reverse db-1 -o json").with(3).error();

@@ -113,12 +113,13 @@ fn a_guest_is_created_and_waited_for() {
     let fabric = Controller::start();
     fabric.says("create_guest", guest("UNSPECIFIED", ""));
     fabric.says("get_guest", guest("STARTING", "")).says("get_guest", guest("RUNNING", ""));
-    let ended = run(fabric.address, &format!("{CREATE} --port network=red,ip=::1 -o json")).with(0);
+    let ended = run(fabric.address, &format!("{CREATE} --port network=red,ip=::1 --guest-agent -o json")).with(0);
     assert_eq!(ended.json()["state"], json!("RUNNING"), "one document: the guest as it runs");
     let spec = &fabric.asked("create_guest")[0]["spec"];
     assert_eq!((&spec["memory_kib"], &spec["vcpus"], &spec["queues"]), (&json!(262_136), &json!(2), &json!(2)));
     let networks: Vec<_> = spec["ports"].as_array().unwrap().iter().map(|port| port["network"].clone()).collect();
     assert_eq!(networks, ["blue", "red"], "the first card first");
+    assert_eq!(spec["guest_agent"], true);
     assert_eq!(fabric.asked("get_guest").len(), 2);
 }
 

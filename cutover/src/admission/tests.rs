@@ -115,7 +115,7 @@ fn port(mac: Option<u8>, ip: u8) -> NewPort {
 fn guest(name: &str, ports: Vec<NewPort>) -> NewGuest {
     let boot = Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() };
     let (name, queues) = (name.parse().unwrap(), Queues::ONE);
-    NewGuest { name, vcpus: 1, queues, memory_kib: 262_136, boot, ports, disks: vec![] }
+    NewGuest { name, vcpus: 1, queues, memory_kib: 262_136, boot, ports, disks: vec![], guest_agent: false }
 }
 
 /// Network blue, h1 with web-1, h2 empty, gw a peer.

@@ -43,6 +43,7 @@ fn plan() -> MigrationPlan {
             boot,
             ports: vec![port.clone()],
             disks: vec![],
+            guest_agent: false,
         },
         generation: Generation(4),
         source: end("h1", 1),

@@ -14,10 +14,11 @@ mod systems;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("agent_messages", messages::agent),
     ("controller_messages", messages::controller),
     ("frames", frames::frames),
+    ("guest_agent", systems::guest_agent),
     ("identity", files::identity),
     ("images", files::images),
     ("journal", files::journal),

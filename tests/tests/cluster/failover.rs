@@ -18,6 +18,8 @@ use crate::probe::Probe;
 const SOON: Duration = Duration::from_secs(60);
 const OTHER: [(&str, &str); 2] = [("h1", "h2"), ("h2", "h1")];
 const EVERY_SECOND: [&str; 4] = ["--every", "1s", "--keep", "3"];
+const TARGET_MS: u64 = 5_000;
+const BY_LAG: [&str; 4] = ["--lag", "5s", "--keep", "3"];
 
 /// Failovers in a row: `THROUGHLINE_FAILOVERS`, else 2.
 fn failovers() -> usize {
@@ -25,7 +27,7 @@ fn failovers() -> usize {
     asked.map_or(2, |asked| asked.parse().expect("THROUGHLINE_FAILOVERS is a number"))
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap()
 }
 
@@ -36,20 +38,20 @@ struct Said {
 }
 
 impl Lab {
-    fn replica(&self, host: &str) -> Value {
+    pub(crate) fn replica(&self, host: &str) -> Value {
         self.throughline(&["replica", "get", GUEST, "--host", host]).done()
     }
 
-    fn create_replica(&self, host: &str, flags: &[&str]) -> Value {
+    pub(crate) fn create_replica(&self, host: &str, flags: &[&str]) -> Value {
         self.throughline(&[&["replica", "create", GUEST, "--host", host], flags].concat()).done()
     }
 
-    fn promote(&self, host: &str, flags: &[&str]) -> Answer {
+    pub(crate) fn promote(&self, host: &str, flags: &[&str]) -> Answer {
         self.throughline(&[&["replica", "promote", GUEST, "--host", host], flags].concat())
     }
 
     /// Waits until the replica's newest point is of that time or later.
-    fn wait_for_point(&self, host: &str, since_ms: u64) -> Value {
+    pub(crate) fn wait_for_point(&self, host: &str, since_ms: u64) -> Value {
         wait_for(&format!("a point at {host}"), SOON, || {
             let replica = self.replica(host);
             let newest = replica["points"].as_array().and_then(|points| points.last().cloned())?;
@@ -58,7 +60,7 @@ impl Lab {
     }
 
     /// The guest's host is gone at once, and all that is on it.
-    fn lose_host(&self, host: &str) -> crate::processes::Killed {
+    pub(crate) fn lose_host(&self, host: &str) -> crate::processes::Killed {
         let agent = self.kill_agent(host);
         self.kill_qemu(host);
         wait_for("the controller misses it", SOON, || (!self.is_connected(host)).then_some(()));
@@ -81,7 +83,7 @@ impl Lab {
     }
 }
 
-fn raw_copy(image: &Path) -> PathBuf {
+pub(crate) fn raw_copy(image: &Path) -> PathBuf {
     let raw = image.with_extension("copy");
     let converted = Command::new("qemu-img").args(["convert", "-f", "qcow2", "-O", "raw"]).args([image, &raw]).status();
     assert!(converted.unwrap().success(), "{} is no image", image.display());
@@ -142,7 +144,15 @@ fn a_guest_fails_over_again_and_again_and_has_all_that_its_point_has() {
         lab.assert_runs_on(to);
         let old = lab.disk_files(from);
         assert!(old.iter().any(|file| file.starts_with("root.")), "its disks are kept where it was: {old:?}");
-        lab.throughline(&[&["replica", "reverse", GUEST][..], &EVERY_SECOND].concat()).done();
+        lab.throughline(&[&["replica", "reverse", GUEST][..], &BY_LAG].concat()).done();
+        // Enough points that the next ones' beginning follows from how long they took.
+        lab.wait_for_point(from, now_ms() + 2 * TARGET_MS);
+        let replica = lab.replica(from);
+        assert!(replica["lag_ms"].as_u64().unwrap() <= TARGET_MS, "{replica:#}");
+        let at: Vec<_> = replica["points"].as_array().unwrap().iter().map(|it| it["at_ms"].as_u64().unwrap()).collect();
+        let apart: Vec<_> = at.windows(2).map(|two| two[1] - two[0]).collect();
+        println!("a target of {TARGET_MS} ms: points are {apart:?} ms apart");
+        assert!(apart.iter().all(|apart| (1_000..=TARGET_MS).contains(apart)), "{apart:?}");
     }
 }
 

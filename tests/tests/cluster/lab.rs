@@ -68,7 +68,12 @@ impl Lab {
 
     /// The same, told more on its kernel's command line, and made with more flags.
     pub(crate) fn boot_guest_with(&self, parameters: &str, flags: &[&str]) {
-        let (kernel, initrd) = (image("vmlinuz"), image("initrd.img"));
+        self.boot_guest_from("initrd.img", parameters, flags);
+    }
+
+    /// The same from another RAM disk of the guest's image.
+    pub(crate) fn boot_guest_from(&self, initrd: &str, parameters: &str, flags: &[&str]) {
+        let (kernel, initrd) = (image("vmlinuz"), image(initrd));
         let cmdline = format!("console=ttyS0 quiet panic=-1 tl.ip={GUEST_ADDRESS}/24 {parameters}");
         // Not a multiple of 256 KiB: QEMU 7.2 without KVM corrupts migrated memory of such sizes.
         let create = ["guest", "create", GUEST, "--host", "h1", "--memory", "262136KiB", "--network", "blue"];

@@ -27,6 +27,7 @@ mod power;
 mod privilege;
 mod probe;
 mod processes;
+mod quiesced;
 mod restart;
 mod segment;
 mod stalling;

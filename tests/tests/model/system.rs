@@ -246,6 +246,7 @@ fn plan(peers: usize) -> MigrationPlan {
         boot: Boot { kernel: "/k".into(), initrd: String::new(), cmdline: String::new() },
         ports: vec![port.clone()],
         disks: vec![],
+        guest_agent: false,
     };
     MigrationPlan {
         id: "m".into(),

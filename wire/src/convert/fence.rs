@@ -92,8 +92,16 @@ mod tests {
             v1::Port { id: 7, network: "blue".into(), mac: "02:00:00:00:00:07".into(), ips: vec!["10.7.0.10".into()] };
         let boot = v1::Boot { kernel: "/k".into(), ..Default::default() };
         let (name, ports) = ("web-1".into(), vec![port]);
-        let spec =
-            v1::GuestSpec { name, vcpus: 1, queues: 1, memory_kib: 262_136, boot: Some(boot), ports, disks: vec![] };
+        let spec = v1::GuestSpec {
+            name,
+            vcpus: 1,
+            queues: 1,
+            memory_kib: 262_136,
+            boot: Some(boot),
+            ports,
+            disks: vec![],
+            guest_agent: false,
+        };
         let guest = v1::OwnedGuest { spec: Some(spec), generation: 2, vnis: vec![7], stopped: true };
         assert_eq!(v1::OwnedGuest::from(OwnedGuest::try_from(guest.clone()).expect("good")), guest);
         let field = |guest: v1::OwnedGuest| OwnedGuest::try_from(guest).expect_err("must be refused").field;

@@ -13,5 +13,5 @@ mod resources;
 pub use disks::disk_fate;
 pub use field::{InvalidField, Problem};
 pub use power::{power_of, stop_of};
-pub use replicas::{points, replica_name};
+pub use replicas::{points, replica_name, rhythm_fields};
 pub use requests::{nested, parsed};

@@ -139,6 +139,7 @@ mod tests {
                 boot: Some(boot),
                 ports: vec![port.clone()],
                 disks: vec![],
+                guest_agent: false,
             }),
             generation: 1,
             source: Some(end(1)),

@@ -1,7 +1,8 @@
 //! Replicas: what is asked for, what the two hosts are told, and the points there are.
 
 use throughline_cutover::{
-    End, Generation, Keeping, MOST_POINTS, Point, Promotion, ReplicaName, ReplicaToken, Replication, Sender, Terms,
+    End, Generation, Keeping, MOST_POINTS, Point, Promotion, ReplicaName, ReplicaToken, Replication, Rhythm, Sender,
+    Terms,
     admission::{NewReplica, PromotionRequest},
 };
 
@@ -18,9 +19,10 @@ impl TryFrom<v1::CreateReplicaRequest> for NewReplica {
     fn try_from(request: v1::CreateReplicaRequest) -> Result<Self, InvalidField> {
         let name = replica_name(&request.guest, &request.host)?;
         let or = |value: u32, usual: u32| if value == 0 { usual } else { value };
-        let (every_ms, keep) = (or(request.every_ms, USUAL_EVERY_MS), or(request.keep, USUAL_KEEP));
+        let every_ms = if request.target_lag_ms == 0 { or(request.every_ms, USUAL_EVERY_MS) } else { request.every_ms };
+        let rhythm = rhythm(every_ms, request.target_lag_ms)?;
         let bandwidth = bandwidth(request.bandwidth)?;
-        Ok(Self { name, terms: Terms { every_ms: every(every_ms)?, keep: kept(keep)?, bandwidth } })
+        Ok(Self { name, terms: Terms { rhythm, keep: kept(or(request.keep, USUAL_KEEP))?, bandwidth } })
     }
 }
 
@@ -41,9 +43,26 @@ pub fn replica_name(guest: &str, host: &str) -> Result<ReplicaName, InvalidField
     Ok(ReplicaName { guest: parse("guest", guest)?, host: parse("host", host)? })
 }
 
-fn every(every_ms: u32) -> Result<u32, InvalidField> {
-    within("every_ms", every_ms.into(), 1_000..=86_400_000, "milliseconds")?;
-    Ok(every_ms)
+/// From a message's two fields, of which one is not 0.
+fn rhythm(every_ms: u32, target_lag_ms: u32) -> Result<Rhythm, InvalidField> {
+    if target_lag_ms == 0 {
+        within("every_ms", every_ms.into(), 1_000..=86_400_000, "milliseconds")?;
+        return Ok(Rhythm::Every(every_ms));
+    }
+    if every_ms != 0 {
+        let words = "cannot go with every_ms: points are begun on a schedule or for a target; leave one of them 0";
+        return Err(InvalidField::new("target_lag_ms", Problem::Other(words.to_owned())));
+    }
+    within("target_lag_ms", target_lag_ms.into(), 2_000..=86_400_000, "milliseconds")?;
+    Ok(Rhythm::Lag(target_lag_ms))
+}
+
+/// A message's `every_ms` and `target_lag_ms`.
+pub fn rhythm_fields(rhythm: Rhythm) -> (u32, u32) {
+    match rhythm {
+        Rhythm::Every(every_ms) => (every_ms, 0),
+        Rhythm::Lag(target_lag_ms) => (0, target_lag_ms),
+    }
 }
 
 fn kept(keep: u32) -> Result<u32, InvalidField> {
@@ -113,7 +132,7 @@ impl TryFrom<v1::DesiredReplication> for Replication {
             generation: generation(desired.generation)?,
             keeper: End::try_from(v1::End { host, vtep, peer_endpoint })?,
             token: token(desired.token)?,
-            every_ms: every(desired.every_ms)?,
+            rhythm: rhythm(desired.every_ms, desired.target_lag_ms)?,
             bandwidth: bandwidth(desired.bandwidth)?,
         })
     }
@@ -122,6 +141,7 @@ impl TryFrom<v1::DesiredReplication> for Replication {
 impl From<Replication> for v1::DesiredReplication {
     fn from(replication: Replication) -> Self {
         let v1::End { host, vtep, peer_endpoint } = replication.keeper.into();
+        let (every_ms, target_lag_ms) = rhythm_fields(replication.rhythm);
         Self {
             id: replication.id.into(),
             guest: replication.guest.into(),
@@ -130,8 +150,9 @@ impl From<Replication> for v1::DesiredReplication {
             vtep,
             peer_endpoint,
             token: replication.token.as_str().to_owned(),
-            every_ms: replication.every_ms,
+            every_ms,
             bandwidth: replication.bandwidth,
+            target_lag_ms,
         }
     }
 }
@@ -203,16 +224,20 @@ mod tests {
     #[test]
     fn what_is_left_out_is_usual_and_what_is_wrong_is_named() {
         let read = request(|_| {}).expect("good");
-        assert_eq!(read.terms, Terms { every_ms: 60_000, keep: 3, bandwidth: 0 });
+        assert_eq!(read.terms, Terms { rhythm: Rhythm::Every(60_000), keep: 3, bandwidth: 0 });
         assert_eq!(read.name.to_string(), "db-1/h2");
         let most = request(|it| (it.every_ms, it.keep, it.bandwidth) = (86_400_000, 64, 1 << 40)).expect("good");
-        assert_eq!(most.terms, Terms { every_ms: 86_400_000, keep: 64, bandwidth: 1 << 40 });
+        assert_eq!(most.terms, Terms { rhythm: Rhythm::Every(86_400_000), keep: 64, bandwidth: 1 << 40 });
+        assert_eq!(request(|it| it.target_lag_ms = 30_000).expect("good").terms.rhythm, Rhythm::Lag(30_000));
         type Change = fn(&mut v1::CreateReplicaRequest);
-        let wrong: [(Change, &str); 7] = [
+        let wrong: [(Change, &str); 10] = [
             (|it| it.guest = "../db".into(), "guest"),
             (|it| it.host.clear(), "host"),
             (|it| it.every_ms = 999, "every_ms"),
             (|it| it.every_ms = 86_400_001, "every_ms"),
+            (|it| it.target_lag_ms = 1_999, "target_lag_ms"),
+            (|it| it.target_lag_ms = 86_400_001, "target_lag_ms"),
+            (|it| (it.every_ms, it.target_lag_ms) = (60_000, 30_000), "target_lag_ms"),
             (|it| it.keep = 65, "keep"),
             (|it| it.bandwidth = 1, "bandwidth"),
             (|it| it.bandwidth = u64::MAX, "bandwidth"),
@@ -259,9 +284,13 @@ mod tests {
             token: "t".repeat(64),
             every_ms: 60_000,
             bandwidth: 0,
+            target_lag_ms: 0,
         };
-        let read = Replication::try_from(desired.clone()).expect("good");
-        assert_eq!(v1::DesiredReplication::from(read), desired);
+        let by_lag = v1::DesiredReplication { every_ms: 0, target_lag_ms: 30_000, ..desired.clone() };
+        for desired in [&desired, &by_lag] {
+            let read = Replication::try_from(desired.clone()).expect("good");
+            assert_eq!(v1::DesiredReplication::from(read), *desired);
+        }
         let field = |change: fn(&mut v1::DesiredReplication)| {
             let mut wrong = desired.clone();
             change(&mut wrong);
@@ -273,6 +302,7 @@ mod tests {
         assert_eq!(field(|it| it.vtep.clear()), "vtep");
         assert_eq!(field(|it| it.token = "t".repeat(65)), "token");
         assert_eq!(field(|it| it.every_ms = 0), "every_ms");
+        assert_eq!(field(|it| it.target_lag_ms = 30_000), "target_lag_ms");
         assert_eq!(field(|it| it.bandwidth = 1), "bandwidth");
     }
 
@@ -282,7 +312,16 @@ mod tests {
             v1::Port { id: 7, network: "blue".into(), mac: "02:00:00:00:00:07".into(), ips: vec!["10.7.0.10".into()] };
         let boot = Some(v1::Boot { kernel: "/k".into(), ..Default::default() });
         let (name, ports) = ("db-1".into(), vec![port]);
-        let spec = v1::GuestSpec { name, vcpus: 1, queues: 1, memory_kib: 262_136, boot, ports, disks: vec![] };
+        let spec = v1::GuestSpec {
+            name,
+            vcpus: 1,
+            queues: 1,
+            memory_kib: 262_136,
+            boot,
+            ports,
+            disks: vec![],
+            guest_agent: false,
+        };
         let desired = v1::DesiredReplica {
             id: ID.into(),
             spec: Some(spec),

@@ -34,9 +34,9 @@ impl TryFrom<v1::Port> for NewPort {
 impl TryFrom<v1::GuestSpec> for NewGuest {
     type Error = InvalidField;
     fn try_from(spec: v1::GuestSpec) -> Result<Self, InvalidField> {
-        let (vcpus, queues, memory_kib) = (spec.vcpus, queues(&spec)?, spec.memory_kib);
+        let (vcpus, queues, memory_kib, guest_agent) = (spec.vcpus, queues(&spec)?, spec.memory_kib, spec.guest_agent);
         let (name, boot, ports, disks) = guest_parts(spec)?;
-        Ok(Self { name, vcpus, queues, memory_kib, boot, ports, disks })
+        Ok(Self { name, vcpus, queues, memory_kib, boot, ports, disks, guest_agent })
     }
 }
 

@@ -127,9 +127,9 @@ impl From<Boot> for v1::Boot {
 impl TryFrom<v1::GuestSpec> for GuestSpec {
     type Error = InvalidField;
     fn try_from(spec: v1::GuestSpec) -> Result<Self, InvalidField> {
-        let (vcpus, queues, memory_kib) = (spec.vcpus, queues(&spec)?, spec.memory_kib);
+        let (vcpus, queues, memory_kib, guest_agent) = (spec.vcpus, queues(&spec)?, spec.memory_kib, spec.guest_agent);
         let (name, boot, ports, disks) = guest_parts(spec)?;
-        Ok(Self { name, vcpus, queues, memory_kib, boot, ports, disks })
+        Ok(Self { name, vcpus, queues, memory_kib, boot, ports, disks, guest_agent })
     }
 }
 
@@ -181,6 +181,7 @@ impl From<GuestSpec> for v1::GuestSpec {
             boot: Some(spec.boot.into()),
             ports: spec.ports.into_iter().map(Into::into).collect(),
             disks: spec.disks.into_iter().map(Into::into).collect(),
+            guest_agent: spec.guest_agent,
         }
     }
 }
@@ -342,7 +343,16 @@ mod tests {
         let (name, ports) = ("web-1".into(), vec![port()]);
         let (image, place) = ("/base.qcow2".into(), Some(v1::disk::Place::Shared("nfs1".into())));
         let disks = vec![v1::Disk { name: "root".into(), size: 1 << 30, format: 2, bus: 2, image, place, over: true }];
-        v1::GuestSpec { name, vcpus: 2, queues: 2, memory_kib: 262_136, boot: Some(boot), ports, disks }
+        v1::GuestSpec {
+            name,
+            vcpus: 2,
+            queues: 2,
+            memory_kib: 262_136,
+            boot: Some(boot),
+            ports,
+            disks,
+            guest_agent: true,
+        }
     }
 
     fn field(change: impl FnOnce(&mut v1::GuestSpec)) -> String {

@@ -120,6 +120,7 @@ mod tests {
             boot,
             ports: Vec::new(),
             disks: Vec::new(),
+            guest_agent: false,
         };
         let guest = OwnedGuest { spec, generation: Generation(3), vnis: Vec::new(), stopped: false, asked: false };
         write(&scratch.journal(), |write| {

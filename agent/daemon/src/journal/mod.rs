@@ -581,6 +581,7 @@ mod tests {
             boot,
             ports,
             disks,
+            guest_agent: true,
         };
         let booted = OwnedGuest {
             spec,

@@ -157,6 +157,7 @@ pub(super) mod tests {
                 boot,
                 ports: vec![],
                 disks: vec![],
+                guest_agent: false,
             },
             generation: Generation(3),
             source: end("h1", 1),

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use throughline_cutover::{Failure, GuestName, ReplicaId, Replication};
@@ -15,7 +14,7 @@ use tokio::{
 use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{
-    rhythm::Last,
+    rhythm::Course,
     sending::send,
     turns::{Taken, Turn},
 };
@@ -132,58 +131,57 @@ async fn forget(host: Arc<Host>, id: ReplicaId, sender: Arc<Sender>) {
 /// Sends point after point until it is not wanted any more.
 async fn go_on(host: Arc<Host>, id: ReplicaId, sender: Arc<Sender>) {
     let mut wanted = sender.wanted.subscribe();
-    let mut last = Last::None;
+    let mut course = Course::default();
     while host.senders.has(&id, &sender) {
         let replication = wanted.borrow_and_update().clone();
-        let every = Duration::from_millis(replication.every_ms.into());
         tokio::select! {
-            () = sleep_until(last.next(every, Instant::now())) => {}
+            () = sleep_until(course.next(replication.rhythm, Instant::now())) => {}
             told = wanted.changed() => match told {
                 Ok(()) => continue,
                 Err(_) => return,
             },
         }
         if host.senders.has(&id, &sender) {
-            last = once(&host, &replication, &sender, last).await;
+            once(&host, &replication, &sender, &mut course).await;
         }
     }
 }
 
 /// One try at a point.
-async fn once(host: &Arc<Host>, replication: &Replication, sender: &Arc<Sender>, last: Last) -> Last {
+async fn once(host: &Arc<Host>, replication: &Replication, sender: &Arc<Sender>, course: &mut Course) {
     let began = Instant::now();
     // Neither is a failure: it is another's turn, or the guest does not run here.
-    let Some(_turn) = sender.turn.try_for_a_point() else { return Last::Idle(began) };
+    let Some(_turn) = sender.turn.try_for_a_point() else { return course.is_idle(began) };
     if host.moves.concerns(&sender.guest) {
-        return Last::Idle(began);
+        return course.is_idle(began);
     }
     let resident = host.resident(&sender.guest).await.filter(|it| it.generation() >= replication.generation);
-    let Some(resident) = resident else { return Last::Idle(began) };
+    let Some(resident) = resident else { return course.is_idle(began) };
     let sent = tokio::select! {
         sent = send(host, replication, &resident, sender) => sent,
         () = sender.turn.is_wanted() => {
             info!("a point is given up: the guest moves, or ends");
             give_up(&resident.vm).await;
             sender.is_over(None);
-            return Last::Idle(Instant::now());
+            return course.is_idle(Instant::now());
         }
     };
     let now = Instant::now();
     let failure = match sent {
         Ok(point) => {
+            course.made(began, now);
             info!(point = point.number, took = ?began.elapsed(), "a point is at the replica");
             None
         }
         Err(failure) => {
+            course.failed(now);
             warn!(%failure, "no point; it is tried again");
             give_up(&resident.vm).await;
             Some(failure)
         }
     };
-    let next = if failure.is_none() { Last::Made(began) } else { last.failed(now) };
     sender.is_over(failure);
     host.look_again.notify_one();
-    next
 }
 
 async fn give_up(vm: &Guest) {

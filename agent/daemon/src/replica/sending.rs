@@ -68,11 +68,11 @@ pub(super) async fn send(
     let invited = from_wire(ready.disks, disks, replication.keeper.vtep)?;
     let sent = open(host, resident, invited).await?;
     let speed = replication.bandwidth / (disks.len() as u64).max(1);
-    let at = vm.send_point(sent, &keeper, speed).await.map_err(broke)?;
+    let instant = vm.send_point(sent, &keeper, speed).await.map_err(broke)?;
     call.watch(host, resident, sender).await?;
     vm.end_point().await.map_err(broke)?;
     let number = newest.max(last).checked_add(1).ok_or_else(|| odd("has numbered its points to the end"))?;
-    let point = Point { number, at_ms: milliseconds(at), quiesced: false };
+    let point = Point { number, at_ms: milliseconds(instant.at), quiesced: instant.quiesced };
     call.sent(point).await?;
     let name = point_name::name(&replication.id, &point);
     vm.complete_point(&name).await.map_err(broke)?;

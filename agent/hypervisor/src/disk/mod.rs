@@ -46,7 +46,7 @@ pub use self::{
     jobs::{DiskProgress, DiskState},
     offer::AwaitedDisk,
     replica::{
-        AwaitedReplica, InvalidReplicaName, KeeperId, PointDisk, PointName, PointProgress, PointState,
+        AwaitedReplica, InvalidReplicaName, KeeperId, PointDisk, PointInstant, PointName, PointProgress, PointState,
         ReplicaInvitation, ReplicaName, ReplicaRecord, ReplicaStream, RestorePoint,
     },
     streams::{DiskInvitation, DiskStreams},

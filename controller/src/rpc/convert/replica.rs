@@ -1,6 +1,6 @@
 //! Replicas: what callers are told of them, and what hosts say.
 
-use throughline_wire::{InvalidField, Problem, limits::MOST_REPLICAS, parsed, points, v1};
+use throughline_wire::{InvalidField, Problem, limits::MOST_REPLICAS, parsed, points, rhythm_fields, v1};
 
 use super::told;
 use crate::core::{ObservedReplica, ReplicaView, Sent};
@@ -8,10 +8,11 @@ use crate::core::{ObservedReplica, ReplicaView, Sent};
 impl From<ReplicaView> for v1::Replica {
     fn from(view: ReplicaView) -> Self {
         let ReplicaView { record, points, lag_ms, sent } = view;
+        let (every_ms, target_lag_ms) = rhythm_fields(record.terms.rhythm);
         Self {
             guest: record.name.guest.into(),
             host: record.name.host.into(),
-            every_ms: record.terms.every_ms,
+            every_ms,
             keep: record.terms.keep,
             bandwidth: record.terms.bandwidth,
             points: points.into_iter().map(Into::into).collect(),
@@ -20,6 +21,7 @@ impl From<ReplicaView> for v1::Replica {
             total: sent.total,
             failure: sent.failure.map(Into::into),
             late_ms: record.terms.late_ms(),
+            target_lag_ms,
         }
     }
 }

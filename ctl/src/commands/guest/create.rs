@@ -71,6 +71,9 @@ pub(crate) struct Create {
     /// repeat for more, up to 8
     #[arg(long = "disk", value_name = "DISK", value_parser = disk)]
     disks: Vec<Disk>,
+    /// Give it a channel to an agent of its own, qemu-guest-agent, which is asked to freeze its file systems for a replica's points
+    #[arg(long)]
+    guest_agent: bool,
     #[command(flatten)]
     wait: Wait,
 }
@@ -94,10 +97,10 @@ impl Create {
 impl From<Create> for CreateGuestRequest {
     fn from(create: Create) -> Self {
         let Create { name, host, memory_kib, vcpus, queues, kernel, initrd, cmdline, .. } = create;
-        let Create { network, mac, ips, ports, disks, .. } = create;
+        let Create { network, mac, ips, ports, disks, guest_agent, .. } = create;
         let first = network.map(|network| Port { id: 0, network, mac: mac.unwrap_or_default(), ips });
         let ports = first.into_iter().chain(ports).collect();
         let boot = Some(Boot { kernel, initrd, cmdline });
-        Self { spec: Some(GuestSpec { name, vcpus, queues, memory_kib, boot, ports, disks }), host }
+        Self { spec: Some(GuestSpec { name, vcpus, queues, memory_kib, boot, ports, disks, guest_agent }), host }
     }
 }

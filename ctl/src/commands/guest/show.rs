@@ -56,6 +56,7 @@ impl Show<7> for Guest {
             ("vcpus", spec.vcpus.to_string()),
             ("queues", spec.queues.to_string()),
             ("memory", memory(&spec)),
+            ("guest agent", if spec.guest_agent { "yes" } else { "" }.to_owned()),
             ("kernel", boot.kernel),
             ("initrd", boot.initrd),
             ("cmdline", boot.cmdline),

@@ -29,7 +29,8 @@ pub(crate) enum Command {
     #[command(after_help = "\
 EXAMPLES:
   throughline replica create db-1 --host h2
-  throughline replica create db-1 --host h2 --every 5m --keep 12 --bandwidth 500Mbit")]
+  throughline replica create db-1 --host h2 --every 5m --keep 12 --bandwidth 500Mbit
+  throughline replica create db-1 --host h2 --lag 30s")]
     Create(Create),
     /// Show one replica and its restore points
     #[command(after_help = "\
@@ -39,8 +40,8 @@ EXAMPLES:
     Get(Which),
     /// List all replicas, and which are LATE
     #[command(after_help = "\
-A replica is LATE when its newest point is further behind than it should be (a third more than
---every, and ten seconds), or when it has none.
+A replica is LATE when its newest point is further behind than it should be (--lag; or a third more
+than --every, and ten seconds), or when it has none.
 
 EXAMPLES:
   throughline replica list
@@ -89,9 +90,12 @@ pub(crate) struct Create {
 /// How often, how many, how fast.
 #[derive(Debug, Args)]
 struct Terms {
-    /// How long after one point the next is begun, in seconds or with a unit, 1s to 24h
-    #[arg(long = "every", value_name = "TIME", default_value = "60", value_parser = units::duration_ms)]
-    every_ms: u32,
+    /// How long after one point the next is begun, in seconds or with a unit, 1s to 24h [default: 60, without --lag]
+    #[arg(long = "every", value_name = "TIME", value_parser = units::duration_ms, conflicts_with = "target_lag_ms")]
+    every_ms: Option<u32>,
+    /// How far behind the replica may be, 2s to 24h: points are begun early enough for that
+    #[arg(long = "lag", value_name = "TIME", value_parser = units::duration_ms)]
+    target_lag_ms: Option<u32>,
     /// How many points are kept, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 3)]
     keep: u32,
@@ -103,8 +107,9 @@ struct Terms {
 impl Terms {
     /// The request for such a replica.
     fn at(self, guest: String, host: String) -> CreateReplicaRequest {
-        let Self { every_ms, keep, bandwidth } = self;
-        CreateReplicaRequest { guest, host, every_ms, keep, bandwidth: bandwidth.unwrap_or_default() }
+        let Self { every_ms, target_lag_ms, keep, bandwidth } = self;
+        let (every_ms, target_lag_ms) = (every_ms.unwrap_or_default(), target_lag_ms.unwrap_or_default());
+        CreateReplicaRequest { guest, host, every_ms, keep, bandwidth: bandwidth.unwrap_or_default(), target_lag_ms }
     }
 }
 

@@ -27,19 +27,28 @@ fn under_way(replica: &Replica) -> String {
     }
 }
 
+/// When points are begun.
+fn rhythm(replica: &Replica) -> (&'static str, String) {
+    match replica.target_lag_ms {
+        0 => ("every", span(replica.every_ms.into())),
+        target => ("target lag", span(target.into())),
+    }
+}
+
 fn point(point: &Point) -> String {
     let how = if point.quiesced { "quiesced" } else { "as after a power cut" };
     format!("{} {} {how}", point.number, units::utc(point.at_ms))
 }
 
 impl Show<8> for Replica {
-    const HEADING: [&'static str; 8] = ["GUEST", "HOST", "EVERY", "POINTS", "NEWEST", "LAG", "UNDER WAY", "FAILURE"];
+    const HEADING: [&'static str; 8] = ["GUEST", "HOST", "RHYTHM", "POINTS", "NEWEST", "LAG", "UNDER WAY", "FAILURE"];
 
     fn row(&self) -> [String; 8] {
+        let (kind, time) = rhythm(self);
         [
             self.guest.clone(),
             self.host.clone(),
-            span(self.every_ms.into()),
+            format!("{kind} {time}"),
             format!("{} of {}", self.points.len(), self.keep),
             self.points.last().map(|newest| units::utc(newest.at_ms)).unwrap_or_default(),
             lag(self),
@@ -54,7 +63,7 @@ impl Show<8> for Replica {
         let mut all = vec![
             ("guest", self.guest.clone()),
             ("host", self.host.clone()),
-            ("every", span(self.every_ms.into())),
+            rhythm(self),
             ("keep", self.keep.to_string()),
             ("bandwidth", bandwidth),
             ("lag", lag(self)),

@@ -33,7 +33,7 @@ mod stream;
 pub use self::{
     keeper::RestorePoint,
     names::{InvalidReplicaName, KeeperId, PointName, ReplicaName},
-    point::PointDisk,
+    point::{PointDisk, PointInstant},
     progress::{PointProgress, PointState},
     record::ReplicaRecord,
     stream::{AwaitedReplica, ReplicaInvitation, ReplicaStream},

@@ -46,11 +46,23 @@ pub struct PointDisk {
     pub aside: OwnedFd,
 }
 
+/// When a point is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PointInstant {
+    /// A time just before: whatever was done by then is in it.
+    pub at: SystemTime,
+    /// The guest had written out its file systems, and wrote nothing to them then.
+    pub quiesced: bool,
+}
+
 impl Guest {
     /// Source: begins to send a point to `keeper`, all disks as they are at one instant from now on, at no more than `speed` bytes per
     /// second each (0: no limit): what the last try has left with that keeper, and what was written since; if that was another, what was
-    /// written since the last point that was completed; for the first, all that is marked. Tells a time just before the instant: whatever was done by then is in it. [`Guest::point_progress`]
+    /// written since the last point that was completed; for the first, all that is marked. [`Guest::point_progress`]
     /// tells how it gets on; what breaks after this shows there alone, and never in the guest.
+    ///
+    /// A guest's agent, if there is one that does so, has its file systems frozen for the instant, and thawed after it, also if this
+    /// fails or is dropped.
     ///
     /// No migration of the guest may be under way, nor be begun before the point is ended or abandoned.
     ///
@@ -62,7 +74,7 @@ impl Guest {
         disks: Vec<PointDisk>,
         keeper: &KeeperId,
         speed: u64,
-    ) -> Result<SystemTime, HypervisorError> {
+    ) -> Result<PointInstant, HypervisorError> {
         let Some(record) = self.replica_begun().await? else {
             return Err(self.no_replica());
         };
@@ -77,10 +89,7 @@ impl Guest {
         }
         // From before the instant on, so that nothing after it is missed.
         self.transact(names.iter().map(|disk| options::add(disk, FRESH, Records::Writes)).collect()).await?;
-        // QEMU does so too, and its main loop, which the guest's network needs, waits for it. It is to find little.
-        self.settle_disks().await?;
-        let at = SystemTime::now();
-        self.execute_within(options::lead(&names, nodes::before), LEAD_DEADLINE).await?;
+        let instant = self.lead_aside(&names).await?;
         for disk in &names {
             self.execute(options::instant(disk)).await?;
             self.execute(options::sending(disk)).await?;
@@ -106,7 +115,24 @@ impl Guest {
         for disk in &names {
             self.execute(options::send(disk, speed)).await?;
         }
-        Ok(at)
+        Ok(instant)
+    }
+
+    /// The point's instant. While the guest is frozen nothing is waited for but this host's disk.
+    async fn lead_aside(&self, names: &[DiskName]) -> Result<PointInstant, HypervisorError> {
+        // QEMU does so too, and its main loop, which the guest's network needs, waits for it. It is to find little.
+        self.settle_disks().await?;
+        let frozen = self.freeze().await;
+        if frozen.is_some() {
+            self.settle_disks().await?;
+        }
+        let at = SystemTime::now();
+        self.execute_within(options::lead(names, nodes::before), LEAD_DEADLINE).await?;
+        let quiesced = match frozen {
+            Some(frozen) => frozen.thaw().await,
+            None => false,
+        };
+        Ok(PointInstant { at, quiesced })
     }
 
     /// Makes a node of the file for what the guest overwrites, as long as the disk.
@@ -157,6 +183,7 @@ impl Guest {
     /// # Errors
     /// [`HypervisorError::Deadline`] if the jobs do not end within 5 s.
     pub async fn abandon_point(&self) -> Result<(), HypervisorError> {
+        self.thaw_what_is_frozen();
         self.cut_streams(nodes::is_sending).await?;
         self.end_jobs(ours).await?;
         let names = self.node_names().await?;

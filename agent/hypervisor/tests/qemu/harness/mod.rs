@@ -1,5 +1,6 @@
 //! Real QEMUs in a network namespace of their own, taken down whatever happens.
 
+pub(crate) mod agent;
 pub(crate) mod copying;
 pub(crate) mod hand;
 pub(crate) mod image;
@@ -104,6 +105,7 @@ impl Lab {
             accelerator: Accelerator::Tcg,
             nics: Vec::new(),
             disks: Vec::new(),
+            guest_agent: false,
             incoming,
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use throughline_cutover::{DiskBus, DiskFormat};
 use throughline_hypervisor::{
-    Guest, HypervisorError, Keeper, PointDisk, PointName, PointProgress, PointState, ReplicaRecord,
+    Guest, HypervisorError, Keeper, PointDisk, PointInstant, PointName, PointProgress, PointState, ReplicaRecord,
 };
 
 use super::{
@@ -108,7 +108,12 @@ pub(crate) fn aside(lab: &Lab) -> OwnedFd {
 }
 
 /// Opens a stream for each disk and begins a point.
-pub(crate) async fn send(lab: &Lab, guest: &Guest, keeper: &Guest, speed: u64) -> Result<(), HypervisorError> {
+pub(crate) async fn send(
+    lab: &Lab,
+    guest: &Guest,
+    keeper: &Guest,
+    speed: u64,
+) -> Result<PointInstant, HypervisorError> {
     send_with(lab, guest, keeper, speed, || aside(lab)).await
 }
 
@@ -119,7 +124,7 @@ pub(crate) async fn send_with(
     keeper: &Guest,
     speed: u64,
     aside: impl Fn() -> OwnedFd,
-) -> Result<(), HypervisorError> {
+) -> Result<PointInstant, HypervisorError> {
     let mut disks = Vec::new();
     for disk in ["root", "data"].map(|name| name.parse().unwrap()) {
         let (awaited, invitation) = keeper.offer_replica(&disk, HOST, HOST, &lab.sealer).await?;
@@ -129,9 +134,9 @@ pub(crate) async fn send_with(
         disks.push(PointDisk { disk, stream: stream?, aside: aside() });
     }
     let began = Instant::now();
-    let at = guest.send_point(disks, &keeper.keeper_id().await?, speed).await?;
-    println!("a point of {at:?}, begun in {:?}", began.elapsed());
-    Ok(())
+    let instant = guest.send_point(disks, &keeper.keeper_id().await?, speed).await?;
+    println!("a point of {instant:?}, begun in {:?}", began.elapsed());
+    Ok(instant)
 }
 
 /// Waits until it is sent so far.
