@@ -6,7 +6,9 @@ mod names;
 mod secret;
 mod status;
 
-pub use convert::{InvalidField, Problem, disk_fate, nested, parsed, points, power_of, replica_name, stop_of};
+pub use convert::{
+    InvalidField, Problem, disk_fate, nested, observed_test, parsed, points, power_of, replica_name, stop_of,
+};
 pub use status::{ERROR_DOMAIN, Explanation, Refusal, status, try_again};
 
 /// Generated from `proto/throughline/v1/*.proto`.

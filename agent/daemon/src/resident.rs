@@ -176,6 +176,7 @@ impl Host {
             format: disk.format,
             bus: disk.bus,
             image: image.into(),
+            below: None,
         });
         let mut nics = Vec::with_capacity(ports.len());
         let (incoming, lanes) = match start {
@@ -189,7 +190,7 @@ impl Host {
                 mac: port.port.mac,
                 mtu: *mtu,
                 tap: port.tap.copy_queues()?,
-                hold: duplicate(&port.hold.fd)?,
+                hold: Some(duplicate(&port.hold.fd)?),
                 lanes: lanes.iter().map(duplicate).collect::<Result<_, _>>()?,
             });
         }

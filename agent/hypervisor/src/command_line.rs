@@ -33,7 +33,7 @@ pub(crate) struct NicArgs {
     pub(crate) port: PortId,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: Mtu,
-    /// The tap QEMU serves, queue by queue.
+    /// The tap QEMU serves, queue by queue; none: the card is plugged into nothing.
     pub(crate) tap: Vec<RawFd>,
     /// What it keeps for the agent.
     pub(crate) kept: Vec<(FdRole, RawFd)>,
@@ -126,12 +126,16 @@ impl NicArgs {
             args.option("-add-fd", format!("fd={fd},set={set},opaque={role}"));
             *set += 1;
         }
-        // vhost would read the tap while the guest is paused; the hand-over needs the frames to stay in the ring.
-        args.option("-netdev", format!("tap,id=net-{port},{},vhost=off", descriptors(tap)));
+        let mut plug = String::new();
+        if !tap.is_empty() {
+            // vhost would read the tap while the guest is paused; the hand-over needs the frames to stay in the ring.
+            args.option("-netdev", format!("tap,id=net-{port},{},vhost=off", descriptors(tap)));
+            plug = format!("netdev=net-{port},");
+        }
         args.option(
             "-device",
             format!(
-                "virtio-net-pci,id=nic-{port},netdev=net-{port},bus=pcie.0,addr={slot:#x},mac={mac},host_mtu={mtu},\
+                "virtio-net-pci,id=nic-{port},{plug}bus=pcie.0,addr={slot:#x},mac={mac},host_mtu={mtu},\
                  rx_queue_size={RX_QUEUE},romfile={}",
                 queue_pairs(tap.len())
             ),
@@ -287,7 +291,8 @@ mod tests {
     #[test]
     fn golden_keeper() {
         let (name, format, bus) = ("root".parse().unwrap(), DiskFormat::Qcow2, DiskBus::VirtioBlk);
-        let args = keeper(&"web-1".parse().unwrap(), &Uuid::nil(), &[DiskArgs { name, format, bus, image: 40 }]);
+        let args =
+            keeper(&"web-1".parse().unwrap(), &Uuid::nil(), &[DiskArgs { name, format, bus, image: 40, below: None }]);
         let args: Vec<_> = args.into_iter().map(|arg| arg.into_string().unwrap()).collect();
         let line = args.join(" ");
         let golden = "\
@@ -306,9 +311,17 @@ mod tests {
     }
 
     #[test]
+    fn a_card_without_a_tap_is_plugged_into_nothing() {
+        let card = NicArgs { tap: vec![], kept: vec![], ..nic(7, 20) };
+        let line = render(Accelerator::Tcg, &[card], false);
+        assert!(!line.contains("netdev") && !line.contains("opaque=tap"), "{line}");
+        assert!(line.contains("-device virtio-net-pci,id=nic-7,bus=pcie.0,addr=0x2,mac=02:00:00:00:00:07,"), "{line}");
+    }
+
+    #[test]
     fn disks_come_after_cards_and_before_a_migration() {
         let (name, format, bus) = ("root".parse().unwrap(), DiskFormat::Raw, DiskBus::VirtioBlk);
-        let disk = DiskArgs { name, format, bus, image: 40 };
+        let disk = DiskArgs { name, format, bus, image: 40, below: None };
         let line = render_with(Accelerator::Tcg, &[nic(7, 20)], &[disk], true);
         let places =
             ["-device virtio-net-pci", "-add-fd fd=40,", "-blockdev {", "-device virtio-blk-pci", "-incoming defer"];

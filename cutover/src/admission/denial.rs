@@ -98,6 +98,16 @@ pub enum Denial {
         guest = replica.guest, host = replica.host
     )]
     ReplicaPromoted { replica: ReplicaName },
+    #[error(
+        "the replica of guest {guest} at host {host} is being tested; wait until that is over, or end it",
+        guest = replica.guest, host = replica.host
+    )]
+    TestUnderWay { replica: ReplicaName },
+    #[error(
+        "the replica of guest {guest} at host {host} is not being tested, so there is nothing to end",
+        guest = replica.guest, host = replica.host
+    )]
+    NoTest { replica: ReplicaName },
     #[error("guest {guest} has no disk, so there is nothing to keep; create it again where it is needed")]
     GuestHasNoDisk { guest: GuestName },
     #[error("{whose} has as many replicas as may be ({most}); delete one first")]
@@ -189,6 +199,8 @@ impl Denial {
             Self::ReplicaExists { .. } | Self::GuestHasReplica { .. } => "REPLICA_EXISTS",
             Self::ReplicaAtDestination { .. } => "REPLICA_AT_DESTINATION",
             Self::ReplicaPromoted { .. } => "REPLICA_PROMOTED",
+            Self::TestUnderWay { .. } => "TEST_UNDER_WAY",
+            Self::NoTest { .. } => "NO_TEST",
             Self::GuestHasNoDisk { .. } => "GUEST_HAS_NO_DISK",
             Self::TooManyReplicas { .. } => "TOO_MANY_REPLICAS",
             Self::NoPoint { .. } => "NO_POINT",
@@ -251,6 +263,8 @@ impl Denial {
             Self::UnknownReplica { .. }
             | Self::ReplicaExists { .. }
             | Self::ReplicaPromoted { .. }
+            | Self::TestUnderWay { .. }
+            | Self::NoTest { .. }
             | Self::CopyNotEnded { .. }
             | Self::TooManyReplicas { .. } => "host",
             Self::NoPoint { .. } | Self::UnknownPoint { .. } => "point",

@@ -15,9 +15,9 @@ use crate::operator::Answer;
 use crate::probe::Probe;
 
 /// A point of the guest's small disks, or a host's return.
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 const OTHER: [(&str, &str); 2] = [("h1", "h2"), ("h2", "h1")];
-const EVERY_SECOND: [&str; 4] = ["--every", "1s", "--keep", "3"];
+pub(crate) const EVERY_SECOND: [&str; 4] = ["--every", "1s", "--keep", "3"];
 
 /// Failovers in a row: `THROUGHLINE_FAILOVERS`, else 2.
 fn failovers() -> usize {
@@ -25,31 +25,31 @@ fn failovers() -> usize {
     asked.map_or(2, |asked| asked.parse().expect("THROUGHLINE_FAILOVERS is a number"))
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap()
 }
 
 /// What the guest said that it had had flushed, by disk, and when that had been heard.
-struct Said {
-    at_ms: u64,
-    acknowledged: Vec<(String, u64)>,
+pub(crate) struct Said {
+    pub(crate) at_ms: u64,
+    pub(crate) acknowledged: Vec<(String, u64)>,
 }
 
 impl Lab {
-    fn replica(&self, host: &str) -> Value {
+    pub(crate) fn replica(&self, host: &str) -> Value {
         self.throughline(&["replica", "get", GUEST, "--host", host]).done()
     }
 
-    fn create_replica(&self, host: &str, flags: &[&str]) -> Value {
+    pub(crate) fn create_replica(&self, host: &str, flags: &[&str]) -> Value {
         self.throughline(&[&["replica", "create", GUEST, "--host", host], flags].concat()).done()
     }
 
-    fn promote(&self, host: &str, flags: &[&str]) -> Answer {
+    pub(crate) fn promote(&self, host: &str, flags: &[&str]) -> Answer {
         self.throughline(&[&["replica", "promote", GUEST, "--host", host], flags].concat())
     }
 
     /// Waits until the replica's newest point is of that time or later.
-    fn wait_for_point(&self, host: &str, since_ms: u64) -> Value {
+    pub(crate) fn wait_for_point(&self, host: &str, since_ms: u64) -> Value {
         wait_for(&format!("a point at {host}"), SOON, || {
             let replica = self.replica(host);
             let newest = replica["points"].as_array().and_then(|points| points.last().cloned())?;
@@ -58,7 +58,7 @@ impl Lab {
     }
 
     /// The guest's host is gone at once, and all that is on it.
-    fn lose_host(&self, host: &str) -> crate::processes::Killed {
+    pub(crate) fn lose_host(&self, host: &str) -> crate::processes::Killed {
         let agent = self.kill_agent(host);
         self.kill_qemu(host);
         wait_for("the controller misses it", SOON, || (!self.is_connected(host)).then_some(()));
@@ -89,7 +89,7 @@ fn raw_copy(image: &Path) -> PathBuf {
 }
 
 /// Listens to the guest for a while; gives the last it said by then.
-fn listen(probe: &mut Probe, until_ms: u64, heard: &mut Vec<Said>) {
+pub(crate) fn listen(probe: &mut Probe, until_ms: u64, heard: &mut Vec<Said>) {
     while now_ms() < until_ms {
         let disks = probe.disks();
         let bad: Vec<_> = disks.iter().filter(|disk| disk.wrong + disk.missing + disk.failed > 0).collect();

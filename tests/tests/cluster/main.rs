@@ -26,6 +26,7 @@ mod power;
 mod privilege;
 mod probe;
 mod processes;
+mod rehearsal;
 mod restart;
 mod segment;
 mod stalling;

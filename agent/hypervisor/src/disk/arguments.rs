@@ -19,6 +19,8 @@ pub(crate) struct DiskArgs {
     pub(crate) format: DiskFormat,
     pub(crate) bus: DiskBus,
     pub(crate) image: RawFd,
+    /// A connection to what it is where nothing was written to it.
+    pub(crate) below: Option<RawFd>,
 }
 
 /// Options, each with its value, for all disks of a guest.
@@ -30,6 +32,7 @@ pub(crate) fn options(disks: &[DiskArgs]) -> Vec<(&'static str, String)> {
     for (index, disk) in disks.iter().enumerate() {
         let set = FIRST_SET + index;
         options.push(disk.descriptor(set));
+        options.extend(disk.below().map(|node| ("-blockdev", node)));
         options.extend(disk.nodes(set).map(|node| ("-blockdev", node)));
         options.push(("-device", disk.device(index)));
     }
@@ -53,6 +56,13 @@ impl DiskArgs {
         ("-add-fd", format!("fd={},set={set},opaque={}", self.image, nodes::descriptor(&self.name)))
     }
 
+    fn below(&self) -> Option<String> {
+        let server = json!({ "type": "fd", "str": self.below?.to_string() });
+        let node =
+            json!({ "driver": "nbd", "node-name": nodes::below(&self.name), "server": server, "read-only": true });
+        Some(node.to_string())
+    }
+
     /// From the file up.
     fn nodes(&self, set: usize) -> [String; 3] {
         let (file, image, disk) = (nodes::file(&self.name), nodes::image(&self.name), nodes::disk(&self.name));
@@ -60,8 +70,8 @@ impl DiskArgs {
             "driver": self.format.as_str(), "node-name": image, "file": file, "discard": "unmap",
         });
         if self.format == DiskFormat::Qcow2 {
-            // Whatever its header came to say: a disk is one file.
-            format["backing"] = serde_json::Value::Null;
+            // Whatever its header came to say: a disk is one file, or what the agent puts below it.
+            format["backing"] = self.below.map(|_| nodes::below(&self.name)).into();
         }
         [
             json!({
@@ -96,7 +106,7 @@ mod tests {
     use super::*;
 
     fn disk(name: &str, format: DiskFormat, bus: DiskBus, image: RawFd) -> DiskArgs {
-        DiskArgs { name: name.parse().unwrap(), format, bus, image }
+        DiskArgs { name: name.parse().unwrap(), format, bus, image, below: None }
     }
 
     fn render(disks: &[DiskArgs]) -> String {
@@ -131,6 +141,17 @@ mod tests {
 -blockdev {"backing":null,"discard":"unmap","driver":"qcow2","file":"file-root","node-name":"image-root"}"#;
         let said: Vec<_> = options.iter().map(|(option, value)| format!("{option} {value}")).collect();
         assert_eq!(said.join("\n"), golden);
+    }
+
+    #[test]
+    fn what_is_below_a_disk_is_a_connection_and_read_alone() {
+        let over = DiskArgs { below: Some(45), ..disk("root", DiskFormat::Qcow2, DiskBus::VirtioBlk, 40) };
+        let line = render(&[over]);
+        let below =
+            r#"-blockdev {"driver":"nbd","node-name":"below-root","read-only":true,"server":{"str":"45","type":"fd"}}"#;
+        let image = r#"-blockdev {"backing":"below-root","discard":"unmap","driver":"qcow2","file":"file-root","node-name":"image-root"}"#;
+        let places = [below, image].map(|node| line.find(node).unwrap_or_else(|| panic!("{node}: {line}")));
+        assert!(places.is_sorted(), "{line}");
     }
 
     #[test]

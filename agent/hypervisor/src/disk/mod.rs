@@ -64,6 +64,9 @@ pub struct DiskFd {
     pub bus: DiskBus,
     /// The file, open for reading and writing. Nobody else may have it open: QEMU locks it.
     pub image: OwnedFd,
+    /// What the disk is where nothing was written to the file, a qcow2 then: a connection to an NBD server that waits for its client's
+    /// first word. Nothing is written there. `None`: the file is all there is.
+    pub below: Option<OwnedFd>,
 }
 
 impl Guest {

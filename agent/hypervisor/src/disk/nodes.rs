@@ -15,6 +15,11 @@ pub(super) fn image(disk: &DiskName) -> String {
     format!("image-{disk}")
 }
 
+/// What it is where nothing was written to the file, if that is not nothing.
+pub(super) fn below(disk: &DiskName) -> String {
+    format!("below-{disk}")
+}
+
 /// What the guest's device uses: nothing but a place for the mirror, above the copy's.
 pub(super) fn disk(disk: &DiskName) -> String {
     format!("disk-{disk}")
@@ -107,7 +112,7 @@ mod tests {
         let names = ["a", "image", "a-image", "disk-a", "image-a", "file-a", "mirror-a", "rest-a", longest.as_str()];
         let disks: Vec<DiskName> = names.map(|name| name.parse().unwrap()).into();
         let parts = |name: &DiskName| {
-            [file, image, disk, mirror, rest, chart, aside, before, instant, send].map(|part| part(name))
+            [file, image, below, disk, mirror, rest, chart, aside, before, instant, send].map(|part| part(name))
         };
         let all: Vec<String> = disks.iter().flat_map(parts).collect();
         assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());

@@ -49,7 +49,7 @@ impl Image {
 
     pub(crate) fn open(&self) -> DiskFd {
         let image = OpenOptions::new().read(true).write(true).open(&self.path).unwrap().into();
-        DiskFd { name: self.name.parse().unwrap(), format: self.format, bus: self.bus, image }
+        DiskFd { name: self.name.parse().unwrap(), format: self.format, bus: self.bus, image, below: None }
     }
 
     /// Where the guest's driver would be.
