@@ -8,6 +8,7 @@
 mod agents;
 mod command;
 mod migrations;
+mod replica_tests;
 mod replicas;
 mod resources;
 mod view;
@@ -22,6 +23,7 @@ pub(crate) use agents::{ObservedGuest, Uplink};
 pub(crate) use command::Standing;
 use command::{Stranger, UnknownGuest};
 pub(crate) use migrations::Chapter;
+pub(crate) use replica_tests::{ObservedTest, Test};
 use replicas::Seen;
 pub(crate) use replicas::{ObservedReplica, ReplicaView, Sent};
 use throughline_cutover::{GuestName, HostName, ReplicaName};
@@ -59,6 +61,8 @@ pub(crate) struct Core {
     observed: BTreeMap<GuestName, Observation>,
     /// What hosts last said of replicas.
     replicas: BTreeMap<ReplicaName, Seen>,
+    /// The last test of each that was tested in this life.
+    tests: BTreeMap<ReplicaName, Test>,
     /// Guests that hosts have and the record does not know.
     unknown: BTreeMap<GuestName, UnknownGuest>,
     /// Hosts that belong to another fabric.
@@ -97,6 +101,7 @@ impl Core {
             links: Links::new(heartbeat),
             observed: BTreeMap::new(),
             replicas: BTreeMap::new(),
+            tests: BTreeMap::new(),
             unknown: BTreeMap::new(),
             strangers: BTreeMap::new(),
             is_old: policy.restored,
@@ -128,7 +133,7 @@ impl Core {
         self.durable = self.durable.max(number);
     }
 
-    /// Time has passed: looks after silent agents and overdue migrations.
+    /// Time has passed: looks after silent agents, overdue migrations and tests.
     pub(crate) fn tick(&mut self) {
         if self.has_stood_down() {
             return;
@@ -142,6 +147,7 @@ impl Core {
         for id in due {
             self.tick_migration(&id);
         }
+        self.end_tests_in_time();
     }
 
     /// When to tick next.
@@ -151,7 +157,8 @@ impl Core {
         }
         let migrations = self.live.keys().filter_map(|id| self.record.migrations().get(id));
         let deadline = migrations.filter_map(|it| it.coordinator.next_deadline()).min();
-        [deadline.map(|at| self.clock.instant(at)), self.links.next_check()].into_iter().flatten().min()
+        let deadlines = [deadline, self.next_end_of_a_test()].map(|at| at.map(|at| self.clock.instant(at)));
+        deadlines.into_iter().chain([self.links.next_check()]).flatten().min()
     }
 
     /// Brings to an end what jobs have begun: changes go to the writer, what is durable is acted on, agents that stopped
@@ -201,7 +208,11 @@ impl Core {
         let revision = self.record.revision();
         let unknown = self.unknown_bindings();
         for host in self.links.hosts() {
-            let state = desired(&self.record, &unknown, &host);
+            let mut state = desired(&self.record, &unknown, &host);
+            for keeping in state.replicas.iter_mut().filter(|keeping| keeping.source.is_some()) {
+                let name = ReplicaName { guest: keeping.spec.name.clone(), host: host.clone() };
+                keeping.test = self.wanted_test(&name);
+            }
             self.links.send_desired(&host, revision, state);
         }
     }

@@ -111,5 +111,7 @@ fn keeping(record: &Record, replica: &ReplicaRecord, guest: &GuestRecord) -> Kee
         source: (guest.host != replica.name.host).then(|| Sender { host: guest.host.clone(), vtep }),
         token: replica.token.clone(),
         keep: replica.terms.keep,
+        // No record has it.
+        test: None,
     }
 }

@@ -1,6 +1,6 @@
 //! Who may do what: one table with every method this controller serves, and the one place where it is read.
 //!
-//! Moving guests is daily work and an operator's, and so is having them replicated; changing what the fabric is made of, giving up
+//! Moving guests is daily work and an operator's, and so is having them replicated, and a replica tested; changing what the fabric is made of, giving up
 //! what is kept, or vouching for a guest nobody can ask about, as a failover does, is an administrator's. An agent may attach, for its own host, and nothing else. A method that is not in the table is
 //! refused, so that a new one cannot be served before somebody has decided who may call it.
 
@@ -109,6 +109,8 @@ pub(crate) const TABLE: &[Method] = table! {
         "StartGuest": OPERATOR, Deed;
         "CancelMigration": OPERATOR, Deed;
         "CreateReplica": OPERATOR, Deed;
+        "TestReplica": OPERATOR, Deed;
+        "EndReplicaTest": OPERATOR, Deed;
         "CreateNetwork": ADMIN, Deed;
         "DeleteNetwork": ADMIN, Deed;
         "CreateHost": ADMIN, Deed;

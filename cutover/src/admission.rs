@@ -18,7 +18,8 @@ pub use denial::{Denial, Kind};
 pub use migrate::{Manner, MigrationRequest, Verdict, cancel, migrate, resolve};
 pub use power::{start_guest, stop_guest};
 pub use replica::{
-    Failover, NewReplica, PromotionRequest, ReplicaFacts, create_replica, delete_replica, promote_replica,
+    Failover, NewReplica, PromotionRequest, ReplicaFacts, TestRequest, create_replica, delete_replica,
+    end_replica_test, promote_replica, test_replica,
 };
 
 use serde::{Deserialize, Serialize};

@@ -34,12 +34,12 @@ pub use model::{
 };
 pub use names::{
     DiskName, FabricId, GuestName, HostName, InterfaceName, InvalidName, NetworkName, OperatorName, PlaceName,
-    ReplicaId,
+    ReplicaId, TestId,
 };
 pub use network::{CarryId, Generation, InvalidNetworkValue, MacAddr, MarkerSecret, Mtu, PortId, Queues, Vni};
 pub use power::{Power, RunsOn, Stop, StopFirst};
 pub use replica::{
-    Keeping, MOST_AT_A_HOST, MOST_OF_A_GUEST, MOST_POINTS, Point, Promotion, ReplicaName, ReplicaToken, Replication,
-    Rhythm, Sender, Terms,
+    Keeping, MOST_AT_A_HOST, MOST_OF_A_GUEST, MOST_POINTS, Point, Promotion, ReplicaName, ReplicaTest, ReplicaToken,
+    Replication, Rhythm, Sender, Terms, TestState,
 };
 pub use source::{Source, SourceEffect, SourceEvent, SourcePhase, SourceReport};

@@ -114,6 +114,10 @@ name!(
     ReplicaId, 63
 );
 name!(
+    /// What tells one test of a replica from another; a UUID.
+    TestId, 63
+);
+name!(
     /// Name of an operator: a person or a program that uses the public API.
     OperatorName, 63
 );

@@ -4,7 +4,7 @@ use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{End, Generation, GuestName, GuestSpec, HostName, InvalidName, ReplicaId};
+use crate::{End, Generation, GuestName, GuestSpec, HostName, InvalidName, ReplicaId, TestId};
 
 /// Most restore points that a replica keeps.
 pub const MOST_POINTS: u32 = 64;
@@ -139,6 +139,41 @@ pub struct Keeping {
     pub token: ReplicaToken,
     /// So many points are kept.
     pub keep: u32,
+    /// How it is to be tested; `None`: it is not.
+    pub test: Option<ReplicaTest>,
+}
+
+/// A guest is to be booted from a point, cut off from every network, and to be gone after a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaTest {
+    /// Which test: one that has ended is not begun again.
+    pub id: TestId,
+    /// Number of the point, which does not go while the test lasts.
+    pub point: u64,
+    /// It lasts so long at most, milliseconds.
+    pub for_ms: u32,
+}
+
+/// How a test gets on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TestState {
+    /// Its guest does not run yet.
+    Starting,
+    /// Its guest runs.
+    Running,
+    /// It is to end, and something of it may still be there.
+    Ending,
+    /// Nothing of it is left.
+    Ended,
+    /// The same, and it did not end as it was to.
+    Failed,
+}
+
+impl TestState {
+    /// Whether nothing of it is left.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Ended | Self::Failed)
+    }
 }
 
 /// Who sends a replica's points.

@@ -7,7 +7,8 @@ mod secret;
 mod status;
 
 pub use convert::{
-    InvalidField, Problem, disk_fate, nested, parsed, points, power_of, replica_name, rhythm_fields, stop_of,
+    InvalidField, Problem, disk_fate, nested, observed_test, parsed, points, power_of, replica_name, rhythm_fields,
+    stop_of,
 };
 pub use status::{ERROR_DOMAIN, Explanation, Refusal, status, try_again};
 

@@ -133,6 +133,8 @@ fn denial_code(denial: &Denial) -> Code {
         | Denial::GuestHasReplica { .. }
         | Denial::ReplicaAtDestination { .. }
         | Denial::ReplicaPromoted { .. }
+        | Denial::TestUnderWay { .. }
+        | Denial::NoTest { .. }
         | Denial::GuestHasNoDisk { .. }
         | Denial::FlattensStopped { .. }
         | Denial::NoPoint { .. }

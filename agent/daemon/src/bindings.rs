@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use throughline_cutover::{Failure, Generation, MacAddr, Mtu, Network, NetworkName, Vni};
+use throughline_cutover::{Failure, Generation, GuestSpec, MacAddr, Mtu, Network, NetworkName, Vni};
 use throughline_netlink::{BindingWanted, Path};
 
 use crate::{lock::lock, resident::Segment};
@@ -43,6 +43,17 @@ impl Bindings {
     /// VNI and MTU of a network.
     pub fn segment(&self, name: &NetworkName) -> Option<Segment> {
         self.lock().networks.get(name).copied()
+    }
+
+    /// The networks that a guest's ports are on, in their order.
+    ///
+    /// # Errors
+    /// `UNKNOWN_NETWORK` when one is not on this host.
+    pub fn segments(&self, spec: &GuestSpec) -> Result<Vec<Segment>, Failure> {
+        let unknown =
+            |network: &NetworkName| Failure::new("UNKNOWN_NETWORK", format!("network {network} is not on this host"));
+        let ports = spec.ports.iter();
+        ports.map(|port| self.segment(&port.network).ok_or_else(|| unknown(&port.network))).collect()
     }
 
     /// MTU of a network.

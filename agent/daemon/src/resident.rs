@@ -189,7 +189,7 @@ impl Host {
                 mac: port.port.mac,
                 mtu: *mtu,
                 tap: port.tap.copy_queues()?,
-                hold: duplicate(&port.hold.fd)?,
+                hold: Some(duplicate(&port.hold.fd)?),
                 lanes: lanes.iter().map(duplicate).collect::<Result<_, _>>()?,
             });
         }

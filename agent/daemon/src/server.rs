@@ -78,7 +78,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(2)))
         .max_concurrent_streams(STREAMS)
         .http2_max_header_list_size(LONGEST_HEADERS)
-        .add_service(PeerServer::new(PeerService::new(host, proof)).max_decoding_message_size(LARGEST_PEER_MESSAGE))
+        .add_service(
+            PeerServer::new(PeerService::new(host.clone(), proof)).max_decoding_message_size(LARGEST_PEER_MESSAGE),
+        )
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(door.incoming(), shutdown);
@@ -91,6 +93,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     reconciling.abort();
     watching.abort();
     sweeping.abort();
+    host.end_tests().await;
     info!("agent ends; guests run on");
     Ok(())
 }

@@ -35,7 +35,7 @@ pub(crate) struct NicArgs {
     pub(crate) port: PortId,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: Mtu,
-    /// The tap QEMU serves, queue by queue.
+    /// The tap QEMU serves, queue by queue; none: the card is plugged into nothing.
     pub(crate) tap: Vec<RawFd>,
     /// What it keeps for the agent.
     pub(crate) kept: Vec<(FdRole, RawFd)>,
@@ -132,12 +132,16 @@ impl NicArgs {
             args.option("-add-fd", format!("fd={fd},set={set},opaque={role}"));
             *set += 1;
         }
-        // vhost would read the tap while the guest is paused; the hand-over needs the frames to stay in the ring.
-        args.option("-netdev", format!("tap,id=net-{port},{},vhost=off", descriptors(tap)));
+        let mut plug = String::new();
+        if !tap.is_empty() {
+            // vhost would read the tap while the guest is paused; the hand-over needs the frames to stay in the ring.
+            args.option("-netdev", format!("tap,id=net-{port},{},vhost=off", descriptors(tap)));
+            plug = format!("netdev=net-{port},");
+        }
         args.option(
             "-device",
             format!(
-                "virtio-net-pci,id=nic-{port},netdev=net-{port},bus=pcie.0,addr={slot:#x},mac={mac},host_mtu={mtu},\
+                "virtio-net-pci,id=nic-{port},{plug}bus=pcie.0,addr={slot:#x},mac={mac},host_mtu={mtu},\
                  rx_queue_size={RX_QUEUE},romfile={}",
                 queue_pairs(tap.len())
             ),
@@ -332,6 +336,14 @@ mod tests {
         let line = render(Accelerator::Tcg, &[nic_with_three_queues()], false);
         assert!(line.contains("-netdev tap,id=net-7,fds=20:23:24,vhost=off\n"), "{line}");
         assert!(line.contains(",rx_queue_size=1024,romfile=,mq=on,vectors=8"), "{line}");
+    }
+
+    #[test]
+    fn a_card_without_a_tap_is_plugged_into_nothing() {
+        let card = NicArgs { tap: vec![], kept: vec![], ..nic(7, 20) };
+        let line = render(Accelerator::Tcg, &[card], false);
+        assert!(!line.contains("netdev") && !line.contains("opaque=tap"), "{line}");
+        assert!(line.contains("-device virtio-net-pci,id=nic-7,bus=pcie.0,addr=0x2,mac=02:00:00:00:00:07,"), "{line}");
     }
 
     #[test]

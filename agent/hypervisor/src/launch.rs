@@ -23,7 +23,7 @@ use crate::{
     Accelerator, Below, Confinement, DiskFd, FdRole, Guest, HypervisorError, RunDir,
     command_line::{BootArgs, CommandLine, NicArgs},
     confinement::{Allowance, Cell},
-    disk::arguments::DiskArgs,
+    disk::arguments::{BelowArgs, DiskArgs},
     guest::{EVENTS_KEPT, ExitWatch, watch_exit},
     image::Images,
     process::Process,
@@ -48,10 +48,11 @@ pub struct NicFds {
     /// What the guest is told its MTU is.
     pub mtu: Mtu,
     /// Its tap, open with a vnet header: its queues, in the order of their opening. QEMU serves them and keeps a duplicate
-    /// of each, see [`FdRole::Tap`] and [`FdRole::Queue`]. Both ends of a migration need as many.
+    /// of each, see [`FdRole::Tap`] and [`FdRole::Queue`]. Both ends of a migration need as many. None: it is plugged into nothing,
+    /// no frame comes to it and none leaves.
     pub tap: Vec<OwnedFd>,
-    /// Its hold, which QEMU only keeps, see [`FdRole::Hold`].
-    pub hold: OwnedFd,
+    /// Its hold, which QEMU only keeps, see [`FdRole::Hold`]; a card that moves has one.
+    pub hold: Option<OwnedFd>,
     /// The hold's further queues, which QEMU only keeps, see [`FdRole::Lane`].
     pub lanes: Vec<OwnedFd>,
 }
@@ -209,7 +210,8 @@ fn spawn(launch: &Launch, cell: &Cell) -> Result<Child, HypervisorError> {
     let mut inherited = vec![boot.kernel, serial_log.as_raw_fd()];
     inherited.extend(boot.initrd);
     let disks: Vec<DiskArgs> = launch.disks.iter().map(disk_numbers).collect();
-    inherited.extend(disks.iter().flat_map(|disk| [disk.image].into_iter().chain(disk.below)));
+    inherited
+        .extend(disks.iter().flat_map(|disk| [disk.image].into_iter().chain(disk.below.map(BelowArgs::descriptor))));
     inherited.extend(nics.iter().flat_map(|nic| nic.kept.iter().map(|(_, fd)| fd).chain(&nic.tap)));
     let line = CommandLine {
         name: &launch.name,
@@ -235,7 +237,7 @@ fn spawn(launch: &Launch, cell: &Cell) -> Result<Child, HypervisorError> {
 fn numbers(nic: &NicFds, kept_tap: &[OwnedFd]) -> NicArgs {
     let queues = (0..).zip(kept_tap);
     let mut kept: Vec<_> = queues.map(|(queue, fd)| (FdRole::of_tap(nic.port, queue), fd.as_raw_fd())).collect();
-    kept.push((FdRole::Hold(nic.port), nic.hold.as_raw_fd()));
+    kept.extend(nic.hold.iter().map(|hold| (FdRole::Hold(nic.port), hold.as_raw_fd())));
     let lanes = (1..).zip(&nic.lanes);
     kept.extend(lanes.map(|(lane, queue)| (FdRole::Lane(nic.port, lane), queue.as_raw_fd())));
     let tap = nic.tap.iter().map(OwnedFd::as_raw_fd).collect();
@@ -248,7 +250,10 @@ pub(crate) fn disk_numbers(disk: &DiskFd) -> DiskArgs {
         format: disk.format,
         bus: disk.bus,
         image: disk.image.as_raw_fd(),
-        below: disk.below.as_ref().map(|Below::Image(image)| image.as_raw_fd()),
+        below: disk.below.as_ref().map(|below| match below {
+            Below::Image(image) => BelowArgs::Image(image.as_raw_fd()),
+            Below::Connection(connection) => BelowArgs::Connection(connection.as_raw_fd()),
+        }),
         device: fstat(&disk.image)
             .is_ok_and(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFBLK),
     }

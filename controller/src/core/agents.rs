@@ -74,6 +74,7 @@ impl Core {
         self.record.put_host(HostRecord { name: host.clone(), enrolment: Some(enrolment) });
         self.learn(&host, guests);
         self.ask_for_points_again(&host);
+        self.lose_tests(&host);
         let session = self.links.attach(host.clone(), line);
         let (mandate, welcomed) = (self.record.mandate().clone(), host.clone());
         self.when_durable(move |core| core.links.welcome(&welcomed, session, &mandate));
@@ -86,6 +87,7 @@ impl Core {
     pub(crate) fn detach(&mut self, host: &HostName, session: u64, why: Option<Refusal>) {
         if self.links.detach(host, session, why) {
             tracing::warn!(%host, "agent gone");
+            self.lose_tests(host);
             self.tell_migrations(|| CoordinatorEvent::HostLost(host.clone()));
         }
     }

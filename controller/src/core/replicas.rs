@@ -9,7 +9,7 @@ use throughline_cutover::{
 use uuid::Uuid;
 
 use super::{
-    Core, GuestState, GuestView, Observation,
+    Core, GuestState, GuestView, Observation, ObservedTest, Test,
     resources::{entries_after, page_of},
 };
 use crate::{
@@ -26,6 +26,8 @@ pub(crate) struct ObservedReplica {
     pub(crate) points: Vec<Point>,
     /// How sending gets on.
     pub(crate) sent: Sent,
+    /// The test that was ordered last.
+    pub(crate) test: Option<ObservedTest>,
 }
 
 /// How a guest's host gets on with its next point.
@@ -97,6 +99,8 @@ pub(crate) struct ReplicaView {
     pub(crate) lag_ms: Option<u64>,
     /// How the next one gets on.
     pub(crate) sent: Sent,
+    /// Its last test.
+    pub(crate) test: Option<Test>,
 }
 
 impl Core {
@@ -161,6 +165,7 @@ impl Core {
                 "waits until its copy has ended on {hosts}; once that is not connected, it can be promoted again"
             ),
         };
+        self.want_no_test(&replica.name);
         self.record.promote(&replica, failover);
         let is_on = self.record.guests().get(guest).is_some_and(|it| it.power == Power::On);
         let state = if is_on { GuestState::Starting } else { GuestState::Stopping };
@@ -176,6 +181,7 @@ impl Core {
     pub(super) fn end_replica(&mut self, name: &ReplicaName) {
         self.record.end_replica(name);
         self.replicas.remove(name);
+        self.tests.remove(name);
     }
 
     /// Its guest ends while the replica is becoming its disks: it goes as they do.
@@ -212,6 +218,7 @@ impl Core {
                 self.replicas.entry(name.clone()).or_default().sent = sent;
             }
         }
+        self.observe_tests(host, &said, now_ms);
     }
 
     fn recorded_replica(&self, name: &ReplicaName) -> Result<&ReplicaRecord, Denial> {
@@ -228,6 +235,7 @@ impl Core {
             points: seen.points.iter().map(|heard| heard.point).collect(),
             lag_ms,
             sent: Sent { failure, ..seen.sent },
+            test: self.tests.get(&record.name).cloned(),
         }
     }
 }
@@ -239,7 +247,7 @@ mod tests {
     use super::*;
 
     fn kept(points: &[Point]) -> ObservedReplica {
-        ObservedReplica { id: "r-1".parse().unwrap(), points: points.to_vec(), sent: Sent::default() }
+        ObservedReplica { id: "r-1".parse().unwrap(), points: points.to_vec(), sent: Sent::default(), test: None }
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Core {
         })
     }
 
-    /// Memory of the guests a host owns and of those on their way to it.
+    /// Memory of the guests a host owns, of those on their way to it, and of those that tests run there.
     fn memory_used_kib(&self, host: &HostName) -> u64 {
         let owned = self.record.guests().values().filter(|guest| guest.host == *host);
         let owned: u64 = owned.map(|guest| guest.spec.memory_kib).sum();
@@ -121,7 +121,10 @@ impl Core {
             plan.destination.host == *host && owner != Some(host)
         });
         let unknown = self.unknown.values().filter(|it| it.host == *host).map(|it| it.owned.spec.memory_kib);
-        owned + unknown.sum::<u64>() + coming.map(|plan| plan.guest.memory_kib).sum::<u64>()
+        owned
+            + self.memory_of_tests_kib(host)
+            + unknown.sum::<u64>()
+            + coming.map(|plan| plan.guest.memory_kib).sum::<u64>()
     }
 
     fn host_facts(&self, host: &HostRecord) -> HostFacts {
@@ -187,7 +190,7 @@ impl View for Core {
     fn replica(&self, name: &ReplicaName) -> Option<ReplicaFacts> {
         self.record.replicas().get(name)?;
         let points = self.replicas.get(name).map(Seen::certain_points).unwrap_or_default();
-        Some(ReplicaFacts { name: name.clone(), points })
+        Some(ReplicaFacts { name: name.clone(), points, tested: self.is_tested(name) })
     }
 
     fn holders(&self, guest: &GuestName) -> Vec<HostName> {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use futures::{Stream, TryStreamExt as _, stream};
 use throughline_cutover::{
     GuestName, HostName, InterfaceName, Limits, Network, NetworkName, OperatorName, ReplicaName, Stop,
-    admission::{MigrationRequest, NewEndpoint, NewGuest, NewReplica, PromotionRequest},
+    admission::{MigrationRequest, NewEndpoint, NewGuest, NewReplica, PromotionRequest, TestRequest},
     fence::Word,
 };
 use throughline_identity::{Caller, Identity};
@@ -267,6 +267,23 @@ impl v1::fabric_server::Fabric for FabricService {
         deed.concerns(Object::replica(&request.replica));
         let guest = self.driver.command(move |core| core.promote_replica(&request)).await?;
         Ok(Response::new(guest.into()))
+    }
+
+    async fn test_replica(&self, request: Request<v1::TestReplicaRequest>) -> Answer<v1::Replica> {
+        let deed = Deed::of(&request);
+        let request = TestRequest::try_from(request.into_inner()).map_err(Refusal::from)?;
+        deed.concerns(Object::replica(&request.replica));
+        let replica = self.driver.command(move |core| core.test_replica(&request)).await?;
+        Ok(Response::new(replica.into()))
+    }
+
+    async fn end_replica_test(&self, request: Request<v1::EndReplicaTestRequest>) -> Answer<v1::Replica> {
+        let deed = Deed::of(&request);
+        let request = request.into_inner();
+        let name = replica_name(&request.guest, &request.host).map_err(Refusal::from)?;
+        deed.concerns(Object::replica(&name));
+        let replica = self.driver.command(move |core| core.end_replica_test(&name)).await?;
+        Ok(Response::new(replica.into()))
     }
 
     async fn migrate_guest(&self, request: Request<v1::MigrateGuestRequest>) -> Answer<v1::Migration> {

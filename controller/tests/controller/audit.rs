@@ -62,6 +62,14 @@ async fn deeds_and_refusals_are_written_before_the_answer() {
     ada.promote_replica(replica).await.unwrap_err();
     expected.push(json!({ "who": "operator/ada", "did": "PromoteReplica", "guest": "db-1", "host": "h2",
         "outcome": "REFUSED", "reason": "UNKNOWN_GUEST" }));
+    ada.test_replica(v1::TestReplicaRequest { guest: "db-1".into(), host: "h2".into(), ..Default::default() })
+        .await
+        .unwrap_err();
+    expected.push(json!({ "who": "operator/ada", "did": "TestReplica", "guest": "db-1", "host": "h2",
+        "outcome": "REFUSED", "reason": "UNKNOWN_GUEST" }));
+    ada.end_replica_test(v1::EndReplicaTestRequest { guest: "db-1".into(), host: "h2".into() }).await.unwrap_err();
+    expected.push(json!({ "who": "operator/ada", "did": "EndReplicaTest", "guest": "db-1", "host": "h2",
+        "outcome": "REFUSED", "reason": "UNKNOWN_REPLICA" }));
     ada.list_networks(v1::ListNetworksRequest::default()).await.unwrap();
     assert_eq!(lines(&state), expected, "who looks is not written down");
     let mode = fs::metadata(state.0.join("audit.log")).unwrap().permissions().mode();

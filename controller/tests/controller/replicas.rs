@@ -477,3 +477,111 @@ async fn replicas_are_listed_and_wrong_ones_named() {
     assert_eq!(fabric.list_replicas(page("web-2", String::new())).await.unwrap().into_inner().replicas, []);
     controller.stop().await;
 }
+
+fn test(point: u64, for_ms: u32) -> v1::TestReplicaRequest {
+    v1::TestReplicaRequest { guest: "web-1".into(), host: "h2".into(), point, for_ms }
+}
+
+fn end_test() -> v1::EndReplicaTestRequest {
+    v1::EndReplicaTestRequest { guest: "web-1".into(), host: "h2".into() }
+}
+
+/// What the host says of a replica that is being tested.
+fn tests(id: &str, test: &v1::DesiredTest, state: v1::TestState) -> v1::ObservedReplica {
+    let console = "/state/serial.log".to_owned();
+    let test = v1::ObservedTest { id: test.id.clone(), state: state.into(), console, ..Default::default() };
+    v1::ObservedReplica { test: Some(test), ..keeps(id, &[3, 4]) }
+}
+
+async fn memory_used(fabric: &mut Fabric, host: &str) -> u64 {
+    fabric.get_host(v1::GetHostRequest { name: host.into() }).await.unwrap().into_inner().memory_used_kib
+}
+
+/// The replica, once its test is in that state.
+async fn test_is(fabric: &mut Fabric, state: v1::TestState) -> v1::ReplicaTest {
+    replica(fabric, "h2", |it| it.test.as_ref().is_some_and(|test| test.state() == state)).await.test.unwrap()
+}
+
+#[tokio::test]
+async fn a_replica_is_tested_and_its_guest_is_not_concerned() {
+    use v1::TestState::{Ended, Ending, Failed, Running, Starting};
+    let state = StateDir::new();
+    let controller = Controller::start(&state).await;
+    let (mut fabric, [mut h1, mut h2, h3]) = three_hosts(&controller).await;
+    fabric.create_replica(at("h2")).await.unwrap();
+    let id = id_at(&mut h2).await;
+    assert_eq!(told_of(fabric.test_replica(test(0, 0)).await), (Code::FailedPrecondition, "NO_POINT", "point"));
+    says(&h2, 1, vec![keeps(&id, &[3, 4])]).await;
+    replica(&mut fabric, "h2", |it| it.points.len() == 2).await;
+    assert_eq!(told_of(fabric.test_replica(test(2, 0)).await).1, "UNKNOWN_POINT");
+    assert_eq!(told_of(fabric.end_replica_test(end_test()).await), (Code::FailedPrecondition, "NO_TEST", "host"));
+    let before = (guest(&mut fabric).await, memory_used(&mut fabric, "h2").await);
+
+    let begun = fabric.test_replica(test(0, 0)).await.unwrap().into_inner().test.unwrap();
+    assert_eq!((begun.point, begun.state(), begun.ends_ms - begun.since_ms), (4, Starting, 300_000));
+    let ordered = h2.desired(|it| it.replicas[0].test.is_some()).await.replicas[0].test.clone().unwrap();
+    assert_eq!((ordered.point, ordered.for_ms), (4, 300_000));
+    assert_eq!(told_of(fabric.test_replica(test(3, 0)).await).1, "TEST_UNDER_WAY");
+    assert_eq!(
+        memory_used(&mut fabric, "h2").await,
+        before.1 + before.0.spec.as_ref().unwrap().memory_kib,
+        "it has its guest's memory there"
+    );
+    // Nobody else's word counts.
+    says(&h1, 1, vec![tests(&id, &ordered, Failed)]).await;
+    says(&h3, 1, vec![tests(&id, &ordered, Failed)]).await;
+    says(&h2, 1, vec![tests(&id, &ordered, Running)]).await;
+    assert_eq!(test_is(&mut fabric, Running).await.console, "/state/serial.log");
+    let now = guest(&mut fabric).await;
+    assert_eq!((&now.host, now.generation, now.state()), (&before.0.host, before.0.generation, before.0.state()));
+
+    // By word.
+    let ending = fabric.end_replica_test(end_test()).await.unwrap().into_inner().test.unwrap();
+    assert_eq!(ending.state(), Ending);
+    h2.desired(|it| it.replicas[0].test.is_none()).await;
+    says(&h2, 1, vec![tests(&id, &ordered, Running)]).await;
+    says(&h2, 1, vec![keeps(&id, &[3, 4])]).await;
+    assert_eq!(test_is(&mut fabric, Ended).await.console, "");
+    assert_eq!(memory_used(&mut fabric, "h2").await, before.1);
+
+    // By the clock.
+    fabric.test_replica(test(3, 1_000)).await.unwrap();
+    let second = h2.desired(|it| it.replicas[0].test.is_some()).await.replicas[0].test.clone().unwrap();
+    assert_ne!(second.id, ordered.id);
+    says(&h2, 1, vec![tests(&id, &second, Running)]).await;
+    h2.desired(|it| it.replicas[0].test.is_none()).await;
+    says(&h2, 1, vec![keeps(&id, &[3, 4])]).await;
+    test_is(&mut fabric, Ended).await;
+
+    // By its own failure: the host is told to forget it.
+    fabric.test_replica(test(0, 0)).await.unwrap();
+    let third = h2.desired(|it| it.replicas[0].test.is_some()).await.replicas[0].test.clone().unwrap();
+    let mut failed = tests(&id, &third, Failed);
+    failed.test.as_mut().unwrap().failure = Some(v1::Failure { reason: "HYPERVISOR".into(), message: "no".into() });
+    says(&h2, 1, vec![failed]).await;
+    assert_eq!(test_is(&mut fabric, Failed).await.failure.unwrap().reason, "HYPERVISOR");
+    h2.desired(|it| it.replicas[0].test.is_none()).await;
+
+    // By the host's loss: a test is not begun again by an agent that comes back.
+    fabric.test_replica(test(0, 0)).await.unwrap();
+    h2.desired(|it| it.replicas[0].test.is_some()).await;
+    drop(h2);
+    assert_eq!(test_is(&mut fabric, Ending).await.failure.unwrap().reason, "HOST_DOWN");
+    let mut h2 = controller.agent("h2", 2).await;
+    assert_eq!(h2.desired(|_| true).await.replicas[0].test, None);
+    says(&h2, 1, vec![keeps(&id, &[3, 4])]).await;
+    test_is(&mut fabric, Failed).await;
+
+    // By a failover, which it is not in the way of.
+    fabric.test_replica(test(3, 0)).await.unwrap();
+    h2.desired(|it| it.replicas[0].test.is_some()).await;
+    let anyway = v1::PromoteReplicaRequest { even_if_connected: true, ..promote("h2") };
+    fabric.promote_replica(anyway).await.unwrap();
+    let promoting = h2.desired(|it| it.replicas.first().is_some_and(|it| it.source.is_empty())).await;
+    assert_eq!(promoting.replicas[0].test, None);
+    says(&h2, 1, vec![keeps(&id, &[3, 4])]).await;
+    test_is(&mut fabric, Ended).await;
+    assert_eq!(told_of(fabric.test_replica(test(0, 0)).await).1, "REPLICA_PROMOTED");
+    h1.desired(|it| !it.end_guests.is_empty()).await;
+    controller.stop().await;
+}

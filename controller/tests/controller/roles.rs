@@ -28,7 +28,8 @@ const LOOKS: [&str; 13] = [
     "ListMigrations",
     "WatchMigration",
 ];
-const MOVES: [&str; 5] = ["MigrateGuest", "CancelMigration", "StopGuest", "StartGuest", "CreateReplica"];
+const MOVES: [&str; 7] =
+    ["MigrateGuest", "CancelMigration", "StopGuest", "StartGuest", "CreateReplica", "TestReplica", "EndReplicaTest"];
 const CHANGES: [&str; 11] = [
     "CreateNetwork",
     "DeleteNetwork",

@@ -192,6 +192,8 @@ fabric! {
     list_replicas(ListReplicasRequest) -> ListReplicasResponse;
     delete_replica(DeleteReplicaRequest) -> DeleteReplicaResponse;
     promote_replica(PromoteReplicaRequest) -> Guest;
+    test_replica(TestReplicaRequest) -> Replica;
+    end_replica_test(EndReplicaTestRequest) -> Replica;
     migrate_guest(MigrateGuestRequest) -> Migration;
     get_migration(GetMigrationRequest) -> Migration;
     list_migrations(ListMigrationsRequest) -> ListMigrationsResponse;

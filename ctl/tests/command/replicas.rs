@@ -13,7 +13,17 @@ fn replica(host: &str, lag_ms: Option<u64>) -> Value {
     let point = |number| json!({ "number": number, "at_ms": 1_709_251_199_000_u64 + number, "quiesced": number == 2 });
     let points = if lag_ms.is_some() { json!([point(1), point(2)]) } else { json!([]) };
     json!({ "guest": "db-1", "host": host, "every_ms": 60_000, "keep": 3, "bandwidth": 0, "points": points,
-        "lag_ms": lag_ms, "copied": 0, "total": 0, "failure": null, "late_ms": 90_000, "target_lag_ms": 0 })
+        "lag_ms": lag_ms, "copied": 0, "total": 0, "failure": null, "late_ms": 90_000, "target_lag_ms": 0, "test": null })
+}
+
+/// One with a test of its newest point.
+fn tested(state: &str) -> Value {
+    let mut replica = replica("h2", Some(500));
+    let failure = if state == "FAILED" { json!({ "reason": "DISK_SPACE", "message": "no room" }) } else { json!(null) };
+    let console = if state == "RUNNING" { "/state/serial.log" } else { "" };
+    replica["test"] = json!({ "point": 2, "since_ms": 1_709_251_199_000_u64, "ends_ms": 1_709_251_499_000_u64,
+        "state": state, "failure": failure, "console": console });
+    replica
 }
 
 fn guest(state: &str, from: &str) -> Value {
@@ -76,20 +86,19 @@ fn one_is_found_by_guest_and_host() {
 fn who_is_late_is_seen_in_the_list() {
     let fabric = Controller::start();
     let mut failing = replica("h4", Some(600_000));
+    failing["test"] = tested("ENDED")["test"].take();
     failing["failure"] = json!({ "reason": "NO_ROOM", "message": "no room" });
     failing["every_ms"] = json!(0);
     failing["target_lag_ms"] = json!(30_000);
     let mut first = replica("h3", None);
     (first["copied"], first["total"]) = (json!(1 << 30), json!(4_u64 << 30));
     let page = |replicas: &[&Value], next: &str| json!({ "replicas": replicas, "next_page_token": next });
-    fabric
-        .says("list_replicas", page(&[&replica("h2", Some(500))], "x"))
-        .says("list_replicas", page(&[&first, &failing], ""));
+    fabric.says("list_replicas", page(&[&tested("RUNNING")], "x")).says("list_replicas", page(&[&first, &failing], ""));
     let expected = "\
-GUEST  HOST  RHYTHM             POINTS  NEWEST                LAG               UNDER WAY       FAILURE
-db-1   h2    every 60.0 s       2 of 3  2024-02-29 23:59:59Z  500.0 ms          -               -
-db-1   h3    every 60.0 s       0 of 3  -                     LATE, no point    1 GiB of 4 GiB  -
-db-1   h4    target lag 30.0 s  2 of 3  2024-02-29 23:59:59Z  10 min 00 s LATE  -               NO_ROOM
+GUEST  HOST  RHYTHM             POINTS  NEWEST                LAG               UNDER WAY       TEST       FAILURE
+db-1   h2    every 60.0 s       2 of 3  2024-02-29 23:59:59Z  500.0 ms          -               2 running  -
+db-1   h3    every 60.0 s       0 of 3  -                     LATE, no point    1 GiB of 4 GiB  -          -
+db-1   h4    target lag 30.0 s  2 of 3  2024-02-29 23:59:59Z  10 min 00 s LATE  -               -          NO_ROOM
 ";
     assert_eq!(run(fabric.address, "replica list --guest db-1").with(0).stdout, expected);
     let asked = fabric.asked("list_replicas");
@@ -131,4 +140,41 @@ fn the_way_back_leads_to_where_it_came_from() {
     let error = run(fabric.address, "replica reverse db-1 -o json").with(3).error();
     assert_eq!(error["reason"], json!("NEVER_PROMOTED"));
     assert_eq!(fabric.asked("create_replica").len(), 1);
+}
+
+#[test]
+fn a_test_is_waited_for_and_ended() {
+    let fabric = Controller::start();
+    for (flags, point, for_ms) in [("", 0, 300_000), ("--point 2 --for 20m", 2, 1_200_000)] {
+        fabric.says("test_replica", tested("STARTING")).says("get_replica", tested("RUNNING"));
+        let shown = run(fabric.address, &format!("replica test db-1 --host h2 {flags}")).with(0).stdout;
+        for line in [
+            "test          running of point 2, since 2024-02-29 23:59:59Z, ends at 2024-03-01 00:04:59Z",
+            "test console  /state/serial.log",
+        ] {
+            assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+        }
+        let asked = json!({ "guest": "db-1", "host": "h2", "point": point, "for_ms": for_ms });
+        assert_eq!(fabric.asked("test_replica").pop(), Some(asked));
+    }
+    fabric.says("end_replica_test", tested("ENDING")).says("get_replica", tested("ENDED"));
+    let ended = run(fabric.address, "replica test db-1 --host h2 --end -o json").with(0).json();
+    assert_eq!(ended["test"]["state"], json!("ENDED"));
+    assert_eq!(fabric.asked("end_replica_test"), [json!({ "guest": "db-1", "host": "h2" })]);
+
+    fabric.says("test_replica", tested("STARTING")).says("get_replica", tested("FAILED"));
+    let failed = run(fabric.address, "replica test db-1 --host h2").with(1);
+    assert!(failed.stderr.contains("no room (DISK_SPACE) (TEST_FAILED)"), "{failed:?}");
+    fabric.says("test_replica", tested("STARTING"));
+    run(fabric.address, "replica test db-1 --host h2 --no-wait").with(0);
+    fabric.says("test_replica", tested("STARTING")).says("get_replica", replica("h2", Some(500)));
+    run(fabric.address, "replica test db-1 --host h2").with(1);
+    let busy = status(Code::FailedPrecondition, "TEST_UNDER_WAY", Some("host"), "it is being tested");
+    fabric.answer("test_replica", Answer::Error(busy));
+    run(fabric.address, "replica test db-1 --host h2").with(3);
+    for wrong in
+        ["", "--host h2 --for 0", "--host h2 --point 0", "--host h2 --end --point 2", "--host h2 --end --for 5m"]
+    {
+        run(fabric.address, &format!("replica test db-1 {wrong}")).with(2);
+    }
 }

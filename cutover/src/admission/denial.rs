@@ -102,6 +102,16 @@ pub enum Denial {
         "guest {guest} moves stopped, so its disks go as the files they are; leave out flatten, or move it as it runs"
     )]
     FlattensStopped { guest: GuestName },
+    #[error(
+        "the replica of guest {guest} at host {host} is being tested; wait until that is over, or end it",
+        guest = replica.guest, host = replica.host
+    )]
+    TestUnderWay { replica: ReplicaName },
+    #[error(
+        "the replica of guest {guest} at host {host} is not being tested, so there is nothing to end",
+        guest = replica.guest, host = replica.host
+    )]
+    NoTest { replica: ReplicaName },
     #[error("guest {guest} has no disk, so there is nothing to keep; create it again where it is needed")]
     GuestHasNoDisk { guest: GuestName },
     #[error("{whose} has as many replicas as may be ({most}); delete one first")]
@@ -194,6 +204,8 @@ impl Denial {
             Self::ReplicaAtDestination { .. } => "REPLICA_AT_DESTINATION",
             Self::ReplicaPromoted { .. } => "REPLICA_PROMOTED",
             Self::FlattensStopped { .. } => "FLATTENS_STOPPED",
+            Self::TestUnderWay { .. } => "TEST_UNDER_WAY",
+            Self::NoTest { .. } => "NO_TEST",
             Self::GuestHasNoDisk { .. } => "GUEST_HAS_NO_DISK",
             Self::TooManyReplicas { .. } => "TOO_MANY_REPLICAS",
             Self::NoPoint { .. } => "NO_POINT",
@@ -257,6 +269,8 @@ impl Denial {
             Self::UnknownReplica { .. }
             | Self::ReplicaExists { .. }
             | Self::ReplicaPromoted { .. }
+            | Self::TestUnderWay { .. }
+            | Self::NoTest { .. }
             | Self::CopyNotEnded { .. }
             | Self::TooManyReplicas { .. } => "host",
             Self::NoPoint { .. } | Self::UnknownPoint { .. } => "point",

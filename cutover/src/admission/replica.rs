@@ -45,6 +45,19 @@ pub struct ReplicaFacts {
     pub name: ReplicaName,
     /// Numbers of the points that its host, since it is connected, has said are there; oldest first.
     pub points: Vec<u64>,
+    /// A test of it is not over. Its host has promised it the guest's memory.
+    pub tested: bool,
+}
+
+/// A wish to test a replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestRequest {
+    /// Which.
+    pub replica: ReplicaName,
+    /// From which of its points; `None`: the newest.
+    pub point: Option<u64>,
+    /// For so long at most, milliseconds.
+    pub for_ms: u32,
 }
 
 /// A replica of a guest that is at rest and has a disk, at another host that runs guests. That host need not be connected: the one
@@ -112,8 +125,8 @@ pub fn promote_replica(view: &impl View, request: &PromotionRequest) -> Result<F
     if let Some(source) = after.first().filter(|_| !request.even_if_connected) {
         return Err(Denial::SourceConnected { guest: name.clone(), host: source.clone() });
     }
-    // Its room is promised already if it was promoted before.
-    let memory_kib = if guest.host == *host { 0 } else { guest.memory_kib };
+    // Its room is promised already if it was promoted before, or to its test, which ends before it begins.
+    let memory_kib = if guest.host == *host || replica.tested { 0 } else { guest.memory_kib };
     can_run(&keeper, "host", "host", memory_kib)?;
     has_no_old_disks(view, "guest", host, name)?;
     // It would be taken for the guest, with disks from before.
@@ -121,6 +134,36 @@ pub fn promote_replica(view: &impl View, request: &PromotionRequest) -> Result<F
         return Err(Denial::CopyNotEnded { guest: name.clone(), host: host.clone() });
     }
     Ok(Failover { point: chosen(&replica, request.point)?, after })
+}
+
+/// A replica that is not its guest's yet, and not tested. Its host must be able to run the guest now, beside what it runs, and have the
+/// point. The guest may run, move, or be stopped: it is not concerned. Gives the point.
+///
+/// # Errors
+/// `UNKNOWN_GUEST`, `UNKNOWN_REPLICA`, `REPLICA_PROMOTED`, `TEST_UNDER_WAY`, `HOST_DOWN`, `HOST_PEER_ONLY`, `NOT_ENOUGH_MEMORY`,
+/// `NO_POINT`, `UNKNOWN_POINT`.
+pub fn test_replica(view: &impl View, request: &TestRequest) -> Result<u64, Denial> {
+    let ReplicaName { guest: name, host } = &request.replica;
+    let unknown = || Denial::UnknownGuest { field: "guest".to_owned(), name: name.clone() };
+    let guest = view.guest(name).ok_or_else(unknown)?;
+    let replica = known_replica(view, &request.replica)?;
+    if guest.host == *host {
+        return Err(Denial::ReplicaPromoted { replica: replica.name });
+    }
+    if replica.tested {
+        return Err(Denial::TestUnderWay { replica: replica.name });
+    }
+    can_run(&known_host(view, "host", host)?, "host", "host", guest.memory_kib)?;
+    chosen(&replica, request.point)
+}
+
+/// A test that is not over.
+///
+/// # Errors
+/// `UNKNOWN_REPLICA`, `NO_TEST`.
+pub fn end_replica_test(view: &impl View, name: &ReplicaName) -> Result<(), Denial> {
+    let replica = known_replica(view, name)?;
+    if replica.tested { Ok(()) } else { Err(Denial::NoTest { replica: replica.name }) }
 }
 
 fn chosen(replica: &ReplicaFacts, wanted: Option<u64>) -> Result<u64, Denial> {

@@ -8,7 +8,7 @@ use throughline_controller::read_agent_message;
 use throughline_cutover::{
     Binding, Disk, DiskBus, DiskFormat, DiskPlace, Endpoint, GuestSpec, Keeping, Limits, Mandate, MigrationPlan,
     Network, OwnedGuest, Point, Port, Promotion, Replication, Stop,
-    admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest, NewReplica, PromotionRequest},
+    admission::{Greeting, MigrationRequest, NewEndpoint, NewGuest, NewReplica, PromotionRequest, TestRequest},
 };
 use throughline_wire::{
     points,
@@ -41,6 +41,7 @@ pub(crate) fn requests(bytes: &[u8]) {
         8 => stable::<v1::Stop, Stop>(body),
         9 => read::<v1::CreateReplicaRequest, NewReplica>(body),
         10 => read::<v1::PromoteReplicaRequest, PromotionRequest>(body),
+        11 => read::<v1::TestReplicaRequest, TestRequest>(body),
         _ => {}
     }
 }

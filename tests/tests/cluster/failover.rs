@@ -15,9 +15,9 @@ use crate::operator::Answer;
 use crate::probe::Probe;
 
 /// A point of the guest's small disks, or a host's return.
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 const OTHER: [(&str, &str); 2] = [("h1", "h2"), ("h2", "h1")];
-const EVERY_SECOND: [&str; 4] = ["--every", "1s", "--keep", "3"];
+pub(crate) const EVERY_SECOND: [&str; 4] = ["--every", "1s", "--keep", "3"];
 const TARGET_MS: u64 = 5_000;
 const BY_LAG: [&str; 4] = ["--lag", "5s", "--keep", "3"];
 
@@ -32,9 +32,9 @@ pub(crate) fn now_ms() -> u64 {
 }
 
 /// What the guest said that it had had flushed, by disk, and when that had been heard.
-struct Said {
-    at_ms: u64,
-    acknowledged: Vec<(String, u64)>,
+pub(crate) struct Said {
+    pub(crate) at_ms: u64,
+    pub(crate) acknowledged: Vec<(String, u64)>,
 }
 
 impl Lab {
@@ -91,7 +91,7 @@ pub(crate) fn raw_copy(image: &Path) -> PathBuf {
 }
 
 /// Listens to the guest for a while; gives the last it said by then.
-fn listen(probe: &mut Probe, until_ms: u64, heard: &mut Vec<Said>) {
+pub(crate) fn listen(probe: &mut Probe, until_ms: u64, heard: &mut Vec<Said>) {
     while now_ms() < until_ms {
         let disks = probe.disks();
         let bad: Vec<_> = disks.iter().filter(|disk| disk.wrong + disk.missing + disk.failed > 0).collect();

@@ -28,6 +28,7 @@ mod privilege;
 mod probe;
 mod processes;
 mod quiesced;
+mod rehearsal;
 mod restart;
 mod segment;
 mod stalling;

@@ -175,6 +175,7 @@ impl TryFrom<v1::DesiredReplica> for Keeping {
             source,
             token: token(desired.token)?,
             keep: kept(desired.keep)?,
+            test: desired.test.map(TryInto::try_into).transpose().map_err(|e: InvalidField| e.within("test"))?,
         })
     }
 }
@@ -190,6 +191,7 @@ impl From<Keeping> for v1::DesiredReplica {
             source_vtep: vtep.map(|vtep| vtep.to_string()).unwrap_or_default(),
             token: keeping.token.as_str().to_owned(),
             keep: keeping.keep,
+            test: keeping.test.map(Into::into),
         }
     }
 }
@@ -330,9 +332,10 @@ mod tests {
             source_vtep: "192.0.2.1".into(),
             token: "t".repeat(64),
             keep: 3,
+            test: Some(v1::DesiredTest { id: ID.into(), point: 7, for_ms: 300_000 }),
         };
         let of_nobody = v1::DesiredReplica { source: String::new(), source_vtep: String::new(), ..desired.clone() };
-        let of_a_stranger = v1::DesiredReplica { source_vtep: String::new(), ..desired.clone() };
+        let of_a_stranger = v1::DesiredReplica { source_vtep: String::new(), test: None, ..desired.clone() };
         for desired in [&desired, &of_nobody, &of_a_stranger] {
             let read = Keeping::try_from(desired.clone()).expect("good");
             assert_eq!(v1::DesiredReplica::from(read), *desired);
@@ -350,6 +353,12 @@ mod tests {
         assert_eq!(field(|it| it.source_vtep = "h1".into()), "source_vtep");
         assert_eq!(field(|it| it.token.clear()), "token");
         assert_eq!(field(|it| it.keep = 0), "keep");
+        fn test(desired: &mut v1::DesiredReplica) -> &mut v1::DesiredTest {
+            desired.test.as_mut().expect("has one")
+        }
+        assert_eq!(field(|it| test(it).id = "a/b".into()), "test.id");
+        assert_eq!(field(|it| test(it).point = 0), "test.point");
+        assert_eq!(field(|it| test(it).for_ms = 999), "test.for_ms");
     }
 
     #[test]

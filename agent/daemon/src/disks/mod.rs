@@ -12,6 +12,7 @@
 //!      data.raw.before-failover-AT  the guest's before a replica took its place; an operator's to remove
 //!    .replicas/          0700, the same of guests that run elsewhere ([`replicas`])
 //!      ID/root.qcow2     with points, as internal snapshots
+//!      .point-ID         the socket of a point that is tested, until its client has connected
 //!
 //!  create ──► kept ──► open ──► QEMU          receive ──► incoming ──► QEMU
 //!              ▲                                 ▲           │
@@ -41,6 +42,7 @@ mod operators_image;
 mod qcow2;
 mod replicas;
 mod space;
+mod tested;
 mod tools;
 
 use std::{
@@ -74,7 +76,8 @@ pub use self::{
     make::Made,
     qcow2::{InvalidQcow2, qcow2_length},
     replicas::{Replicas, as_kept},
-    tools::{ToolError, ToolUser},
+    tested::TestDisk,
+    tools::{PointServer, ToolError, ToolUser},
 };
 
 /// What tells one boot of a host from another (proc(5)).

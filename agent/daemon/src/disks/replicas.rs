@@ -21,7 +21,7 @@ const DIRECTORY: &str = ".replicas";
 
 /// Replicas that this host keeps.
 #[derive(Debug, Clone)]
-pub struct Replicas(Store);
+pub struct Replicas(pub(super) Store);
 
 /// A guest's disks as its replica has them: whatever and wherever they were, qcow2, and not made from an image.
 pub fn as_kept(disks: &[Disk]) -> Vec<Disk> {
@@ -36,7 +36,7 @@ pub fn as_kept(disks: &[Disk]) -> Vec<Disk> {
 }
 
 /// What its directory is called.
-fn folder_name(id: &ReplicaId) -> GuestName {
+pub(super) fn folder_name(id: &ReplicaId) -> GuestName {
     id.as_str().parse().expect("both are names of one form")
 }
 
@@ -58,7 +58,7 @@ impl Store {
         space::check(guest, disk, &self.directory, 0)
     }
 
-    /// A file that has no name, for what a guest overwrites while a point of its replica is sent.
+    /// A file that has no name, for what a guest overwrites while a point of its replica is sent, or writes in a test of one.
     ///
     /// # Errors
     /// The system's; [`DiskError::Space`].

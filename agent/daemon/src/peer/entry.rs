@@ -219,6 +219,7 @@ pub(super) mod tests {
             source: source.map(|host| Sender { host: host.parse().unwrap(), vtep: None }),
             token: ReplicaToken::new(token.clone()),
             keep: 3,
+            test: None,
         };
         let send = |who: &str, source, token: &str, generation| {
             let sent = may_send(&known(who), Proof::Required, &keeping(source), token, Generation(generation));

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use throughline_cutover::{
-    Failure, Generation, GuestName, GuestSpec, NetworkName, OwnedGuest, Power, Promotion, Stop,
+    Failure, Generation, GuestName, GuestSpec, OwnedGuest, Power, Promotion, Stop,
     fence::{self, Have},
 };
 use tracing::{info, warn};
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::Failed;
 use crate::{
     host::Host,
-    resident::{Resident, Segment, hypervisor_failure},
+    resident::{Resident, hypervisor_failure},
 };
 
 /// Why a guest whose disk somebody else has open does not start.
@@ -199,7 +199,7 @@ async fn have_stopped(host: &Arc<Host>, spec: &GuestSpec, order: &Order, stop: S
         (_, None) => {}
     }
     if !noted {
-        let vnis = segments(host, spec)?.iter().map(|segment| segment.vni).collect();
+        let vnis = host.bindings.segments(spec)?.iter().map(|segment| segment.vni).collect();
         let owned = OwnedGuest { spec: spec.clone(), generation: order.generation, vnis, stopped: true, asked: false };
         host.journal.own(&owned)?;
         info!(guest = %name, generation = %order.generation, "is noted as stopped");
@@ -217,21 +217,13 @@ fn raise(host: &Host, resident: &Resident, generation: Generation) -> Result<(),
 
 /// A guest that fails over is this host's from here on, stopped, with the disks of its replica.
 async fn promote(host: &Arc<Host>, spec: &GuestSpec, order: &Order, promotion: &Promotion) -> Result<(), Failure> {
-    let vnis = segments(host, spec)?.iter().map(|segment| segment.vni).collect();
+    let vnis = host.bindings.segments(spec)?.iter().map(|segment| segment.vni).collect();
     host.promote(spec, order.generation, promotion, vnis).await
-}
-
-/// The networks that a guest's ports are on.
-fn segments(host: &Host, spec: &GuestSpec) -> Result<Vec<Segment>, Failure> {
-    let unknown =
-        |network: &NetworkName| Failure::new("UNKNOWN_NETWORK", format!("network {network} is not on this host"));
-    let ports = spec.ports.iter();
-    ports.map(|port| host.bindings.segment(&port.network).ok_or_else(|| unknown(&port.network))).collect()
 }
 
 /// A guest that is not here begins to run: for the first time, or again after it was `stopped`.
 async fn boot(host: &Host, spec: &GuestSpec, generation: Generation, stopped: bool) -> Result<Arc<Resident>, Failure> {
-    let segments = segments(host, spec)?;
+    let segments = host.bindings.segments(spec)?;
     let vnis = segments.iter().map(|segment| segment.vni).collect();
     // Until it runs it is what it was: stopped, or nobody's.
     host.journal.own(&OwnedGuest { spec: spec.clone(), generation, vnis, stopped, asked: false })?;

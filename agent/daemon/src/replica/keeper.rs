@@ -10,7 +10,7 @@ use throughline_hypervisor::{DiskFd, Guest, Keeper, RunDir};
 use tokio::sync::{Mutex as Turn, MutexGuard, Notify};
 use tracing::info;
 
-use super::point_name;
+use super::{point_name, testing::Testing};
 use crate::{
     disks::{DiskError, Replicas, as_kept},
     host::Host,
@@ -34,6 +34,9 @@ pub struct Kept {
     seen: Mutex<Seen>,
     /// Its QEMU, if this agent has it, for one at a time.
     pub(super) qemu: Turn<Option<Guest>>,
+    /// For whoever makes or deletes points, or needs them to stay as they are for a moment. Taken after [`Kept::qemu`], if both are.
+    pub(super) points_change: Turn<()>,
+    pub(super) testing: Testing,
     /// Rung when whoever sends must let go: a later call has come, or nobody may send any more.
     pub(super) superseded: Notify,
 }
@@ -102,6 +105,8 @@ impl Kept {
             wanted: Mutex::new(wanted),
             seen: Mutex::default(),
             qemu: Turn::default(),
+            points_change: Turn::default(),
+            testing: Testing::default(),
             superseded: Notify::new(),
         }
     }
@@ -157,6 +162,7 @@ impl Kept {
         {
             return Ok(vm.clone());
         }
+        let _changing = self.points_change.lock().await;
         let vm = match host.find_keeper(&self.id).await? {
             Some(vm) => vm,
             None => host.start_keeper(&self.wanted()).await?,

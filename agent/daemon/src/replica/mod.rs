@@ -29,6 +29,7 @@ mod rhythm;
 mod sender;
 mod sending;
 mod taking;
+mod testing;
 mod turns;
 mod wanted;
 

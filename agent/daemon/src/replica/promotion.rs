@@ -23,6 +23,9 @@ impl Host {
     ) -> Result<(), Failure> {
         let id = promotion.replica.clone();
         let kept = self.keepers.get(&id);
+        if let Some(kept) = &kept {
+            kept.testing.end().await;
+        }
         // Its files are to be nobody's until they are the guest's.
         let _rests = match &kept {
             Some(kept) => Some(kept.rest(self).await?),

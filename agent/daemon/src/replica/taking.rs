@@ -198,6 +198,7 @@ async fn check_room(host: &Host, wanted: &Keeping) -> Result<(), Failure> {
 async fn make(host: &Host, kept: &Kept, vm: &Guest, wanted: &Keeping, point: Point) -> Result<(), Failure> {
     let began = Instant::now();
     vm.close_disks().await.map_err(hypervisor_failure)?;
+    let _changing = kept.points_change.lock().await;
     vm.make_point(&point_name::name(&wanted.id, &point)).await.map_err(hypervisor_failure)?;
     let points = kept.points_of(vm).await?;
     info!(
@@ -209,14 +210,38 @@ async fn make(host: &Host, kept: &Kept, vm: &Guest, wanted: &Keeping, point: Poi
     Ok(())
 }
 
-/// Lets the oldest points go that are too many.
+/// Lets the oldest points go that are too many, but for the one that is tested.
 async fn forget_oldest(kept: &Kept, vm: &Guest, wanted: &Keeping) -> Result<(), Failure> {
+    let _changing = kept.points_change.lock().await;
     let points = kept.points_of(vm).await?;
-    for old in &points[..points.len().saturating_sub(wanted.keep as usize)] {
+    for old in too_many(&points, wanted.keep as usize, kept.testing.point()) {
         if let Err(error) = vm.delete_point(&point_name::name(&wanted.id, old)).await {
             warn!(replica = %wanted.id, point = old.number, %error, "an old point stays; it is tried again with the next one");
         }
     }
     kept.has_points(kept.points_of(vm).await?);
     Ok(())
+}
+
+/// Which points go. The one that is tested does not, and counts as one of those that are kept; nor does the newest.
+fn too_many(points: &[Point], keep: usize, tested: Option<u64>) -> Vec<&Point> {
+    let older = points.split_last().map_or(&[][..], |(_, older)| older);
+    let may_go = older.iter().filter(|point| Some(point.number) != tested);
+    may_go.take(points.len().saturating_sub(keep)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_go_and_what_is_tested_stays() {
+        let point = |number| Point { number, at_ms: number, quiesced: false };
+        let points = [1, 2, 3, 4].map(point);
+        let go = |keep, tested| too_many(&points, keep, tested).iter().map(|it| it.number).collect::<Vec<_>>();
+        assert_eq!([go(4, None), go(5, None), go(3, None), go(1, None)], [vec![], vec![], vec![1], vec![1, 2, 3]]);
+        assert_eq!([go(3, Some(1)), go(2, Some(2)), go(3, Some(9))], [vec![2], vec![1, 3], vec![1]]);
+        assert_eq!([go(1, Some(1)), go(1, Some(4))], [vec![2, 3], vec![1, 2, 3]], "the newest stays too");
+        assert!(too_many(&[], 1, None).is_empty());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use throughline_cutover::{Keeping, ReplicaId, Replication};
+use throughline_cutover::{Keeping, MOST_POINTS, ReplicaId, Replication};
 use throughline_wire::v1;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -40,6 +40,7 @@ pub async fn reconcile(host: &Arc<Host>, state: &v1::DesiredState, problems: &mu
         host.keepers.forget(kept.id());
         let host = host.clone();
         tokio::spawn(async move {
+            kept.testing.end().await;
             if let Err(failure) = kept.rest(&host).await {
                 warn!(replica = %kept.id(), %failure, "the QEMU of a replica that is not wanted any more runs on");
             }
@@ -61,6 +62,7 @@ pub async fn reconcile(host: &Arc<Host>, state: &v1::DesiredState, problems: &mu
 fn keep(host: &Arc<Host>, keeping: Keeping) {
     let is_new = host.keepers.get(&keeping.id).is_none();
     let kept = host.keepers.keep(keeping);
+    kept.test_as_told(host);
     if is_new {
         tokio::spawn(look(host.clone(), kept));
     }
@@ -89,7 +91,10 @@ async fn remove(host: &Arc<Host>, id: &str) -> Result<(), String> {
         return Ok(());
     }
     let ended = match host.keepers.forget(&id) {
-        Some(kept) => kept.rest(host).await.map(drop),
+        Some(kept) => {
+            kept.testing.end().await;
+            kept.rest(host).await.map(drop)
+        }
         None => host.end_keeper(&id).await,
     };
     ended.map_err(|failure| failure.to_string())?;
@@ -117,8 +122,11 @@ pub async fn observed(host: &Host) -> Vec<v1::ObservedReplica> {
     for kept in host.keepers.all() {
         let (points, failure) = kept.seen();
         let it = all.entry(kept.id().clone()).or_insert_with(|| entry(kept.id()));
-        it.points = points.into_iter().map(Into::into).collect();
+        // One more than may be told of is there for a moment, until the oldest has gone.
+        let untold = points.len().saturating_sub(MOST_POINTS as usize);
+        it.points = points.into_iter().skip(untold).map(Into::into).collect();
         it.failure = failure.map(Into::into);
+        it.test = kept.testing.observed();
     }
     for (id, sender) in host.senders.all() {
         let sent = sender.sent();

@@ -22,8 +22,24 @@ pub(crate) struct DiskArgs {
     pub(crate) image: RawFd,
     /// It is a block device.
     pub(crate) device: bool,
-    /// An image that it is over.
+    /// What it is where nothing was written to it.
+    pub(crate) below: Option<BelowArgs>,
     pub(crate) below: Option<RawFd>,
+}
+
+/// What a disk is over, by the descriptor's number.
+#[derive(Clone, Copy)]
+pub(crate) enum BelowArgs {
+    Image(RawFd),
+    Connection(RawFd),
+}
+
+impl BelowArgs {
+    /// What QEMU inherits.
+    pub(crate) const fn descriptor(self) -> RawFd {
+        let (Self::Image(number) | Self::Connection(number)) = self;
+        number
+    }
 }
 
 /// Options, each with its value, for all disks of a guest.
@@ -61,14 +77,24 @@ impl DiskArgs {
 
     /// What it is over, as one node; nobody writes it.
     fn below(&self, set: usize) -> Vec<(&'static str, String)> {
-        let Some(image) = self.below else { return Vec::new() };
-        let file = json!({
-            "driver": "file", "filename": format!("/dev/fdset/{set}"), "locking": "off", "read-only": true,
-        });
-        let node = json!({
-            "driver": "qcow2", "node-name": nodes::below(&self.name), "file": file, "backing": null, "read-only": true,
-        });
-        vec![("-add-fd", format!("fd={image},set={set}")), ("-blockdev", node.to_string())]
+        let node = nodes::below(&self.name);
+        match self.below {
+            None => Vec::new(),
+            Some(BelowArgs::Image(image)) => {
+                let file = json!({
+                    "driver": "file", "filename": format!("/dev/fdset/{set}"), "locking": "off", "read-only": true,
+                });
+                let node = json!({
+                    "driver": "qcow2", "node-name": node, "file": file, "backing": null, "read-only": true,
+                });
+                vec![("-add-fd", format!("fd={image},set={set}")), ("-blockdev", node.to_string())]
+            }
+            Some(BelowArgs::Connection(connection)) => {
+                let server = json!({ "type": "fd", "str": connection.to_string() });
+                let node = json!({ "driver": "nbd", "node-name": node, "server": server, "read-only": true });
+                vec![("-blockdev", node.to_string())]
+            }
+        }
     }
 
     /// From the file up.
@@ -152,7 +178,8 @@ mod tests {
 
     #[test]
     fn what_a_disk_is_over_is_there_before_it_and_read_alone() {
-        let over = DiskArgs { below: Some(45), ..disk("root", DiskFormat::Qcow2, DiskBus::VirtioBlk, 40) };
+        let over =
+            DiskArgs { below: Some(BelowArgs::Image(45)), ..disk("root", DiskFormat::Qcow2, DiskBus::VirtioBlk, 40) };
         let line = render(&[over]);
         let below = r#"-add-fd fd=45,set=3000
 -blockdev {"backing":null,"driver":"qcow2","file":{"driver":"file","filename":"/dev/fdset/3000","locking":"off","read-only":true},"node-name":"below-root","read-only":true}
@@ -170,6 +197,20 @@ mod tests {
 -blockdev {"backing":null,"discard":"unmap","driver":"qcow2","file":"file-root","node-name":"image-root"}"#;
         let said: Vec<_> = options.iter().map(|(option, value)| format!("{option} {value}")).collect();
         assert_eq!(said.join("\n"), golden);
+    }
+
+    #[test]
+    fn what_is_below_a_disk_is_a_connection_and_read_alone() {
+        let over = DiskArgs {
+            below: Some(BelowArgs::Connection(45)),
+            ..disk("root", DiskFormat::Qcow2, DiskBus::VirtioBlk, 40)
+        };
+        let line = render(&[over]);
+        let below =
+            r#"-blockdev {"driver":"nbd","node-name":"below-root","read-only":true,"server":{"str":"45","type":"fd"}}"#;
+        let image = r#"-blockdev {"backing":"below-root","discard":"unmap","driver":"qcow2","file":"file-root","node-name":"image-root"}"#;
+        let places = [below, image].map(|node| line.find(node).unwrap_or_else(|| panic!("{node}: {line}")));
+        assert!(places.is_sorted(), "{line}");
     }
 
     #[test]

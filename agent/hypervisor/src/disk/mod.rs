@@ -74,6 +74,8 @@ pub struct DiskFd {
 pub enum Below {
     /// A qcow2 over nothing, open to read; others may read it, too.
     Image(OwnedFd),
+    /// A connection to an NBD server that waits for its client's first word.
+    Connection(OwnedFd),
 }
 
 impl Guest {

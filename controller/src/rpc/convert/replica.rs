@@ -1,13 +1,15 @@
 //! Replicas: what callers are told of them, and what hosts say.
 
-use throughline_wire::{InvalidField, Problem, limits::MOST_REPLICAS, parsed, points, rhythm_fields, v1};
+use throughline_wire::{
+    InvalidField, Problem, limits::MOST_REPLICAS, observed_test, parsed, points, rhythm_fields, v1,
+};
 
-use super::told;
-use crate::core::{ObservedReplica, ReplicaView, Sent};
+use super::{told, words};
+use crate::core::{ObservedReplica, ObservedTest, ReplicaView, Sent, Test};
 
 impl From<ReplicaView> for v1::Replica {
     fn from(view: ReplicaView) -> Self {
-        let ReplicaView { record, points, lag_ms, sent } = view;
+        let ReplicaView { record, points, lag_ms, sent, test } = view;
         let (every_ms, target_lag_ms) = rhythm_fields(record.terms.rhythm);
         Self {
             guest: record.name.guest.into(),
@@ -22,7 +24,30 @@ impl From<ReplicaView> for v1::Replica {
             failure: sent.failure.map(Into::into),
             late_ms: record.terms.late_ms(),
             target_lag_ms,
+            test: test.map(Into::into),
         }
+    }
+}
+
+impl From<Test> for v1::ReplicaTest {
+    fn from(test: Test) -> Self {
+        Self {
+            point: test.point(),
+            since_ms: test.since_ms,
+            ends_ms: test.ends_ms,
+            state: v1::TestState::from(test.state).into(),
+            failure: test.failure.map(Into::into),
+            console: test.console,
+        }
+    }
+}
+
+impl TryFrom<v1::ObservedTest> for ObservedTest {
+    type Error = InvalidField;
+    fn try_from(test: v1::ObservedTest) -> Result<Self, InvalidField> {
+        let (id, state) = observed_test(&test)?;
+        let failure = test.failure.map(|failure| told(failure).into());
+        Ok(Self { id, state, failure, console: words(&test.console) })
     }
 }
 
@@ -32,7 +57,8 @@ impl TryFrom<v1::ObservedReplica> for ObservedReplica {
         let v1::ObservedReplica { copied, total, at_rest, .. } = replica;
         let failure = replica.failure.map(|failure| told(failure).into());
         let (id, points) = (parsed("id", &replica.id)?, points(replica.points)?);
-        Ok(Self { id, points, sent: Sent { copied, total, failure, at_rest } })
+        let test = replica.test.map(TryInto::try_into).transpose().map_err(|e: InvalidField| e.within("test"))?;
+        Ok(Self { id, points, sent: Sent { copied, total, failure, at_rest }, test })
     }
 }
 

@@ -3,6 +3,7 @@
 mod promote;
 mod reverse;
 mod show;
+mod testing;
 
 use clap::{Args, Subcommand};
 use throughline_wire::v1::{
@@ -19,6 +20,7 @@ pub(super) const EXAMPLES: &str = "\
 EXAMPLES:
   throughline replica create db-1 --host h2
   throughline replica list
+  throughline replica test db-1 --host h2
   throughline replica promote db-1 --host h2
   throughline replica reverse db-1";
 
@@ -57,6 +59,9 @@ EXAMPLES:
 EXAMPLES:
   throughline replica delete db-1 --host h2")]
     Delete(Which),
+    /// Test a failover: boot a guest from the replica on no network, beside the guest; or end that
+    #[command(after_help = testing::EXAMPLES)]
+    Test(testing::Test),
     /// Fail over: start a guest from its replica, its host being gone
     #[command(after_help = promote::EXAMPLES)]
     Promote(promote::Promote),
@@ -147,6 +152,7 @@ impl Command {
                 let response = session.answer(&what, fabric.delete_replica(request)).await?;
                 session.output.done(&done, &response)
             }
+            Self::Test(test) => test.run(session, fabric).await,
             Self::Promote(promote) => promote.run(session, fabric).await,
             Self::Reverse(reverse) => reverse.run(session, fabric).await,
         }

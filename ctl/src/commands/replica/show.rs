@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use throughline_wire::v1::{Point, Replica};
+use throughline_wire::v1::{Point, Replica, ReplicaTest, TestState};
 
 use crate::{output::Show, units};
 
@@ -40,10 +40,43 @@ fn point(point: &Point) -> String {
     format!("{} {} {how}", point.number, units::utc(point.at_ms))
 }
 
-impl Show<8> for Replica {
-    const HEADING: [&'static str; 8] = ["GUEST", "HOST", "RHYTHM", "POINTS", "NEWEST", "LAG", "UNDER WAY", "FAILURE"];
+/// How a test gets on, in a word.
+fn state(test: &ReplicaTest) -> &'static str {
+    match test.state() {
+        TestState::Unspecified | TestState::Starting => "starting",
+        TestState::Running => "running",
+        TestState::Ending => "ending",
+        TestState::Ended => "ended",
+        TestState::Failed => "failed",
+    }
+}
 
-    fn row(&self) -> [String; 8] {
+fn is_over(test: &ReplicaTest) -> bool {
+    matches!(test.state(), TestState::Ended | TestState::Failed)
+}
+
+/// A test under way, for a list.
+fn under_test(replica: &Replica) -> String {
+    let test = replica.test.as_ref().filter(|test| !is_over(test));
+    test.map(|test| format!("{} {}", test.point, state(test))).unwrap_or_default()
+}
+
+fn test(test: &ReplicaTest) -> Vec<(&'static str, String)> {
+    let (since, ends) = (units::utc(test.since_ms), units::utc(test.ends_ms));
+    let until = if is_over(test) { "until" } else { "ends at" };
+    let failure = test.failure.as_ref();
+    vec![
+        ("test", format!("{} of point {}, since {since}, {until} {ends}", state(test), test.point)),
+        ("test failure", failure.map(|it| format!("{} ({})", it.message, it.reason)).unwrap_or_default()),
+        ("test console", test.console.clone()),
+    ]
+}
+
+impl Show<9> for Replica {
+    const HEADING: [&'static str; 9] =
+        ["GUEST", "HOST", "RHYTHM", "POINTS", "NEWEST", "LAG", "UNDER WAY", "TEST", "FAILURE"];
+
+    fn row(&self) -> [String; 9] {
         let (kind, time) = rhythm(self);
         [
             self.guest.clone(),
@@ -53,6 +86,7 @@ impl Show<8> for Replica {
             self.points.last().map(|newest| units::utc(newest.at_ms)).unwrap_or_default(),
             lag(self),
             under_way(self),
+            under_test(self),
             self.failure.as_ref().map(|failure| failure.reason.clone()).unwrap_or_default(),
         ]
     }
@@ -71,6 +105,7 @@ impl Show<8> for Replica {
             ("under way", under_way(self)),
             ("failure", failure.map(|failure| format!("{} ({})", failure.message, failure.reason)).unwrap_or_default()),
         ];
+        all.extend(self.test.iter().flat_map(test));
         all.extend(self.points.iter().map(|it| ("point", point(it))));
         all
     }

@@ -15,7 +15,7 @@ fn failed() -> Fabric {
     fabric.hosts.push(host_facts("h3", 3));
     fabric.guests[0].1.disks = 1;
     fabric.hosts[0].connected = false;
-    fabric.replicas = vec![ReplicaFacts { name: name("web-1", "h2"), points: vec![3, 4, 5] }];
+    fabric.replicas = vec![ReplicaFacts { name: name("web-1", "h2"), points: vec![3, 4, 5], tested: false }];
     fabric
 }
 
@@ -49,7 +49,7 @@ fn a_replica_is_of_a_disk_and_elsewhere() {
 #[test]
 fn replicas_are_so_many() {
     let mut fabric = failed();
-    let facts = |guest: String, host: String| ReplicaFacts { name: name(&guest, &host), points: vec![] };
+    let facts = |guest: String, host: String| ReplicaFacts { name: name(&guest, &host), points: vec![], tested: false };
     fabric.replicas = (0..MOST_OF_A_GUEST).map(|n| facts("web-1".into(), format!("x{n}"))).collect();
     denied(create_replica(&fabric, &name("web-1", "h3")), "TOO_MANY_REPLICAS", "host");
     fabric.replicas = (0..MOST_AT_A_HOST).map(|n| facts(format!("g{n}"), "h3".into())).collect();
@@ -110,7 +110,7 @@ fn what_did_not_come_up_is_promoted_again() {
     denied(delete_replica(&fabric, &name("web-1", "h2")), "REPLICA_PROMOTED", "host");
     let delete = |fabric: &Fabric| delete_guest(fabric, &"web-1".parse().unwrap(), Some(DiskFate::Delete));
     assert_eq!(delete(&fabric), Ok(DiskFate::Delete), "the replica goes as its disks");
-    fabric.replicas.push(ReplicaFacts { name: name("web-1", "h3"), points: vec![] });
+    fabric.replicas.push(ReplicaFacts { name: name("web-1", "h3"), points: vec![], tested: false });
     denied(delete(&fabric), "REPLICA_EXISTS", "name");
 }
 
@@ -128,4 +128,43 @@ fn a_replica_is_in_the_way_of_its_guest() {
     denied(delete_replica(&fabric, &name("web-1", "h3")), "UNKNOWN_REPLICA", "host");
     fabric.replicas.clear();
     assert_eq!(delete_guest(&fabric, &"web-1".parse().unwrap(), Some(DiskFate::Keep)), Ok(DiskFate::Keep));
+}
+
+#[test]
+fn a_test_needs_what_a_failover_would_and_leaves_the_guest_alone() {
+    let mut fabric = failed();
+    fabric.hosts[0].connected = true;
+    let wish = || TestRequest { replica: name("web-1", "h2"), point: None, for_ms: 300_000 };
+    let test = |fabric: &Fabric| test_replica(fabric, &wish());
+    assert_eq!(test(&fabric), Ok(5), "the guest's host is connected, as ever");
+    fabric.guests[0].1.migration = Some("m-1".into());
+    assert_eq!(test(&fabric), Ok(5), "nor is its moving in the way");
+    assert_eq!(test_replica(&fabric, &TestRequest { point: Some(3), ..wish() }), Ok(3));
+    denied(test_replica(&fabric, &TestRequest { point: Some(2), ..wish() }), "UNKNOWN_POINT", "point");
+    let of = |guest, host| test_replica(&failed(), &TestRequest { replica: name(guest, host), ..wish() });
+    denied(of("web-9", "h2"), "UNKNOWN_GUEST", "guest");
+    denied(of("web-1", "h3"), "UNKNOWN_REPLICA", "host");
+    denied(end_replica_test(&fabric, &name("web-1", "h2")), "NO_TEST", "host");
+    denied(end_replica_test(&fabric, &name("web-1", "h3")), "UNKNOWN_REPLICA", "host");
+
+    fabric.replicas[0].points.clear();
+    denied(test(&fabric), "NO_POINT", "point");
+    fabric.hosts[1].memory_used_kib = fabric.hosts[1].memory_kib;
+    denied(test(&fabric), "NOT_ENOUGH_MEMORY", "host");
+    fabric.hosts[1].connected = false;
+    denied(test(&fabric), "HOST_DOWN", "host");
+    fabric.replicas[0].tested = true;
+    denied(test(&fabric), "TEST_UNDER_WAY", "host");
+    assert_eq!(end_replica_test(&fabric, &name("web-1", "h2")), Ok(()));
+    fabric.guests[0].1.host = host("h2");
+    denied(test(&fabric), "REPLICA_PROMOTED", "host");
+}
+
+#[test]
+fn a_test_is_in_no_failovers_way() {
+    let mut fabric = failed();
+    fabric.replicas[0].tested = true;
+    fabric.hosts[1].memory_used_kib = fabric.hosts[1].memory_kib;
+    assert_eq!(promote(&fabric).map(|it| it.point), Ok(5), "it has the room that the test had");
+    assert_eq!(delete_replica(&fabric, &name("web-1", "h2")), Ok(()));
 }

@@ -101,6 +101,8 @@ impl Writer {
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?;
         let label = Label::new(name);
         let before = check(&file, Some(label), 0)?;
+        // For who sees nothing of the guest but its console: a test of a replica is on no network.
+        eprintln!("disk {name} was found as {}", serde_json::to_string(&before)?);
         let order = Order::new(before.blocks);
         progress.count(|status| {
             status.blocks = before.blocks;

@@ -1,10 +1,11 @@
-//! QEMU's programs for image formats: qemu-img and qemu-io.
+//! QEMU's programs for image formats: qemu-img and qemu-io; and qemu-nbd ([`server`]).
 //!
 //! They read what operators name and what guests wrote, and so are kept as a guest's QEMU is: a user that is not root, no capability, no
 //! network. They open no path but their own descriptors', which the agent opened: the file they write to is theirs while they
 //! run, by its owner. Formats are always said, never guessed, and nothing that an image names is opened.
 
 mod process;
+mod server;
 mod user;
 
 use std::{
@@ -12,8 +13,12 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd as _},
-        unix::fs::{MetadataExt as _, fchown},
+        unix::{
+            fs::{MetadataExt as _, fchown},
+            net::UnixStream,
+        },
     },
+    path::Path,
     process::ExitStatus,
     time::Duration,
 };
@@ -25,7 +30,7 @@ use throughline_cutover::DiskFormat;
 use self::process::run;
 use super::Extent;
 
-pub use self::user::ToolUser;
+pub use self::{server::PointServer, user::ToolUser};
 
 const IMG: &str = "qemu-img";
 const IO: &str = "qemu-io";
@@ -68,6 +73,14 @@ pub enum ToolError {
         program: &'static str,
         /// How it ended.
         status: ExitStatus,
+        /// Its words.
+        said: String,
+    },
+    /// It ended before it served.
+    #[error("{program} did not begin to serve: {said}")]
+    NotUp {
+        /// Program.
+        program: &'static str,
         /// Its words.
         said: String,
     },
@@ -170,6 +183,17 @@ impl Tools {
     pub(super) fn go_back(&self, file: &File, snapshot: &str) -> Result<(), ToolError> {
         let file_name = alone(file, DiskFormat::Qcow2);
         self.write(IMG, &["snapshot", "-q", "-a", snapshot, &file_name], file, SNAPSHOT_DEADLINE)
+    }
+
+    /// Serves a qcow2 that another may write, as it was at one of its internal snapshots, for as long as there is that snapshot. See
+    /// [`server::serve`].
+    pub(super) fn serve(
+        &self,
+        file: &File,
+        snapshot: &str,
+        socket: &Path,
+    ) -> Result<(PointServer, UnixStream), ToolError> {
+        self.lend(file, || server::serve(self.user, file, snapshot, socket))
     }
 
     /// Removes an internal snapshot of a qcow2.

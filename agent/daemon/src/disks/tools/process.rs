@@ -76,10 +76,10 @@ fn end_of(mut child: Child, deadline: Duration) -> io::Result<Option<ExitStatus>
 }
 
 /// What a tool says, up to a limit; beyond it, it cannot write.
-struct Words(File);
+pub(super) struct Words(File);
 
 impl Words {
-    fn new() -> Result<Self, ToolError> {
+    pub(super) fn new() -> Result<Self, ToolError> {
         let make = || {
             let memory = memfd_create(c"throughline-tool", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
             let memory = File::from(memory);
@@ -90,11 +90,11 @@ impl Words {
         make().map_err(ToolError::Lend)
     }
 
-    fn pen(&self) -> Result<Stdio, ToolError> {
+    pub(super) fn pen(&self) -> Result<Stdio, ToolError> {
         self.0.try_clone().map(Stdio::from).map_err(ToolError::Lend)
     }
 
-    fn read(&self) -> Result<String, ToolError> {
+    pub(super) fn read(&self) -> Result<String, ToolError> {
         let mut said = vec![0; LONGEST_SAYING as usize];
         self.0.read_exact_at(&mut said, 0).map_err(ToolError::Lend)?;
         let length = said.iter().position(|byte| *byte == 0).unwrap_or(said.len());
@@ -103,7 +103,7 @@ impl Words {
 }
 
 /// What it gives up between fork and exec. It ends with the thread that started it, for nobody else would wait for it.
-fn confine(command: &mut Command, user: ToolUser, files: &[BorrowedFd<'_>]) {
+pub(super) fn confine(command: &mut Command, user: ToolUser, files: &[BorrowedFd<'_>]) {
     let files: Vec<_> = files.iter().map(|file| file.as_raw_fd()).collect();
     let agent = nix::unistd::getpid();
     let prepare = move || {

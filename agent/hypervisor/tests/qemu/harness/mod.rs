@@ -174,7 +174,7 @@ pub(crate) fn guest_name() -> GuestName {
 /// A card for `port` whose tap and hold are devices called `tap<port>` and `hold<port>`.
 pub(crate) fn nic(port: u32) -> (NicFds, [OwnedFd; 2]) {
     let nic = nic_over(port, vec![tap::open(&format!("tap{port}"), 0)]);
-    let own = [nic.tap[0].try_clone().unwrap(), nic.hold.try_clone().unwrap()];
+    let own = [nic.tap[0].try_clone().unwrap(), nic.hold.as_ref().unwrap().try_clone().unwrap()];
     (nic, own)
 }
 
@@ -190,7 +190,7 @@ fn nic_over(port: u32, tap: Vec<OwnedFd>) -> NicFds {
         mac: "02:00:00:00:00:01".parse().unwrap(),
         mtu: Mtu::try_from(1450_u32).unwrap(),
         tap,
-        hold: tap::open(&format!("hold{port}"), 0),
+        hold: Some(tap::open(&format!("hold{port}"), 0)),
         lanes: Vec::new(),
     }
 }
