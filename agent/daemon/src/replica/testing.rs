@@ -250,6 +250,7 @@ fn launch(host: &Host, wanted: &Keeping, disks: Vec<DiskFd>) -> Result<Launch, F
         accelerator: host.accelerator(),
         nics: unplugged.collect(),
         disks,
+        guest_agent: spec.guest_agent,
         incoming: false,
     })
 }

@@ -24,7 +24,6 @@ pub(crate) struct DiskArgs {
     pub(crate) device: bool,
     /// What it is where nothing was written to it.
     pub(crate) below: Option<BelowArgs>,
-    pub(crate) below: Option<RawFd>,
 }
 
 /// What a disk is over, by the descriptor's number.
