@@ -222,7 +222,7 @@ mod tests {
     fn a_point_that_is_not_there_is_told_in_words() {
         let (dir, file) = image("none");
         let error = serve(user(), &file, "p2", &dir.join("socket")).unwrap_err();
-        assert!(matches!(&error, ToolError::NotUp { said, .. } if said.contains("p2")), "{error}");
+        assert!(matches!(&error, ToolError::NotUp { said, .. } if said.contains("snapshot")), "{error}");
         fs::remove_dir_all(dir).unwrap();
     }
 }
