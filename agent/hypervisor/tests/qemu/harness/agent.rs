@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::net::UnixStream,
     path::Path,
     process::{Command, Output},
@@ -56,6 +56,19 @@ pub(crate) fn ask(guest: &Guest, command: &Value) -> Value {
     // Of who was connected before there may be something.
     lines.find(|line| *line == json!({"return": 1})).expect("it is in step");
     lines.next().unwrap()
+}
+
+/// Has the agent stopped, and waits until it is: one that was stopped while it has the guest frozen could thaw it no more.
+pub(crate) fn stop(guest: &Guest) {
+    let stop = json!({"path": "/bin/killall", "arg": ["-STOP", "qemu-ga"]});
+    ask(guest, &json!({"execute": "guest-exec", "arguments": stop}));
+    let answers = || {
+        let mut stream = UnixStream::connect(guest.run_dir().agent_socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        writeln!(&stream, "{}", json!({"execute": "guest-ping"})).unwrap();
+        stream.read(&mut [0]).is_ok()
+    };
+    while answers() {}
 }
 
 /// `dumpe2fs -h` of a disk's content, and whether `e2fsck -fn` finds it clean.
