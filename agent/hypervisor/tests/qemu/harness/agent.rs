@@ -52,10 +52,11 @@ pub(crate) fn ask(guest: &Guest, command: &Value) -> Value {
     let stream = UnixStream::connect(guest.run_dir().agent_socket()).expect("QEMU has a channel");
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     writeln!(&stream, "{}\n{command}", json!({"execute": "guest-sync", "arguments": {"id": 1}})).unwrap();
-    let mut lines = BufReader::new(stream).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
-    // Of who was connected before there may be something.
-    lines.find(|line| *line == json!({"return": 1})).expect("it is in step");
-    lines.next().unwrap()
+    // Of who was connected before there may be something, in parts that are no JSON.
+    let lines = BufReader::new(stream).split(b'\n');
+    let mut answers = lines.filter_map(|line| serde_json::from_slice::<Value>(&line.unwrap()).ok());
+    answers.find(|answer| *answer == json!({"return": 1})).expect("it is in step");
+    answers.next().unwrap()
 }
 
 /// Has the agent stopped, and waits until it is: one that was stopped while it has the guest frozen could thaw it no more.
