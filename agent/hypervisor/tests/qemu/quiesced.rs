@@ -8,7 +8,7 @@ use throughline_hypervisor::{Guest, GuestEventKind, MigrationStatus};
 
 use crate::harness::{
     HOST, Lab, PATIENCE,
-    agent::{ask, examine, format, plan, writes_on},
+    agent::{ask, examine, format, plan, stop, writes_on},
     await_event, await_status,
     image::Image,
     in_lab,
@@ -49,8 +49,7 @@ fn a_point_has_file_systems_that_were_written_out_or_says_that_it_has_not() {
             complete(&guest, &keeper, name).await;
         }
         // It is there and does not answer: waited for once, and not again at once.
-        let stop = json!({"path": "/bin/killall", "arg": ["-STOP", "qemu-ga"]});
-        ask(&guest, &json!({"execute": "guest-exec", "arguments": stop}));
+        stop(&guest);
         let mut took = Vec::new();
         for name in ["p-4", "p-5"] {
             let began = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::net::UnixStream,
     path::Path,
     process::{Command, Output},
@@ -52,10 +52,24 @@ pub(crate) fn ask(guest: &Guest, command: &Value) -> Value {
     let stream = UnixStream::connect(guest.run_dir().agent_socket()).expect("QEMU has a channel");
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     writeln!(&stream, "{}\n{command}", json!({"execute": "guest-sync", "arguments": {"id": 1}})).unwrap();
-    let mut lines = BufReader::new(stream).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
-    // Of who was connected before there may be something.
-    lines.find(|line| *line == json!({"return": 1})).expect("it is in step");
-    lines.next().unwrap()
+    // Of who was connected before there may be something, in parts that are no JSON.
+    let lines = BufReader::new(stream).split(b'\n');
+    let mut answers = lines.filter_map(|line| serde_json::from_slice::<Value>(&line.unwrap()).ok());
+    answers.find(|answer| *answer == json!({"return": 1})).expect("it is in step");
+    answers.next().unwrap()
+}
+
+/// Has the agent stopped, and waits until it is: one that was stopped while it has the guest frozen could thaw it no more.
+pub(crate) fn stop(guest: &Guest) {
+    let stop = json!({"path": "/bin/killall", "arg": ["-STOP", "qemu-ga"]});
+    ask(guest, &json!({"execute": "guest-exec", "arguments": stop}));
+    let answers = || {
+        let mut stream = UnixStream::connect(guest.run_dir().agent_socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        writeln!(&stream, "{}", json!({"execute": "guest-ping"})).unwrap();
+        stream.read(&mut [0]).is_ok()
+    };
+    while answers() {}
 }
 
 /// `dumpe2fs -h` of a disk's content, and whether `e2fsck -fn` finds it clean.
