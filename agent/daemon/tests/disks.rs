@@ -268,10 +268,8 @@ fn a_disk_over_an_image_has_only_what_differs_and_needs_the_very_image() {
     assert_eq!(scratch.store.create(&scratch.guest, &over).unwrap(), Made::Anew);
     let info = img(&["info", "--output=json", scratch.kept("root.qcow2").to_str().unwrap()]);
     let info: Value = serde_json::from_slice(&info.stdout).unwrap();
-    assert_eq!(
-        (&info["virtual-size"], &info["backing-filename"]),
-        (&(16 * MIB).into(), &image.to_str().unwrap().into())
-    );
+    assert_eq!(info["virtual-size"], 16 * MIB);
+    assert!(info["backing-filename"].as_str().unwrap().starts_with("sha256:"), "{info:#}");
     let file = scratch.store.open_disk(&scratch.guest, &over).unwrap();
     assert!(scratch.store.open_image(&scratch.guest, &over, &file).unwrap().is_some());
     let plain = Disk { over: false, ..over.clone() };
@@ -280,8 +278,6 @@ fn a_disk_over_an_image_has_only_what_differs_and_needs_the_very_image() {
 
     let (sum, _) = scratch.store.image_of(&scratch.guest, &over).unwrap().expect("it is over one");
     scratch.store.check_image(&scratch.guest, &over, &sum).unwrap();
-    img(&["resize", "-q", "-f", "qcow2", image.to_str().unwrap(), "9M"]);
-    assert_eq!(scratch.store.check_image(&scratch.guest, &over, &sum).unwrap_err().code(), "DISK_IMAGE");
 
     // Where it comes to it is over the image too, or a disk of its own.
     let other = "web-2".parse().unwrap();
@@ -294,4 +290,11 @@ fn a_disk_over_an_image_has_only_what_differs_and_needs_the_very_image() {
     }
     let again = scratch.store.receive(&other, &plain, 0, &copy, Some(&copy)).unwrap();
     assert!(again.continued && again.image.is_none());
+    drop(again);
+
+    // Another image is another disk.
+    img(&["resize", "-q", "-f", "qcow2", image.to_str().unwrap(), "9M"]);
+    assert_eq!(scratch.store.check_image(&scratch.guest, &over, &sum).unwrap_err().code(), "DISK_IMAGE");
+    let file = scratch.store.open_disk(&scratch.guest, &over).unwrap();
+    assert_eq!(scratch.store.open_image(&scratch.guest, &over, &file).unwrap_err().code(), "DISK_IMAGE");
 }

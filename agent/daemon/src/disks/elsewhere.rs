@@ -172,11 +172,21 @@ pub(super) fn led_to(path: &Path) -> Result<Option<PathBuf>, DiskError> {
 }
 
 /// Opens what a link leads to. A block device is then this process's alone, and that of whoever it gives the descriptor, as far as all
-/// who have it open so, the kernel's mounts among them, keep to that (open(2), `O_EXCL`).
+/// who have it open so, the kernel's mounts among them, keep to that (open(2), `O_EXCL`). Through a further link only to a device: who may
+/// write to shared storage is not to say which file of this host's is a disk.
 pub(super) fn open_target(guest: &GuestName, target: &Path) -> Result<File, DiskError> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK);
-    match options.open(target) {
+    let open = |flags| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(flags | libc::O_EXCL | libc::O_NONBLOCK).open(target)
+    };
+    let opened = match open(libc::O_NOFOLLOW) {
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => match open(0) {
+            Ok(file) if !is_device(&file).map_err(DiskError::io("look at", target))? => Err(error),
+            result => result,
+        },
+        result => result,
+    };
+    match opened {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
             Err(DiskError::InUse { guest: guest.clone(), file: target.display().to_string() })
         }

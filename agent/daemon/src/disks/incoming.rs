@@ -33,7 +33,7 @@ pub struct Received {
 impl Store {
     /// Has a file for a guest's disk to be copied to: that of the copying `begun_by`, if there is one, else a blank one, of the
     /// copying `copy`; all others of that disk are removed. `used`: bytes that the disk takes where it is, see [`Store::used`]. A block
-    /// device is this host's, and to be written over; a disk that is `over` its image is made so here; a shared disk is the guest's very one, which its QEMU at the source has locked, and
+    /// device is this host's, and to be written over, from its beginning each time; a disk that is `over` its image is made so here; a shared disk is the guest's very one, which its QEMU at the source has locked, and
     /// is written by nobody but it.
     ///
     /// # Errors
@@ -52,7 +52,9 @@ impl Store {
         let mut part = None;
         for came in folder.coming(Some(disk))? {
             folder.check_unused(&came.name)?;
-            let whole = came.state != State::Doubtful && came.is_of(disk);
+            // A device may have been another guest's since.
+            let is_device = matches!(disk.place, DiskPlace::Device(_));
+            let whole = came.state != State::Doubtful && came.is_of(disk) && !is_device;
             let wanted = begun_by == Some(&came.copy) && whole && part.is_none();
             if wanted { part = Some(came) } else { folder.unlink(&came.name)? }
         }

@@ -1,8 +1,6 @@
 //! Disks that are over an image: a qcow2 that has what differs, and beneath it a file that stays where it is, of which any number of
-//! disks are made. What is beneath is the agent's to say and to open, by the path that an operator named; a disk's head only says whether
-//! there is anything, and a name in it is never opened.
-//!
-//! Where such a disk goes as it is, the image must be the very same: it is compared by its SHA-256.
+//! disks are made. What is beneath is the agent's to open, by the path that an operator named; a disk's head has its SHA-256 where others
+//! have a name, and it is compared whenever it is opened: another image there would be another disk.
 
 use std::{
     collections::HashMap,
@@ -80,9 +78,8 @@ fn sum(mut file: &File) -> io::Result<Sum> {
 }
 
 impl Store {
-    /// Makes a blank disk over its image, which is looked at, and not copied.
+    /// Makes a blank disk over its image, which is read, and not copied.
     pub(super) fn make_over(&self, folder: &Folder, guest: &GuestName, disk: &Disk) -> Result<(), DiskError> {
-        self.image(guest, disk)?;
         space::check(guest, disk, folder.path(), 0)?;
         let half = folder.begin(disk)?;
         self.blank_over(guest, disk, &half)?;
@@ -91,19 +88,21 @@ impl Store {
 
     /// Makes a file blank, and over the disk's image.
     pub(super) fn blank_over(&self, guest: &GuestName, disk: &Disk, half: &Half<'_>) -> Result<(), DiskError> {
-        let made = self.tools.create_over(half.file(), disk.size.bytes(), &disk.image);
+        let sum = self.sum(disk, &self.image(guest, disk)?)?;
+        let made = self.tools.create_over(half.file(), disk.size.bytes(), &qcow2::backing_name(&sum));
         made.map_err(tool_failed(guest, disk))
     }
 
     /// What a disk's open file is over, open to read; `None`: over nothing.
     ///
     /// # Errors
-    /// [`DiskError::Image`], [`DiskError::Unfit`].
+    /// [`DiskError::Image`] if it is not there, or is another one by now; [`DiskError::Unfit`].
     pub fn open_image(&self, guest: &GuestName, disk: &Disk, file: &File) -> Result<Option<File>, DiskError> {
-        if self.is_over(guest, disk, file)? { self.image(guest, disk).map(Some) } else { Ok(None) }
+        let Some(sum) = self.over(guest, disk, file)? else { return Ok(None) };
+        self.check_image(guest, disk, &sum).map(Some)
     }
 
-    /// What the image has that a kept disk is over, and how long its file is, bytes; `None`: it is over none.
+    /// The sum of the image that a kept disk is over, and how long its file is, bytes; `None`: it is over none.
     ///
     /// # Errors
     /// [`DiskError::Missing`], [`DiskError::Image`], [`DiskError::Unfit`]; the system's.
@@ -113,30 +112,28 @@ impl Store {
         }
         let path = self.directory.join(guest.as_str()).join(kept_name(disk));
         let file = File::open(&path).map_err(DiskError::io("open", &path))?;
-        if !self.is_over(guest, disk, &file)? {
-            return Ok(None);
-        }
-        let image = self.image(guest, disk)?;
-        let length = image.metadata().map_err(DiskError::io("look at", path.as_path()))?.len();
-        Ok(Some((self.sum(disk, &image)?, length)))
+        let Some(sum) = self.over(guest, disk, &file)? else { return Ok(None) };
+        let length = self.image(guest, disk)?.metadata().map_err(DiskError::io("look at", disk.image.as_ref()))?.len();
+        Ok(Some((sum, length)))
     }
 
-    /// That this host has the image that a disk is over elsewhere.
+    /// The image with that sum, which a disk is over, here or elsewhere.
     ///
     /// # Errors
-    /// [`DiskError::Image`] if it has none, or another one; the system's.
-    pub fn check_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8]) -> Result<(), DiskError> {
+    /// [`DiskError::Image`] if this host has none, or another one; the system's.
+    pub fn check_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8]) -> Result<File, DiskError> {
         let image = self.image(guest, disk)?;
         if self.sum(disk, &image)? == *sum {
-            return Ok(());
+            return Ok(image);
         }
-        let why = "this host has another one at that path; put the same one there, or move the guest with --flatten";
+        let why = "this host has another one at that path than the disk is over; put that one there, or, if it comes from another host, \
+                   move the guest with --flatten";
         Err(refused(guest, disk, why.to_owned()))
     }
 
-    fn is_over(&self, guest: &GuestName, disk: &Disk, file: &File) -> Result<bool, DiskError> {
+    fn over(&self, guest: &GuestName, disk: &Disk, file: &File) -> Result<Option<Sum>, DiskError> {
         if !disk.over {
-            return Ok(false);
+            return Ok(None);
         }
         let path = self.directory.join(guest.as_str()).join(kept_name(disk));
         let unfit = |why: qcow2::InvalidQcow2| DiskError::Unfit { guest: guest.clone(), path, why: why.to_string() };

@@ -189,7 +189,7 @@ impl Store {
         here: &DiskHere,
     ) -> Result<(), DiskError> {
         self.elsewhere.check(guest, disk, source, &here.place_proof)?;
-        if here.image_sum.is_empty() { Ok(()) } else { self.check_image(guest, disk, &here.image_sum) }
+        if here.image_sum.is_empty() { Ok(()) } else { self.check_image(guest, disk, &here.image_sum).map(drop) }
     }
 
     /// Bytes that the disk's file takes of its file system: what a host it moves to must have room for.

@@ -4,10 +4,15 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
+use super::Sum;
+
 /// What is read of a file.
 const LENGTH: usize = 104;
 /// Where the name of a backing file is in it, and how long that is.
 const BACKING: std::ops::Range<usize> = 8..20;
+/// How such a name begins of a disk that is over an image, and its length.
+const BY_SUM: &str = "sha256:";
+const BACKING_NAME: usize = BY_SUM.len() + 64;
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Of the features that a reader must know: the disk's content is in another file.
 const EXTERNAL_DATA: u64 = 1 << 2;
@@ -40,12 +45,43 @@ pub(super) fn read(file: &File) -> Result<u64, InvalidQcow2> {
     qcow2_length(&head(file)?)
 }
 
-/// The same of a disk that may be over an image; whether it is.
-pub(super) fn read_over(file: &File) -> Result<(u64, bool), InvalidQcow2> {
+/// The same of a disk that may be over an image; and that image's sum, if it is over one. What is over something else is no disk of ours.
+pub(super) fn read_over(file: &File) -> Result<(u64, Option<Sum>), InvalidQcow2> {
     let mut head = head(file)?;
-    let over = head[BACKING].iter().any(|byte| *byte != 0);
+    let (at, length) = (long(&head, BACKING.start), word(&head, BACKING.end - 4));
+    if at == 0 {
+        return Ok((qcow2_length(&head)?, None));
+    }
+    let mut name = [0; BACKING_NAME];
+    if length as usize != BACKING_NAME {
+        return Err(InvalidQcow2::Backing);
+    }
+    file.read_exact_at(&mut name, at)?;
+    let sum = std::str::from_utf8(&name).ok().and_then(read_backing_name).ok_or(InvalidQcow2::Backing)?;
     head[BACKING].fill(0);
-    Ok((qcow2_length(&head)?, over))
+    Ok((qcow2_length(&head)?, Some(sum)))
+}
+
+/// What a disk's head says that is over the image with that sum: nothing that anybody could open.
+pub(super) fn backing_name(sum: &Sum) -> String {
+    sum.iter().fold(BY_SUM.to_owned(), |name, byte| name + &format!("{byte:02x}"))
+}
+
+fn read_backing_name(name: &str) -> Option<Sum> {
+    let digits = name.strip_prefix(BY_SUM)?;
+    let mut sum = Sum::default();
+    for (at, byte) in sum.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(sum)
+}
+
+fn word(head: &[u8; LENGTH], at: usize) -> u32 {
+    u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+}
+
+fn long(head: &[u8; LENGTH], at: usize) -> u64 {
+    u64::from(word(head, at)) << 32 | u64::from(word(head, at + 4))
 }
 
 fn head(file: &File) -> Result<[u8; LENGTH], InvalidQcow2> {
@@ -62,13 +98,11 @@ fn head(file: &File) -> Result<[u8; LENGTH], InvalidQcow2> {
 /// If it is none, or one that rests on other files.
 pub fn qcow2_length(head: &[u8]) -> Result<u64, InvalidQcow2> {
     let head: &[u8; LENGTH] = head.first_chunk().ok_or(InvalidQcow2::Magic)?;
-    let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let long = |at: usize| u64::from(word(at)) << 32 | u64::from(word(at + 4));
     if head[..4] != MAGIC {
         return Err(InvalidQcow2::Magic);
     }
-    match (word(4), long(8), word(32), long(72)) {
-        (3, 0, 0, features) if features & EXTERNAL_DATA == 0 => Ok(long(24)),
+    match (word(head, 4), long(head, 8), word(head, 32), long(head, 72)) {
+        (3, 0, 0, features) if features & EXTERNAL_DATA == 0 => Ok(long(head, 24)),
         (3, 0, 0, _) => Err(InvalidQcow2::ExternalData),
         (3, 0, _, _) => Err(InvalidQcow2::Encrypted),
         (3, ..) => Err(InvalidQcow2::Backing),
@@ -97,6 +131,16 @@ mod tests {
         assert_eq!(qcow2_length(&head(&[])).unwrap(), 5 << 30);
         // Dirty, and compressed otherwise: QEMU's affair.
         assert_eq!(qcow2_length(&head(&[(79, 0b1001)])).unwrap(), 5 << 30);
+    }
+
+    #[test]
+    fn an_image_is_known_by_its_sum_alone() {
+        let sum: Sum = std::array::from_fn(|at| at as u8 * 7);
+        let name = backing_name(&sum);
+        assert_eq!((name.len(), read_backing_name(&name)), (BACKING_NAME, Some(sum)));
+        for strange in ["/srv/base.qcow2", "sha256:00", &name[..BACKING_NAME - 1], &name.replace('0', "g")] {
+            assert_eq!(read_backing_name(strange), None, "{strange}");
+        }
     }
 
     #[test]

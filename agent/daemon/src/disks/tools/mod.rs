@@ -124,7 +124,7 @@ impl Tools {
         self.write(IMG, &["create", "-q", "-f", "qcow2", "-o", options, &path, &size], file, DEADLINE)
     }
 
-    /// Makes `file` a blank qcow2 of `size` bytes over the qcow2 of that path, which nobody here opens.
+    /// Makes `file` a blank qcow2 of `size` bytes over a qcow2 of that name, which nobody opens.
     pub(super) fn create_over(&self, file: &File, size: u64, image: &str) -> Result<(), ToolError> {
         let (path, size) = (path(file), size.to_string());
         let over = ["-u", "-F", "qcow2", "-b", image, "-o", "compat=1.1"];
