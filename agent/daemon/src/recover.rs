@@ -22,7 +22,6 @@ use crate::{
 /// # Errors
 /// When the journal cannot be read. A guest or move that cannot be taken back is logged and left as it is.
 pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
-    host.end_tests_left_over().await;
     let moves = host.journal.moves()?;
     for owned in host.journal.guests()? {
         let came =
@@ -68,6 +67,7 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), Failure> {
         }
     }
     discard_leftovers(host).await;
+    host.end_tests_left_over().await;
     Ok(host.journal.clear_out()?)
 }
 

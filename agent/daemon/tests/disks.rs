@@ -276,7 +276,7 @@ fn a_disk_over_an_image_has_only_what_differs_and_needs_the_very_image() {
     drop(file);
     assert_eq!(scratch.store.open_disk(&scratch.guest, &plain).unwrap_err().code(), "DISK_UNFIT", "as one of its own");
 
-    let (sum, _) = scratch.store.image_of(&scratch.guest, &over).unwrap().expect("it is over one");
+    let sum = scratch.store.image_of(&scratch.guest, &over).unwrap().expect("it is over one");
     scratch.store.check_image(&scratch.guest, &over, &sum).unwrap();
 
     // Where it comes to it is over the image too, or a disk of its own.
@@ -291,6 +291,13 @@ fn a_disk_over_an_image_has_only_what_differs_and_needs_the_very_image() {
     let again = scratch.store.receive(&other, &plain, 0, &copy, Some(&copy)).unwrap();
     assert!(again.continued && again.image.is_none());
     drop(again);
+    scratch.store.put_aside(&other, false).unwrap();
+    let over_again = scratch.store.receive(&other, &over, 0, &copy, Some(&copy)).unwrap();
+    assert!(
+        !over_again.continued && over_again.image.is_some(),
+        "what was to be whole is not gone on with over an image"
+    );
+    drop(over_again);
 
     // Another image is another disk.
     img(&["resize", "-q", "-f", "qcow2", image.to_str().unwrap(), "9M"]);

@@ -133,10 +133,13 @@ fn a_device_is_taken_as_it_is_by_one_and_keeps_what_is_on_it() {
     open.write_all_at(b"after!", 0).unwrap();
     open.sync_all().unwrap();
     assert_eq!(code(store.open_disk(&guest, &device())), "DISK_IN_USE");
-    assert_eq!(code(store.remove(&guest)), "DISK_IN_USE");
     let other: GuestName = "web-2".parse().unwrap();
-    assert_eq!(code(store.create(&other, &device())), "DISK_IN_USE", "it is web-1's");
+    assert_eq!(code(store.create(&other, &device())), "DISK_EXISTS", "it is web-1's");
     drop(open);
+    assert_eq!(code(store.create(&other, &device())), "DISK_EXISTS", "and is so though nobody has it open");
+    assert_eq!(code(store.receive(&other, &device(), 0, &copy(1), None)), "DISK_EXISTS");
+    let here = disk(DiskPlace::Directory);
+    assert_eq!(code(store.create(&guest, &here)), "DISK_UNFIT", "what is kept is a device, and not to be one");
     store.delete(&guest).unwrap();
     assert!(scratch.files("h1").is_empty());
     assert!(begins_with(&scratch.directory.join("h1/lv0.img"), b"after!"), "an operator's device is not wiped");
@@ -147,7 +150,7 @@ fn a_device_that_is_none_or_of_another_size_is_refused() {
     let mut scratch = Scratch::new("unfit");
     let (store, guest) = (scratch.store("h1"), scratch.guest.clone());
     fs::write(scratch.directory.join("h1/devices/lv0"), vec![0; 8 << 20]).unwrap();
-    assert_eq!(code(store.create(&guest, &device())), "DISK_UNFIT", "a plain file");
+    assert_eq!(code(store.create(&guest, &device())), "DISK_PLACE", "a plain file");
     fs::remove_file(scratch.directory.join("h1/devices/lv0")).unwrap();
     scratch.device("h1", "lv0", 16);
     assert_eq!(code(store.create(&guest, &device())), "DISK_UNFIT", "too large");
@@ -162,8 +165,10 @@ fn a_device_comes_and_goes_as_a_file_does_and_begins_anew_each_time() {
     let came = store.receive(&guest, &device(), 0, &copy(1), None).unwrap();
     assert!(!came.continued);
     assert_eq!(scratch.files("h2"), ["data.raw.c-1.incoming"]);
-    assert_eq!(code(store.put_aside(&guest, true)), "DISK_IN_USE", "its QEMU has not ended");
+    assert_eq!(code(store.receive(&guest, &device(), 0, &copy(2), None)), "DISK_IN_USE", "its QEMU has not ended");
+    assert_eq!(scratch.files("h2"), [""; 0]);
     drop(came);
+    drop(store.receive(&guest, &device(), 0, &copy(1), None).unwrap());
     store.put_aside(&guest, true).unwrap();
     assert_eq!(scratch.files("h2"), ["data.raw.c-1.part"]);
     let again = store.receive(&guest, &device(), 0, &copy(2), Some(&copy(1))).unwrap();
@@ -187,8 +192,9 @@ fn a_shared_disk_is_one_wherever_it_is_looked_at() {
     let image = scratch.directory.join("common/web-1/data.raw");
     assert_eq!(image.metadata().unwrap().len(), 8 * MIB);
 
+    let old = DiskHere { place_proof: h1.prove(&guest, &disk).unwrap(), ..Default::default() };
     let place_proof = h1.prove(&guest, &disk).unwrap();
-    assert_eq!(h1.prove(&guest, &disk).unwrap(), place_proof, "written once");
+    assert_eq!(code(h2.check_disk(&guest, &disk, &source, &old)), "STORAGE_NOT_SHARED", "as a copy of it would have");
     let proof = DiskHere { place_proof, ..Default::default() };
     h2.check_disk(&guest, &disk, &source, &proof).unwrap();
     assert_eq!(code(h2.check_disk(&guest, &disk, &source, &DiskHere::default())), "STORAGE_NOT_SHARED");
@@ -205,6 +211,9 @@ fn a_shared_disk_is_one_wherever_it_is_looked_at() {
     h2.keep(&guest, std::slice::from_ref(&disk)).unwrap();
     drop(running);
 
+    let elsewhere = lock_as_qemu(&image);
+    assert_eq!(code(h1.delete(&guest)), "DISK_IN_USE", "a late order does not take it from under a guest");
+    drop(elsewhere);
     h1.remove(&guest).unwrap();
     assert!(scratch.files("h1").is_empty() && image.exists(), "it has left, and its disk is where it was");
     drop(h2.open_disk(&guest, &disk).unwrap());

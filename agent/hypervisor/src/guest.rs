@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
 
@@ -55,6 +55,8 @@ struct Inner {
     exit: ExitWatch,
     herald: JoinHandle<()>,
     agent: Arc<Mutex<Standing>>,
+    /// Somebody asks the guest's own agent to thaw it.
+    being_thawed: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -74,7 +76,18 @@ impl Guest {
         exit: ExitWatch,
     ) -> Self {
         let herald = tokio::spawn(herald(exit.clone(), qmp.closed(), events.clone()));
-        Self(Arc::new(Inner { name, run_dir, cell, process, qmp, events, exit, herald, agent: Arc::default() }))
+        Self(Arc::new(Inner {
+            name,
+            run_dir,
+            cell,
+            process,
+            qmp,
+            events,
+            exit,
+            herald,
+            agent: Arc::default(),
+            being_thawed: AtomicBool::new(false),
+        }))
     }
 
     /// Takes back a guest that another agent process started, or this one before it let go. `None` if none runs there.
@@ -267,6 +280,11 @@ impl Guest {
         descriptor: OwnedFd,
     ) -> Result<C::Ok, HypervisorError> {
         self.0.qmp.execute_with(command, descriptor).await
+    }
+
+    /// Whether somebody asks the guest's own agent to thaw it, and goes on until that is done.
+    pub(crate) fn is_being_thawed(&self) -> &AtomicBool {
+        &self.0.being_thawed
     }
 
     /// The guest's own agent.

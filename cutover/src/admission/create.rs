@@ -61,6 +61,10 @@ pub fn create_guest(view: &impl View, guest: &NewGuest, host: &HostName) -> Resu
     let facts = known_host(view, "host", host)?;
     can_run(&facts, "host", "spec.memory_kib", guest.memory_kib)?;
     has_no_old_disks(view, "spec.name", host, &guest.name)?;
+    if guest.disks.iter().any(|disk| !disk.goes_along()) {
+        // On shared storage another host may still be to delete what this guest would find.
+        view.hosts().try_for_each(|other| has_no_old_disks(view, "spec.name", &other.name, &guest.name))?;
+    }
     let mut before: Vec<&NewPort> = Vec::new();
     for (at, port) in guest.ports.iter().enumerate() {
         let field = format!("spec.ports[{at}]");

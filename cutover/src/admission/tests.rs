@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{DiskFate, Phase, RunsOn, StopFirst, Vni};
+use crate::{Disk, DiskBus, DiskFate, DiskFormat, DiskPlace, DiskSize, Phase, RunsOn, StopFirst, Vni};
 
 /// A record small enough to write down.
 #[derive(Default)]
@@ -259,6 +259,17 @@ fn a_guest_waits_until_the_disks_of_its_namesake_are_deleted() {
     let create = |on: &str| create_guest(&fabric, &guest("web-2", vec![port(None, 11)]), &host(on));
     denied(create("h2"), "DISKS_BEING_DELETED", "spec.name");
     assert_eq!(create("h1"), Ok(()), "not there");
+    let disk = Disk {
+        name: "root".parse().unwrap(),
+        size: DiskSize::try_from(1 << 20).unwrap(),
+        format: DiskFormat::Raw,
+        bus: DiskBus::VirtioBlk,
+        image: String::new(),
+        place: DiskPlace::Shared("nfs1".parse().unwrap()),
+        over: false,
+    };
+    let sharing = NewGuest { disks: vec![disk], ..guest("web-2", vec![port(None, 11)]) };
+    denied(create_guest(&fabric, &sharing, &host("h1")), "DISKS_BEING_DELETED", "spec.name");
     denied(migrate(&fabric, &request(Some("h2")), None), "DISKS_BEING_DELETED", "guest");
     denied(migrate(&fabric, &request(None), None), "NO_DESTINATION", "destination_host");
 }

@@ -43,7 +43,9 @@ pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHer
         let receive = |(disk, here, begun_by): &(Disk, DiskHere, Option<CopyId>)| {
             // One that is brought whole is over nothing here.
             let disk = Disk { over: !here.image_sum.is_empty(), ..disk.clone() };
-            store.receive(&guest, &disk, here.used_bytes, &copy, begun_by.as_ref())
+            let received = store.receive(&guest, &disk, here.used_bytes, &copy, begun_by.as_ref())?;
+            store.check_over(&guest, &disk, &received.file, &here.image_sum)?;
+            Ok(received)
         };
         wanted.iter().map(receive).collect()
     };

@@ -441,6 +441,8 @@ impl DestinationHands {
         }
         let Some(vm) = self.vm.clone() else { return };
         let ports = lock(&self.ports).iter().map(|moving| moving.port.clone()).collect();
+        // A point may have been under way when it moved.
+        vm.thaw_what_is_frozen();
         let resident = Resident::new(self.plan.guest.clone(), generation, vm, ports);
         self.host.settle_in(Arc::new(resident)).await;
         self.keep_disks();

@@ -15,14 +15,14 @@ use std::{
 };
 
 use nix::{
-    fcntl::{FcntlArg, fcntl},
+    fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, openat2},
     sys::stat::{major, minor},
 };
 use throughline_cutover::{Disk, DiskPlace, GuestName, HostName, PlaceName};
 
 use super::{DiskError, folder::kept_name};
 
-/// What a host leaves on shared storage for others to find is called this, and its name after it.
+/// What a host leaves on shared storage for another to find is called this, and its name and the disk's after it.
 const PROOF: &str = ".throughline-";
 /// Longest that is read of one, and of what a kernel knows a device by, bytes.
 const LONGEST: u64 = 256;
@@ -57,7 +57,12 @@ impl Elsewhere {
             DiskPlace::Device(name) => {
                 let devices = self.devices.as_ref();
                 let path = devices.ok_or_else(|| not_here(guest, disk, "no --device-dir"))?.join(name.as_str());
-                if path.exists() { Ok(Some(path)) } else { Err(not_here(guest, disk, &path.display().to_string())) }
+                let is_device = path.metadata().is_ok_and(|found| found.file_type().is_block_device());
+                if is_device {
+                    Ok(Some(path))
+                } else {
+                    Err(not_here(guest, disk, &format!("no block device {}", path.display())))
+                }
             }
             DiskPlace::Shared(name) => {
                 Ok(Some(self.mount(guest, disk, name)?.join(guest.as_str()).join(kept_name(disk))))
@@ -71,8 +76,8 @@ impl Elsewhere {
         self.shared.get(name).map(PathBuf::as_path).ok_or_else(unknown)
     }
 
-    /// What another host can tell by whether a disk of its own is this very one: of a shared disk, what is written beside it, once,
-    /// under this host's name; of a block device, what the kernel knows it by.
+    /// What another host can tell by whether a disk of its own is this very one: of a shared disk, what is written beside it, anew each
+    /// time, so that no copy of that storage has it; of a block device, what the kernel knows it by.
     ///
     /// # Errors
     /// [`DiskError::Place`]; the system's.
@@ -84,9 +89,6 @@ impl Elsewhere {
             }
             DiskPlace::Shared(name) => self.proof(guest, disk, name, &self.host)?,
         };
-        if let Some(token) = read(&path)? {
-            return Ok(token);
-        }
         let (token, half) = (uuid::Uuid::new_v4().to_string(), path.with_extension("new"));
         let mut options = OpenOptions::new();
         let made =
@@ -130,7 +132,7 @@ impl Elsewhere {
     }
 
     fn proof(&self, guest: &GuestName, disk: &Disk, name: &PlaceName, of: &HostName) -> Result<PathBuf, DiskError> {
-        Ok(self.mount(guest, disk, name)?.join(format!("{PROOF}{of}")))
+        Ok(self.mount(guest, disk, name)?.join(guest.as_str()).join(format!("{PROOF}{of}-{}", disk.name)))
     }
 }
 
@@ -171,20 +173,17 @@ pub(super) fn led_to(path: &Path) -> Result<Option<PathBuf>, DiskError> {
     }
 }
 
-/// Opens what a link leads to. A block device is then this process's alone, and that of whoever it gives the descriptor, as far as all
-/// who have it open so, the kernel's mounts among them, keep to that (open(2), `O_EXCL`). Through a further link only to a device: who may
-/// write to shared storage is not to say which file of this host's is a disk.
-pub(super) fn open_target(guest: &GuestName, target: &Path) -> Result<File, DiskError> {
-    let open = |flags| {
+/// Opens where a disk is that is elsewhere.
+///
+/// A block device is then this process's alone, and that of whoever it gives the descriptor, as far as all who have it open so, the
+/// kernel's mounts among them, keep to that (open(2), `O_EXCL`). On shared storage no link is followed: who may write there is not to say
+/// which file of this host's is a disk.
+pub(super) fn open_target(guest: &GuestName, disk: &Disk, target: &Path) -> Result<File, DiskError> {
+    let opened = if let DiskPlace::Device(_) = disk.place {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(flags | libc::O_EXCL | libc::O_NONBLOCK).open(target)
-    };
-    let opened = match open(libc::O_NOFOLLOW) {
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => match open(0) {
-            Ok(file) if !is_device(&file).map_err(DiskError::io("look at", target))? => Err(error),
-            result => result,
-        },
-        result => result,
+        options.read(true).write(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(target)
+    } else {
+        open_beneath(target)
     };
     match opened {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
@@ -194,17 +193,39 @@ pub(super) fn open_target(guest: &GuestName, target: &Path) -> Result<File, Disk
     }
 }
 
-/// Removes the file that a link leads to, and its directory if nothing else is in it. Nothing happens to a block device.
-pub(super) fn remove_target(target: &Path) -> Result<(), DiskError> {
+/// Opens a file of a guest's directory on shared storage: the last two names of its path are taken as they are.
+fn open_beneath(target: &Path) -> io::Result<File> {
+    let mount = target.ancestors().nth(2).ok_or(io::ErrorKind::InvalidInput)?;
+    let beneath = target.strip_prefix(mount).map_err(io::Error::other)?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    Ok(openat2(&File::open(mount)?, beneath, how)?.into())
+}
+
+/// Removes the file that a link leads to, and its directory if nothing else of the guest's is in it. Nothing happens to a block device.
+///
+/// # Errors
+/// [`DiskError::InUse`] if a QEMU has it, on whatever host: a guest of that name may have come into being there since.
+pub(super) fn remove_target(guest: &GuestName, target: &Path) -> Result<(), DiskError> {
     match target.symlink_metadata() {
-        Ok(found) if found.is_file() => fs::remove_file(target).map_err(DiskError::io("remove", target))?,
+        Ok(found) if found.is_file() => {}
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(DiskError::io("look at", target)(error)),
         _ => return Ok(()),
     }
-    if let Some(folder) = target.parent() {
-        // Others of the guest's may be in it.
-        let _stays = fs::remove_dir(folder);
+    let file = open_beneath(target).map_err(DiskError::io("open", target))?;
+    if is_locked(&file).map_err(DiskError::io("look for locks of", target))? {
+        return Err(DiskError::InUse { guest: guest.clone(), file: target.display().to_string() });
     }
+    fs::remove_file(target).map_err(DiskError::io("remove", target))?;
+    let Some(folder) = target.parent() else { return Ok(()) };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(PROOF)) {
+            let _stays = fs::remove_file(entry.path());
+        }
+    }
+    // Others of the guest's may be in it.
+    let _stays = fs::remove_dir(folder);
     Ok(())
 }
 

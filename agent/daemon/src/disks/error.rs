@@ -40,7 +40,7 @@ pub enum DiskError {
     },
     /// This host does not know where it is to be.
     #[error(
-        "guest {guest}, disk {disk}: this host's agent has {what}; see that there is one, and start the agent with it"
+        "guest {guest}, disk {disk}: this host has {what}; see that there is one, and that its agent is started so"
     )]
     Place {
         /// Guest.
@@ -103,7 +103,9 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// A QEMU has it open.
-    #[error("guest {guest}: its disk {file} is in use, by a QEMU that has not ended; end that one first")]
+    #[error(
+        "guest {guest}: its disk {file} is in use, by a QEMU that has not ended or, a device, by the host; end that first"
+    )]
     InUse {
         /// Guest.
         guest: GuestName,
@@ -120,8 +122,8 @@ pub enum DiskError {
         /// In what.
         why: String,
     },
-    /// An image that a disk cannot begin as.
-    #[error("guest {guest}, disk {disk}: it cannot begin as {image:?}: {why}")]
+    /// An image that a disk cannot begin as, or be over.
+    #[error("guest {guest}, disk {disk}: its image {image:?}: {why}")]
     Image {
         /// Guest.
         guest: GuestName,
@@ -168,7 +170,7 @@ pub enum DiskError {
         source: io::Error,
     },
     /// The system refused.
-    #[error("cannot {doing} {}: {source}; see to the file system of --disk-dir", path.display())]
+    #[error("cannot {doing} {}: {source}; see to its file system", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, symlink},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -85,6 +85,11 @@ impl<'a> Name<'a> {
             self.kept == kept_name(&disk)
         })
     }
+}
+
+/// Whether a file of that name is the disk's, in whatever state and format.
+pub(super) fn is_of(name: &str, disk: &Disk) -> bool {
+    Name::read(name).is_some_and(|name| name.is_of(disk))
 }
 
 /// What comes, or came in part, of one disk.
@@ -238,14 +243,13 @@ impl Folder {
         Ok(files)
     }
 
-    /// That no QEMU has it open; of a disk on shared storage another host's may.
+    /// That no QEMU has it open. A link may go whoever has what it leads to.
     pub(super) fn check_unused(&self, name: &str) -> Result<(), DiskError> {
         let path = self.path.join(name);
-        let is_device = |target: PathBuf| target.metadata().is_ok_and(|found| found.file_type().is_block_device());
-        if led_to(&path)?.is_some_and(|target| !is_device(target)) {
+        if led_to(&path)?.is_some() {
             return Ok(());
         }
-        let file = open_to_write(&self.guest, &path)?;
+        let file = open_to_write(&path)?;
         file.try_lock().map_err(|_| DiskError::InUse { guest: self.guest.clone(), file: name.to_owned() })
     }
 

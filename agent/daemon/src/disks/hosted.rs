@@ -79,8 +79,8 @@ impl Host {
                 ..Default::default()
             };
             match store.image_of(&guest, disk)? {
-                Some((_, length)) if flatten && disk.goes_along() => here.used_bytes += length,
-                Some((sum, _)) => here.image_sum = sum.to_vec(),
+                Some(_) if flatten && disk.goes_along() => here.used_bytes += store.image_takes(&guest, disk),
+                Some(sum) => here.image_sum = sum.to_vec(),
                 None => {}
             }
             Ok(here)

@@ -13,7 +13,7 @@ use throughline_cutover::{Disk, DiskFormat, DiskPlace, GuestName};
 use super::{
     CopyId, DiskError, Store, check, check_kind, elsewhere,
     folder::{Coming, Folder, State, coming_name, kept_name},
-    lock, open_to_write, space,
+    lock, open_to_write, qcow2, space,
 };
 
 /// How long a part waits for the next try.
@@ -52,9 +52,7 @@ impl Store {
         let mut part = None;
         for came in folder.coming(Some(disk))? {
             folder.check_unused(&came.name)?;
-            // A device may have been another guest's since.
-            let is_device = matches!(disk.place, DiskPlace::Device(_));
-            let whole = came.state != State::Doubtful && came.is_of(disk) && !is_device;
+            let whole = came.state != State::Doubtful && may_go_on(disk, &folder, &came)?;
             let wanted = begun_by == Some(&came.copy) && whole && part.is_none();
             if wanted { part = Some(came) } else { folder.unlink(&came.name)? }
         }
@@ -65,7 +63,7 @@ impl Store {
         }
         let name = coming_name(disk, copy, State::Incoming);
         let file = match self.elsewhere.of(guest, disk)? {
-            Some(target) => receive_elsewhere(guest, disk, &folder, &target, &name)?,
+            Some(target) => self.receive_elsewhere(guest, disk, &folder, &target, &name)?,
             None => {
                 space::check(guest, disk, folder.path(), used)?;
                 let half = folder.begin(disk)?;
@@ -98,12 +96,13 @@ impl Store {
         let mut part = None;
         for came in folder.coming(Some(disk))? {
             folder.check_unused(&came.name)?;
-            if came.is_of(disk) && part.is_none() { part = Some(came) } else { folder.unlink(&came.name)? }
+            let wanted = part.is_none() && may_go_on(disk, &folder, &came)?;
+            if wanted { part = Some(came) } else { folder.unlink(&came.name)? }
         }
         let name = coming_name(disk, copy, State::Incoming);
         let Some(part) = part else {
             if let Some(target) = self.elsewhere.of(guest, disk)? {
-                return receive_elsewhere(guest, disk, &folder, &target, &name);
+                return self.receive_elsewhere(guest, disk, &folder, &target, &name);
             }
             space::check(guest, disk, folder.path(), used)?;
             let half = folder.begin(disk)?;
@@ -111,7 +110,7 @@ impl Store {
             return half.finish(&name);
         };
         let path = folder.path().join(&part.name);
-        let file = open_to_write(guest, &path)?;
+        let file = open_to_write(&path)?;
         check_kind(guest, disk, &path, &file)?;
         let there = space::allocated(&file.metadata().map_err(DiskError::io("look at", &path))?);
         space::check(guest, disk, folder.path(), used.saturating_sub(there))?;
@@ -128,6 +127,22 @@ impl Store {
     pub fn check_received(&self, guest: &GuestName, disk: &Disk, copy: &CopyId, file: &File) -> Result<(), DiskError> {
         let name = coming_name(disk, copy, State::Incoming);
         check(guest, disk, &self.directory.join(guest.as_str()).join(name), file)
+    }
+
+    /// A link to where a disk is here, which is what it should be and nobody else's; it, open.
+    fn receive_elsewhere(
+        &self,
+        guest: &GuestName,
+        disk: &Disk,
+        folder: &Folder,
+        target: &Path,
+        name: &str,
+    ) -> Result<File, DiskError> {
+        self.check_device_free(guest, disk, target)?;
+        let file = elsewhere::open_target(guest, disk, target)?;
+        check(guest, disk, target, &file)?;
+        folder.link(disk, target, name)?;
+        Ok(file)
     }
 
     /// The guest is this host's: what came is kept. `disks` are all of it. To be called again if it failed, and after a crash.
@@ -237,28 +252,19 @@ impl Coming {
     }
 }
 
-/// A link to where a disk is here, which is what it should be; it, open.
-fn receive_elsewhere(
-    guest: &GuestName,
-    disk: &Disk,
-    folder: &Folder,
-    target: &Path,
-    name: &str,
-) -> Result<File, DiskError> {
-    let file = elsewhere::open_target(guest, target)?;
-    check(guest, disk, target, &file)?;
-    if let DiskPlace::Device(_) = disk.place {
-        lock(guest, disk, &file)?;
-    }
-    folder.link(disk, target, name)?;
-    Ok(file)
+/// Whether what came of a disk is of use to a next try: not what is elsewhere, which another may have written since, or which is the
+/// guest's own.
+fn may_go_on(disk: &Disk, folder: &Folder, came: &Coming) -> Result<bool, DiskError> {
+    let is_here = elsewhere::led_to(&folder.path().join(&came.name))?.is_none();
+    Ok(came.is_of(disk) && disk.place == DiskPlace::Directory && is_here)
 }
 
 /// Opens a part to go on with it; `None`: it cannot be, and is gone.
 fn go_on(guest: &GuestName, disk: &Disk, folder: &Folder, part: &Coming, used: u64) -> Result<Option<File>, DiskError> {
     let path = folder.path().join(&part.name);
-    let file = open_to_write(guest, &path)?;
-    if check(guest, disk, &path, &file).is_err() {
+    let file = open_to_write(&path)?;
+    let over_none = || qcow2::read_over(&file).is_ok_and(|(_, sum)| sum.is_none());
+    if check(guest, disk, &path, &file).is_err() || (disk.over && over_none()) {
         folder.unlink(&part.name)?;
         return Ok(None);
     }

@@ -15,9 +15,9 @@ use throughline_cutover::{Disk, GuestName};
 
 use super::{
     DiskError, Store,
-    folder::{Folder, Half, kept_name},
+    folder::{Half, kept_name},
     make::tool_failed,
-    operators_image, qcow2, space,
+    operators_image, qcow2,
 };
 use crate::lock::lock;
 
@@ -78,15 +78,7 @@ fn sum(mut file: &File) -> io::Result<Sum> {
 }
 
 impl Store {
-    /// Makes a blank disk over its image, which is read, and not copied.
-    pub(super) fn make_over(&self, folder: &Folder, guest: &GuestName, disk: &Disk) -> Result<(), DiskError> {
-        space::check(guest, disk, folder.path(), 0)?;
-        let half = folder.begin(disk)?;
-        self.blank_over(guest, disk, &half)?;
-        half.finish(&kept_name(disk)).map(drop)
-    }
-
-    /// Makes a file blank, and over the disk's image.
+    /// Makes a file blank, and over the disk's image, which is read, and not copied.
     pub(super) fn blank_over(&self, guest: &GuestName, disk: &Disk, half: &Half<'_>) -> Result<(), DiskError> {
         let sum = self.sum(disk, &self.image(guest, disk)?)?;
         let made = self.tools.create_over(half.file(), disk.size.bytes(), &qcow2::backing_name(&sum));
@@ -102,19 +94,35 @@ impl Store {
         self.check_image(guest, disk, &sum).map(Some)
     }
 
-    /// The sum of the image that a kept disk is over, and how long its file is, bytes; `None`: it is over none.
+    /// The sum of the image that a kept disk is over; `None`: it is over none.
     ///
     /// # Errors
-    /// [`DiskError::Missing`], [`DiskError::Image`], [`DiskError::Unfit`]; the system's.
-    pub fn image_of(&self, guest: &GuestName, disk: &Disk) -> Result<Option<(Sum, u64)>, DiskError> {
+    /// [`DiskError::Unfit`]; the system's.
+    pub fn image_of(&self, guest: &GuestName, disk: &Disk) -> Result<Option<Sum>, DiskError> {
         if !disk.over {
             return Ok(None);
         }
         let path = self.directory.join(guest.as_str()).join(kept_name(disk));
         let file = File::open(&path).map_err(DiskError::io("open", &path))?;
-        let Some(sum) = self.over(guest, disk, &file)? else { return Ok(None) };
-        let length = self.image(guest, disk)?.metadata().map_err(DiskError::io("look at", disk.image.as_ref()))?.len();
-        Ok(Some((sum, length)))
+        self.over(guest, disk, &file)
+    }
+
+    /// Bytes that a copy of the image takes; none if it is not there any more, though a guest that runs still has it.
+    pub fn image_takes(&self, guest: &GuestName, disk: &Disk) -> u64 {
+        let taken = self.image(guest, disk).ok().and_then(|image| self.tools.measure(&image).ok());
+        taken.unwrap_or_default()
+    }
+
+    /// That a file that is to be over the image with that sum, if any, is.
+    ///
+    /// # Errors
+    /// [`DiskError::Image`]: the image was changed meanwhile.
+    pub fn check_over(&self, guest: &GuestName, disk: &Disk, file: &File, sum: &[u8]) -> Result<(), DiskError> {
+        let is = self.over(guest, disk, file)?;
+        if is.as_ref().map_or(&[][..], |is| is) == sum {
+            return Ok(());
+        }
+        Err(refused(guest, disk, "it was changed just now; migrate again".to_owned()))
     }
 
     /// The image with that sum, which a disk is over, here or elsewhere.

@@ -8,7 +8,7 @@ use super::{
     DiskError, Store, check,
     elsewhere::open_target,
     folder::{Folder, Half, kept_name},
-    open_to_write, operators_image, space,
+    operators_image, space,
     tools::{Form, ToolError},
 };
 
@@ -32,7 +32,7 @@ impl Store {
         let folder = Folder::make(&self.directory, guest)?;
         if folder.has(disk)? {
             let path = folder.kept(disk);
-            return check(guest, disk, &path, &open_to_write(guest, &path)?).map(|()| Made::Found);
+            return check(guest, disk, &path, &self.open_placed(guest, disk, &path)?).map(|()| Made::Found);
         }
         folder.check_free(disk)?;
         if let Some(incoming) = folder.incoming(disk)? {
@@ -50,16 +50,15 @@ impl Store {
                 made = Made::Anew;
             }
         }
-        check(guest, disk, &target, &open_target(guest, &target)?)?;
+        self.check_device_free(guest, disk, &target)?;
+        check(guest, disk, &target, &open_target(guest, disk, &target)?)?;
         folder.link(disk, &target, &kept_name(disk)).map(|()| made)
     }
 
     /// A file of the disk's name in a directory, blank, as its image, or over it.
     fn make_in(&self, folder: &Folder, guest: &GuestName, disk: &Disk) -> Result<(), DiskError> {
-        match (disk.over, disk.image.is_empty()) {
-            (true, _) => return self.make_over(folder, guest, disk),
-            (false, false) => return self.copy_image(guest, disk, folder),
-            (false, true) => {}
+        if !disk.over && !disk.image.is_empty() {
+            return self.copy_image(guest, disk, folder);
         }
         space::check(guest, disk, folder.path(), 0)?;
         let half = folder.begin(disk)?;

@@ -165,7 +165,57 @@ impl Store {
         if !folder.has(disk)? {
             return Err(missing());
         }
-        open_alone(guest, disk, &folder.kept(disk))
+        self.open_alone(guest, disk, &folder.kept(disk))
+    }
+
+    /// Opens a disk that nobody else has open to write to: what is under its name, or what that leads to, which is where it should be.
+    fn open_alone(&self, guest: &GuestName, disk: &Disk, path: &Path) -> Result<File, DiskError> {
+        let file = self.open_placed(guest, disk, path)?;
+        check(guest, disk, path, &file)?;
+        lock(guest, disk, &file)?;
+        Ok(file)
+    }
+
+    fn open_placed(&self, guest: &GuestName, disk: &Disk, path: &Path) -> Result<File, DiskError> {
+        match self.check_placed(guest, disk, path)? {
+            Some(target) => elsewhere::open_target(guest, disk, &target),
+            None => open_to_write(path),
+        }
+    }
+
+    /// That what is under a disk's name leads to where the disk should be, or is the disk itself if it should be here. One that was kept of
+    /// an earlier guest, or whose storage was moved, may not be.
+    fn check_placed(&self, guest: &GuestName, disk: &Disk, path: &Path) -> Result<Option<PathBuf>, DiskError> {
+        let (is, should) = (elsewhere::led_to(path)?, self.elsewhere.of(guest, disk)?);
+        if is == should {
+            return Ok(is);
+        }
+        let place = |at: Option<PathBuf>| at.map_or_else(|| "here".to_owned(), |at| at.display().to_string());
+        let why = format!(
+            "it is {}, and should be {}; move it away if it is wanted, else remove it",
+            place(is),
+            place(should)
+        );
+        Err(DiskError::Unfit { guest: guest.clone(), path: path.to_owned(), why })
+    }
+
+    /// That no other disk of a guest's is on that block device, whether its guest runs or not.
+    fn check_device_free(&self, guest: &GuestName, disk: &Disk, device: &Path) -> Result<(), DiskError> {
+        let number =
+            |path: &Path| path.metadata().ok().filter(|it| it.file_type().is_block_device()).map(|it| it.rdev());
+        let wanted = number(device);
+        for other in self.guests()? {
+            // Its own folder is locked by who asks.
+            let path = self.directory.join(other.as_str());
+            for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+                let (name, Ok(target)) = (entry.file_name(), fs::read_link(entry.path())) else { continue };
+                let own = other == *guest && name.to_str().is_some_and(|name| folder::is_of(name, disk));
+                if !own && wanted.is_some() && number(&target) == wanted {
+                    return Err(DiskError::Exists { guest: other, path: path.join(name) });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What the destination of a guest can tell by whether its disk is this very one; see [`Elsewhere::prove`].
@@ -199,7 +249,7 @@ impl Store {
     pub fn used(&self, guest: &GuestName, disk: &Disk) -> Result<u64, DiskError> {
         let path = self.directory.join(guest.as_str()).join(folder::kept_name(disk));
         match path.symlink_metadata() {
-            Ok(metadata) => Ok(space::allocated(&metadata)),
+            Ok(metadata) => self.check_placed(guest, disk, &path).map(|_| space::allocated(&metadata)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() })
             }
@@ -222,7 +272,7 @@ impl Store {
     /// As [`Store::remove`].
     pub fn delete(&self, guest: &GuestName) -> Result<(), DiskError> {
         self.remove_with(guest, |kept| {
-            elsewhere::led_to(kept)?.map_or(Ok(()), |target| elsewhere::remove_target(&target))
+            elsewhere::led_to(kept)?.map_or(Ok(()), |target| elsewhere::remove_target(guest, &target))
         })
     }
 
@@ -236,29 +286,20 @@ impl Store {
     }
 }
 
-/// Through no symbolic link but one of ours, to where a disk is that is elsewhere.
-fn open_to_write(guest: &GuestName, path: &Path) -> Result<File, DiskError> {
-    if let Some(target) = elsewhere::led_to(path)? {
-        return elsewhere::open_target(guest, &target);
-    }
+/// Through no symbolic link.
+fn open_to_write(path: &Path) -> Result<File, DiskError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     options.open(path).map_err(DiskError::io("open", path))
 }
 
-/// Opens a disk that nobody else has open to write to.
-fn open_alone(guest: &GuestName, disk: &Disk, path: &Path) -> Result<File, DiskError> {
-    let file = open_to_write(guest, path)?;
-    check(guest, disk, path, &file)?;
-    lock(guest, disk, &file)?;
-    Ok(file)
-}
-
-/// Only one has it open to write to. The lock is the open file's, whoever has a descriptor of it. On shared storage it is QEMU's alone,
-/// which passes from one host to another at the instant that the guest does: there it is only looked at.
+/// Only one has it open to write to. The lock is the open file's, whoever has a descriptor of it. A block device was opened for one alone.
+/// On shared storage the lock is QEMU's, which passes from one host to another at the instant that the guest does: there it is only looked
+/// at.
 fn lock(guest: &GuestName, disk: &Disk, file: &File) -> Result<(), DiskError> {
     let locked = match disk.place {
-        DiskPlace::Directory | DiskPlace::Device(_) => file.try_lock(),
+        DiskPlace::Directory => file.try_lock(),
+        DiskPlace::Device(_) => Ok(()),
         DiskPlace::Shared(_) => match elsewhere::is_locked(file) {
             Ok(false) => Ok(()),
             Ok(true) => Err(TryLockError::WouldBlock),

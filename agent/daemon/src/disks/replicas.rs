@@ -13,7 +13,7 @@ use super::{
     DiskError, Store,
     folder::{Folder, kept_name},
     make::tool_failed,
-    open_alone, space,
+    space,
 };
 
 /// Where they are, in the directory of guests' disks; no guest has such a name.
@@ -87,7 +87,7 @@ impl Store {
         let disks = as_kept(disks);
         let places = Places::find(self, replicas, id, guest)?;
         // Until they are the guest's nobody else opens them.
-        let files = disks.iter().map(|disk| places.open(guest, disk)).collect::<Result<Vec<_>, _>>()?;
+        let files = disks.iter().map(|disk| places.open(self, guest, disk)).collect::<Result<Vec<_>, _>>()?;
         let points = self.points_of(guest, &disks, &files)?;
         let point =
             points.into_iter().rfind(|name| is_point(name)).ok_or_else(|| DiskError::Point { guest: guest.clone() })?;
@@ -112,7 +112,7 @@ impl Store {
     ) -> Result<Vec<String>, DiskError> {
         let disks = as_kept(disks);
         let places = Places::find(self, replicas, id, guest)?;
-        let files = disks.iter().map(|disk| places.open(guest, disk)).collect::<Result<Vec<_>, _>>()?;
+        let files = disks.iter().map(|disk| places.open(self, guest, disk)).collect::<Result<Vec<_>, _>>()?;
         self.points_of(guest, &disks, &files)
     }
 
@@ -238,12 +238,12 @@ impl Places {
     }
 
     /// A disk, where it is. One that is the guest's and was never the replica's has none of its points.
-    fn open(&self, guest: &GuestName, disk: &Disk) -> Result<File, DiskError> {
+    fn open(&self, store: &Store, guest: &GuestName, disk: &Disk) -> Result<File, DiskError> {
         let place = self.not_moved(disk)?.unwrap_or(&self.folder);
         if !place.has(disk)? {
             return Err(DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() });
         }
-        open_alone(guest, disk, &place.kept(disk))
+        store.open_alone(guest, disk, &place.kept(disk))
     }
 
     fn move_in(&self, disk: &Disk) -> Result<(), DiskError> {

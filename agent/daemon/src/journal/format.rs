@@ -13,8 +13,9 @@ const KEY: &str = "format";
 /// Format of what the store holds. A change that an older agent must not work with makes it one more.
 ///
 /// 1: guests and moves. 2: whom this host obeys, and guests that are gone. 3: guests' disks, which an older agent would forget.
-/// 4: guests that were stopped, which an older agent would take for lost. What is older reads as it is.
-const FORMAT: u64 = 4;
+/// 4: guests that were stopped, which an older agent would take for lost. 5: where disks are kept and what they are over, and guests with a
+/// channel to an agent of their own, which it would begin without. What is older reads as it is.
+const FORMAT: u64 = 5;
 const OLDEST: u64 = 1;
 
 /// Refuses a store that is not to be read, before anything is written to it.

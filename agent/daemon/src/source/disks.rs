@@ -19,6 +19,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// What the destination is told of them.
 pub(super) async fn here(host: &Host, vm: &Guest, plan: &MigrationPlan) -> Result<Vec<v1::DiskHere>, Failure> {
     let mut here = host.disks_here(&plan.guest, plan.flatten).await?;
+    if !here.is_empty() {
+        // A point of a replica that another agent began: QEMU could not let go of the disks.
+        vm.abandon_point().await.map_err(disk_failure)?;
+    }
     for (disk, here) in plan.guest.disks.iter().zip(&mut here) {
         here.begun_by = vm.copy_begun(&disk.name).await.map_err(disk_failure)?.unwrap_or_default();
     }
@@ -34,12 +38,8 @@ pub(super) async fn send(
     wanted: Vec<Wanted>,
     events: &mpsc::UnboundedSender<SourceEvent>,
 ) {
-    // What an earlier move could not end, or a point of a replica that another agent began.
-    let cleared = async {
-        vm.abandon_point().await?;
-        vm.abandon_mirrors().await
-    };
-    if let Err(error) = cleared.await {
+    // What an earlier move could not end.
+    if let Err(error) = vm.abandon_mirrors().await {
         let _ = events.send(SourceEvent::MirrorFailed(disk_failure(error)));
         return;
     }

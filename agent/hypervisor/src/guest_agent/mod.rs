@@ -8,13 +8,13 @@
 mod answer;
 mod channel;
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use qapi::qga::{self, GuestFsfreezeStatus};
 use tokio::{
     runtime::Handle,
     sync::OwnedMutexGuard,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 use tracing::{debug, info, warn};
 
@@ -27,8 +27,7 @@ const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an agent that did not answer is let alone, doubled each time up to the longest.
 const FIRST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_secs(60);
-/// So often it is tried to thaw a guest, with longer and longer pauses; the next point begins anew with it.
-const THAW_TRIES: u32 = 6;
+/// Pauses between tries to thaw a guest, doubled each time up to [`LONGEST_REST`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// What is known of a guest's agent; who has it, has the agent to himself.
@@ -39,7 +38,7 @@ pub(crate) struct Standing {
 }
 
 /// Whether file systems may be frozen that an agent daemon has had frozen.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 enum MayBeFrozen {
     /// By another daemon, before this one.
     #[default]
@@ -119,9 +118,9 @@ impl Drop for Frozen {
 impl Guest {
     /// Has the guest's file systems written out and frozen, if it has an agent that does so. What stands in the way is logged, once.
     pub(crate) async fn freeze(&self) -> Option<Frozen> {
-        // Somebody thaws it, who gives up before long.
-        let mut standing = timeout(DEADLINE, self.agent().clone().lock_owned()).await.ok()?;
-        if standing.rests() {
+        // Who thaws it has it, or is about to: no point waits for that.
+        let mut standing = self.agent().clone().try_lock_owned().ok()?;
+        if standing.rests() || self.is_being_thawed().load(Ordering::Acquire) {
             return None;
         }
         let channel = match Channel::open(self.run_dir(), self.pid()).await {
@@ -153,38 +152,43 @@ impl Guest {
     }
 
     /// Has the guest thawed if a daemon had it frozen and did not come to thaw it. Does not wait for it: a guest's agent may take its time, or
-    /// be none.
-    pub(crate) fn thaw_what_is_frozen(&self) {
-        let guest = self.clone();
-        let task = async move {
-            let mut pause = FIRST_PAUSE;
-            for _ in 0..THAW_TRIES {
-                if guest.try_to_thaw().await {
-                    return;
-                }
-                sleep(pause).await;
-                pause *= 2;
-            }
+    /// be none. It is asked for as long as the guest runs, until it says that nothing is frozen; does nothing while it is being asked.
+    pub fn thaw_what_is_frozen(&self) {
+        let runtime = match Handle::try_current() {
+            Ok(runtime) => runtime,
+            Err(_) => return warn!(guest = %self.name(), "its guest agent is not asked to thaw it: the daemon ends"),
         };
-        match Handle::try_current() {
-            // Until it has ended, or the guest has.
-            Ok(runtime) => drop(runtime.spawn(task)),
-            Err(_) => warn!(guest = %self.name(), "its guest agent is not asked to thaw it: the daemon ends"),
+        if self.is_being_thawed().swap(true, Ordering::AcqRel) {
+            return;
         }
+        let guest = self.clone();
+        runtime.spawn(async move {
+            let mut pause = FIRST_PAUSE;
+            let asked = async {
+                while !guest.try_to_thaw().await {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_REST);
+                }
+            };
+            tokio::select! {
+                () = asked => {}
+                _ = guest.wait_exit() => {}
+            }
+            guest.is_being_thawed().store(false, Ordering::Release);
+        });
     }
 
-    /// `true`: nothing is frozen, or nobody can tell before the agent has had its rest.
+    /// `true`: nothing is frozen.
     async fn try_to_thaw(&self) -> bool {
         let mut standing = self.agent().clone().lock_owned().await;
-        let known = standing.frozen;
-        if known == MayBeFrozen::No || (known == MayBeFrozen::Unknown && standing.rests()) {
+        if standing.frozen == MayBeFrozen::No {
             return true;
         }
         let thawed = async {
             let Some(mut channel) = Channel::open(self.run_dir(), self.pid()).await? else { return Ok(false) };
-            // What the guest itself has frozen is its own affair.
-            let is_frozen = known == MayBeFrozen::Yes
-                || channel.execute(qga::guest_fsfreeze_status {}, DEADLINE).await? == GuestFsfreezeStatus::frozen;
+            // It answers this when a freeze that was under way is over, however that ended.
+            let status = channel.execute(qga::guest_fsfreeze_status {}, DEADLINE).await?;
+            let is_frozen = status == GuestFsfreezeStatus::frozen;
             if is_frozen {
                 channel.execute(qga::guest_fsfreeze_thaw {}, DEADLINE).await?;
             }
@@ -201,8 +205,7 @@ impl Guest {
             }
             Err(error) => {
                 self.does_not_answer(&mut standing, &error);
-                // One that was frozen has no rest.
-                known == MayBeFrozen::Unknown
+                false
             }
         }
     }

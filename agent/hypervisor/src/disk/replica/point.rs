@@ -20,6 +20,8 @@ use std::{
 
 use qapi::qmp;
 use throughline_cutover::DiskName;
+use tokio::time::timeout;
+use tracing::warn;
 
 use super::{
     super::{bitmap::Records, nodes},
@@ -33,6 +35,9 @@ use crate::{Guest, HypervisorError};
 
 /// How long QEMU may take to lead the disks' writes elsewhere: it has each file written to the host's disk before.
 const LEAD_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long a guest may be held frozen for the host's disk, twice.
+const HELD_AT_MOST: Duration = Duration::from_secs(2);
 
 /// A disk's part of a point that is to be sent.
 #[derive(Debug)]
@@ -122,12 +127,19 @@ impl Guest {
     async fn lead_aside(&self, names: &[DiskName]) -> Result<PointInstant, HypervisorError> {
         // QEMU does so too, and its main loop, which the guest's network needs, waits for it. It is to find little.
         self.settle_disks().await?;
-        let frozen = self.freeze().await;
+        let mut frozen = self.freeze().await;
         if frozen.is_some() {
-            self.settle_disks().await?;
+            match timeout(HELD_AT_MOST, self.settle_disks()).await {
+                Ok(settled) => settled?,
+                Err(_) => {
+                    warn!(guest = %self.name(), "its host's disk is too slow to hold it for a point; this one is as after a power cut");
+                    frozen = None;
+                }
+            }
         }
         let at = SystemTime::now();
-        self.execute_within(options::lead(names, nodes::before), LEAD_DEADLINE).await?;
+        let within = if frozen.is_some() { HELD_AT_MOST } else { LEAD_DEADLINE };
+        self.execute_within(options::lead(names, nodes::before), within).await?;
         let quiesced = match frozen {
             Some(frozen) => frozen.thaw().await,
             None => false,
