@@ -30,6 +30,8 @@ pub(crate) struct ObservedTest {
 pub(crate) struct Test {
     wish: ReplicaTest,
     is_wanted: bool,
+    /// Its guest was seen to run, or somebody ended it before: else it has shown nothing.
+    is_settled: bool,
     /// When it was asked for, milliseconds since 1970.
     pub(crate) since_ms: u64,
     /// When it is to end, or has.
@@ -45,7 +47,8 @@ pub(crate) struct Test {
 impl Test {
     fn new(wish: ReplicaTest, now_ms: u64) -> Self {
         let (ends_ms, state) = (now_ms + u64::from(wish.for_ms), TestState::Starting);
-        Self { wish, is_wanted: true, since_ms: now_ms, ends_ms, state, failure: None, console: String::new() }
+        let (is_wanted, is_settled, failure, console) = (true, false, None, String::new());
+        Self { wish, is_wanted, is_settled, since_ms: now_ms, ends_ms, state, failure, console }
     }
 
     /// Number of the point.
@@ -81,6 +84,11 @@ impl Test {
         if let Some(said) = said {
             self.failure = self.failure.take().or_else(|| said.failure.clone());
             self.console.clone_from(&said.console);
+            self.is_settled |= said.state == TestState::Running;
+        }
+        if is_over && !self.is_settled && self.failure.is_none() {
+            let message = "its guest was not seen to run; see the agent's log on the replica's host, and give it more time (--for)";
+            self.failure = Some(Failure::new("TEST_NOT_BEGUN", message));
         }
         if is_over {
             let fails = self.failure.is_some();
@@ -120,9 +128,10 @@ impl Core {
         self.replica(name)
     }
 
-    /// A replica's test, if there is one, ends.
+    /// A replica's test, if there is one, ends by somebody's word.
     pub(super) fn want_no_test(&mut self, name: &ReplicaName) {
         if let Some(test) = self.tests.get_mut(name) {
+            test.is_settled = true;
             test.end();
             self.want_desired_states();
         }
@@ -149,9 +158,14 @@ impl Core {
     /// Tests whose time is over end.
     pub(super) fn end_tests_in_time(&mut self) {
         let now_ms = milliseconds(self.clock.now());
-        let due: Vec<_> = self.tests.iter().filter(|(_, it)| it.is_wanted && it.ends_ms <= now_ms).collect();
-        let due: Vec<_> = due.into_iter().map(|(name, _)| name.clone()).collect();
-        due.iter().for_each(|name| self.want_no_test(name));
+        let mut some_end = false;
+        for test in self.tests.values_mut().filter(|it| it.is_wanted && it.ends_ms <= now_ms) {
+            test.end();
+            some_end = true;
+        }
+        if some_end {
+            self.want_desired_states();
+        }
     }
 
     /// When the next of them is over.
@@ -208,6 +222,14 @@ mod tests {
         let mut it = test();
         assert!(it.hear(Some(&said("t-1", Failed)), 2_000), "its host is to forget it");
         assert_eq!((it.state, it.failure.map(|it| it.reason), it.is_wanted), (Failed, Some("NO_ROOM".into()), false));
+    }
+
+    #[test]
+    fn one_that_never_ran_has_shown_nothing() {
+        let mut it = test();
+        it.end();
+        assert!(!it.hear(None, 61_000) && it.state == TestState::Failed);
+        assert_eq!(it.failure.map(|it| it.reason), Some("TEST_NOT_BEGUN".into()));
     }
 
     #[test]

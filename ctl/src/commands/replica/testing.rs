@@ -22,10 +22,11 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) const EXAMPLES: &str = "\
-A guest is booted at the replica's host from a restore point, as it would be after a failover, but its
-network cards are plugged into nothing. Neither the guest, which may run on, nor the replica is
+A guest is booted at the replica's host from a restore point, as it would be after a failover, but
+its network cards are plugged into nothing. Neither the guest, which may run on, nor the replica is
 changed, and points keep coming; what the test's guest writes is thrown away with it. It has the
-guest's memory beside what runs there. Its console log is at that host, at the path shown.
+guest's memory beside what runs there. RUNNING means that QEMU runs: whether the guest came up, its
+console log says, at that host, at the path shown.
 
 It ends with --end, after --for, when its guest shuts down, when the replica is promoted or deleted,
 and when the agent there or the controller is restarted or loses the other.
