@@ -28,8 +28,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Makes every enum, and every field of an enum type, show its name in JSON (see `src/names.rs`). The fields must be
-/// singular, as all are; a repeated one would not compile.
+/// Makes every enum, and every field of an enum type, show its name in JSON (see `src/names.rs`), and every choice its field's. The fields
+/// must be singular, as all are; a repeated one would not compile.
 fn name_enums(mut builder: Builder, set: &FileDescriptorSet) -> Builder {
     for file in &set.file {
         let package = format!(".{}", file.package());
@@ -38,6 +38,10 @@ fn name_enums(mut builder: Builder, set: &FileDescriptorSet) -> Builder {
             builder = builder.enum_attribute(path, r#"#[serde(rename_all = "SCREAMING_SNAKE_CASE")]"#);
         }
         for message in &file.message_type {
+            for choice in &message.oneof_decl {
+                let path = format!("{package}.{}.{}", message.name(), choice.name());
+                builder = builder.enum_attribute(path, r#"#[serde(rename_all = "snake_case")]"#);
+            }
             for field in message.field.iter().filter(|field| field.r#type() == Type::Enum) {
                 let path = format!("{package}.{}.{}", message.name(), field.name());
                 let rust = field.type_name().replacen(&format!("{package}."), "crate::v1::", 1);

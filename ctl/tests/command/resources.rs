@@ -160,16 +160,18 @@ fn a_guest_that_does_not_come_up_ends_the_wait() {
 fn a_guests_disks_are_asked_for_and_shown() {
     let fabric = Controller::start();
     let disks = json!([
-        { "name": "root", "size": 10_u64 << 30, "format": "QCOW2", "bus": "UNSPECIFIED", "image": "/srv/base.qcow2" },
-        { "name": "data", "size": 64 << 20, "format": "UNSPECIFIED", "bus": "VIRTIO_SCSI", "image": "" },
+        { "name": "root", "size": 10_u64 << 30, "format": "QCOW2", "bus": "UNSPECIFIED", "image": "/srv/base.qcow2", "over": true,
+          "place": null },
+        { "name": "data", "size": 64 << 20, "format": "UNSPECIFIED", "bus": "VIRTIO_SCSI", "image": "", "over": false,
+          "place": { "shared": "nfs1" } },
     ]);
     let mut made = guest("RUNNING", "");
     made["spec"]["disks"] = disks.clone();
     fabric.says("create_guest", made);
-    let line = "--disk name=root,size=10G,format=qcow2,image=/srv/base.qcow2 --disk name=data,size=64,bus=virtio-scsi";
+    let line = "--disk name=root,size=10G,format=qcow2,over=/srv/base.qcow2 --disk name=data,size=64,bus=virtio-scsi,shared=nfs1";
     let shown = run(fabric.address, &format!("{CREATE} {line}")).with(0).stdout;
     assert_eq!(fabric.asked("create_guest")[0]["spec"]["disks"], disks);
-    for line in ["root 10 GiB qcow2 virtio-blk from /srv/base.qcow2", "data 64 MiB raw virtio-scsi"] {
+    for line in ["root 10 GiB qcow2 virtio-blk over /srv/base.qcow2", "data 64 MiB raw virtio-scsi shared nfs1"] {
         assert!(shown.lines().any(|shown| shown == format!("disk        {line}")), "{shown}");
     }
     let refused = run(fabric.address, &format!("{CREATE} --disk name=root")).with(2);

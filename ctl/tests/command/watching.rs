@@ -104,7 +104,7 @@ fn what_is_asked_is_what_was_typed() {
     run(
         fabric.address,
         "migrate web-1 --to h2 --request-id r-1 --stop --stop-within 2m --if-it-runs-on cut --longest-pause 50 --bandwidth 10Gbit --deadline 5m \
-         --on-stall longer-pause --longest-pause-at-most 2000 --watch",
+         --on-stall longer-pause --longest-pause-at-most 2000 --flatten --watch",
     )
     .with(0);
     let limits = json!({
@@ -114,6 +114,7 @@ fn what_is_asked_is_what_was_typed() {
     let stop_first = json!({ "deadline_ms": 120_000, "otherwise": "CUT" });
     let request = json!({
         "request_id": "r-1", "guest": "web-1", "destination_host": "h2", "limits": limits, "stop_first": stop_first,
+        "flatten": true,
     });
     assert_eq!(fabric.asked("migrate_guest"), [request]);
     assert_eq!(fabric.asked("watch_migration"), [json!({ "id": "m1" })]);

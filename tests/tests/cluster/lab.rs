@@ -74,7 +74,8 @@ impl Lab {
     /// The same from another RAM disk of the guest's image.
     pub(crate) fn boot_guest_from(&self, initrd: &str, parameters: &str, flags: &[&str]) {
         let (kernel, initrd) = (image("vmlinuz"), image(initrd));
-        let cmdline = format!("console=ttyS0 quiet panic=-1 tl.ip={GUEST_ADDRESS}/24 {parameters}");
+        // What its kernel warns of is on its console: a lock-up with where it is.
+        let cmdline = format!("console=ttyS0 loglevel=5 panic=-1 tl.ip={GUEST_ADDRESS}/24 {parameters}");
         // Not a multiple of 256 KiB: QEMU 7.2 without KVM corrupts migrated memory of such sizes.
         let create = ["guest", "create", GUEST, "--host", "h1", "--memory", "262136KiB", "--network", "blue"];
         let boot = ["--kernel", &kernel, "--initrd", &initrd, "--cmdline", &cmdline];
