@@ -14,6 +14,9 @@ use throughline_hypervisor::{Guest, Launch};
 
 use super::{Lab, PATIENCE, image::Image, kernel};
 
+/// How long a guest's agent takes to say that it is in step, if it was heard.
+const IN_STEP: Duration = Duration::from_secs(10);
+
 /// That guest; its first disk has the file system, if it has disks.
 pub(crate) fn plan(lab: &Lab, side: &str, disks: &[Image], incoming: bool) -> Launch {
     let mount = disks.first().map(|disk| format!("tl.mount={}", disk.name)).unwrap_or_default();
@@ -49,13 +52,22 @@ pub(crate) async fn writes_on(guest: &Guest) {
 
 /// Asks the guest's agent as anybody could who may open its socket; waits until it is there.
 pub(crate) fn ask(guest: &Guest, command: &Value) -> Value {
-    let stream = UnixStream::connect(guest.run_dir().agent_socket()).expect("QEMU has a channel");
+    let started = Instant::now();
+    let (stream, mut answers) = loop {
+        let stream = UnixStream::connect(guest.run_dir().agent_socket()).expect("QEMU has a channel");
+        stream.set_read_timeout(Some(IN_STEP)).unwrap();
+        writeln!(&stream, "{}", json!({"execute": "guest-sync", "arguments": {"id": 1}})).unwrap();
+        // Of who was connected before there may be something, in parts that are no JSON.
+        let lines = BufReader::new(stream.try_clone().unwrap()).split(b'\n').map_while(Result::ok);
+        let mut answers = lines.filter_map(|line| serde_json::from_slice::<Value>(&line).ok());
+        if answers.any(|answer| answer == json!({"return": 1})) {
+            break (stream, answers);
+        }
+        // QEMU has one client at a time, and what the next one said before it was let in may be lost.
+        assert!(started.elapsed() < PATIENCE, "the guest's agent is not in step");
+    };
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    writeln!(&stream, "{}\n{command}", json!({"execute": "guest-sync", "arguments": {"id": 1}})).unwrap();
-    // Of who was connected before there may be something, in parts that are no JSON.
-    let lines = BufReader::new(stream).split(b'\n');
-    let mut answers = lines.filter_map(|line| serde_json::from_slice::<Value>(&line.unwrap()).ok());
-    answers.find(|answer| *answer == json!({"return": 1})).expect("it is in step");
+    writeln!(&stream, "{command}").unwrap();
     answers.next().unwrap()
 }
 
