@@ -76,6 +76,11 @@ impl GuestSpec {
     pub fn disks_to_bring(&self) -> impl Iterator<Item = &Disk> {
         self.disks.iter().filter(|disk| disk.goes_along())
     }
+
+    /// Whether there are any.
+    pub fn brings_disks(&self) -> bool {
+        self.disks_to_bring().next().is_some()
+    }
 }
 
 /// A guest a host owns, by its journal.

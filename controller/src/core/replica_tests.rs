@@ -86,11 +86,11 @@ impl Test {
             self.console.clone_from(&said.console);
             self.is_settled |= said.state == TestState::Running;
         }
-        if is_over && !self.is_settled && self.failure.is_none() {
-            let message = "its guest was not seen to run; see the agent's log on the replica's host, and give it more time (--for)";
-            self.failure = Some(Failure::new("TEST_NOT_BEGUN", message));
-        }
         if is_over {
+            if !self.is_settled && self.failure.is_none() {
+                let message = "its guest was not seen to run; see the agent's log on the replica's host, and give it more time (--for)";
+                self.failure = Some(Failure::new("TEST_NOT_BEGUN", message));
+            }
             let fails = self.failure.is_some();
             (self.state, self.ends_ms) = (if fails { TestState::Failed } else { TestState::Ended }, now_ms);
             self.console.clear();

@@ -135,7 +135,6 @@ impl ColdDestinationHands {
             self.to_source = Some(answers);
             here = disks.into_iter().map(|disk| (disk.name.clone(), disk)).collect();
         }
-        let nothing_comes = self.plan.guest.disks_to_bring().next().is_none();
         let (guest, disks) = (self.plan.guest.name.clone(), self.plan.guest.disks.clone());
         let copy: CopyId = self.plan.id.parse()?;
         let source = self.plan.source.host.clone();
@@ -152,7 +151,7 @@ impl ColdDestinationHands {
             });
             self.incoming.expect(files.await?.into_iter().flatten().collect());
         }
-        if nothing_comes {
+        if !self.plan.guest.brings_disks() {
             let _ = self.events.send(DestinationEvent::MemoryIn);
         }
         Ok(())

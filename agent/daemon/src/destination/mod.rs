@@ -107,8 +107,7 @@ fn run(host: &Arc<Host>, plan: MigrationPlan, part: Part, news: MigrationNews) -
             }
             let mut hands = DestinationHands::new(host.clone(), plan.clone(), events, caller, news.clone());
             let machine = match part {
-                Part::New => Destination::new(generation, limits, awaited)
-                    .with_disks(plan.guest.disks_to_bring().next().is_some()),
+                Part::New => Destination::new(generation, limits, awaited).with_disks(plan.guest.brings_disks()),
                 Part::Resumed(resident, ports) => {
                     let open = ports.iter().all(MovingPort::is_released);
                     hands.take_up(&resident, ports);

@@ -8,7 +8,7 @@ use nix::{
 };
 use throughline_cutover::{Disk, GuestName};
 
-use super::{DiskError, Store, folder::kept_name};
+use super::{DiskError, Store};
 
 /// What a chart has one bit for, bytes: also what the copy's own bitmap has.
 pub(super) const GRAIN: u64 = 64 << 10;
@@ -29,7 +29,7 @@ impl Store {
     /// # Errors
     /// [`DiskError::Missing`], or the system's.
     pub fn extents(&self, guest: &GuestName, disk: &Disk) -> Result<Vec<Extent>, DiskError> {
-        let path = self.directory.join(guest.as_str()).join(kept_name(disk));
+        let path = self.kept_path(guest, disk);
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(DiskError::Missing { guest: guest.clone(), disk: disk.name.clone() });

@@ -33,8 +33,8 @@ pub struct Received {
 impl Store {
     /// Has a file for a guest's disk to be copied to: that of the copying `begun_by`, if there is one, else a blank one, of the
     /// copying `copy`; all others of that disk are removed. `used`: bytes that the disk takes where it is, see [`Store::used`]. A block
-    /// device is this host's, and to be written over, from its beginning each time; a disk that is `over` its image is made so here; a shared disk is the guest's very one, which its QEMU at the source has locked, and
-    /// is written by nobody but it.
+    /// device is this host's, and to be written over, from its beginning each time; a disk that is `over` its image is made so here; a
+    /// shared disk is the guest's very one, which its QEMU at the source has locked, and is written by nobody but it.
     ///
     /// # Errors
     /// [`DiskError::Space`], [`DiskError::Tool`], [`DiskError::Place`], [`DiskError::NoLock`]; [`DiskError::Exists`] if a disk is kept here for a guest of that name; [`DiskError::InUse`] if

@@ -13,12 +13,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use throughline_cutover::{Disk, GuestName};
 
-use super::{
-    DiskError, Store,
-    folder::{Half, kept_name},
-    make::tool_failed,
-    operators_image, qcow2,
-};
+use super::{DiskError, Store, folder::Half, make::tool_failed, operators_image, qcow2};
 use crate::lock::lock;
 
 /// SHA-256 of an image.
@@ -102,7 +97,7 @@ impl Store {
         if !disk.over {
             return Ok(None);
         }
-        let path = self.directory.join(guest.as_str()).join(kept_name(disk));
+        let path = self.kept_path(guest, disk);
         let file = File::open(&path).map_err(DiskError::io("open", &path))?;
         self.over(guest, disk, &file)
     }
@@ -143,7 +138,7 @@ impl Store {
         if !disk.over {
             return Ok(None);
         }
-        let path = self.directory.join(guest.as_str()).join(kept_name(disk));
+        let path = self.kept_path(guest, disk);
         let unfit = |why: qcow2::InvalidQcow2| DiskError::Unfit { guest: guest.clone(), path, why: why.to_string() };
         qcow2::read_over(file).map(|(_, over)| over).map_err(unfit)
     }

@@ -154,6 +154,11 @@ impl Store {
         Ok(guests)
     }
 
+    /// Where a guest's disk is that is kept here, or would be.
+    fn kept_path(&self, guest: &GuestName, disk: &Disk) -> PathBuf {
+        self.directory.join(guest.as_str()).join(folder::kept_name(disk))
+    }
+
     /// Opens a disk that is kept here, to read and write, for one QEMU: give it the descriptor and close this one. Until QEMU has
     /// ended nobody else gets one.
     ///
@@ -247,7 +252,7 @@ impl Store {
     /// # Errors
     /// [`DiskError::Missing`], or the system's.
     pub fn used(&self, guest: &GuestName, disk: &Disk) -> Result<u64, DiskError> {
-        let path = self.directory.join(guest.as_str()).join(folder::kept_name(disk));
+        let path = self.kept_path(guest, disk);
         match path.symlink_metadata() {
             Ok(metadata) => self.check_placed(guest, disk, &path).map(|_| space::allocated(&metadata)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

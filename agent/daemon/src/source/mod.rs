@@ -63,7 +63,7 @@ async fn try_start(host: &Arc<Host>, plan: MigrationPlan, news: &MigrationNews) 
         );
         return Err(Failure::new("STALE_GENERATION", message));
     }
-    let machine = Source::new(plan.generation, plan.limits).with_disks(plan.guest.disks_to_bring().next().is_some());
+    let machine = Source::new(plan.generation, plan.limits).with_disks(plan.guest.brings_disks());
     run(host, plan, Part::New(machine, resident), news.clone())
 }
 

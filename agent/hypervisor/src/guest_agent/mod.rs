@@ -33,19 +33,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// What is known of a guest's agent; who has it, has the agent to himself.
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
-    frozen: MayBeFrozen,
+    /// Nothing is frozen that an agent daemon, this one or one before it, has had frozen.
+    is_thawed: bool,
     rest: Option<Rest>,
-}
-
-/// Whether file systems may be frozen that an agent daemon has had frozen.
-#[derive(Debug, Default, PartialEq, Eq)]
-enum MayBeFrozen {
-    /// By another daemon, before this one.
-    #[default]
-    Unknown,
-    /// By this one.
-    Yes,
-    No,
 }
 
 /// It did not answer.
@@ -91,7 +81,7 @@ impl Frozen {
         let guest = self.guest.name();
         match (thawed, self.standing.take()) {
             (Ok(file_systems), Some(mut standing)) => {
-                standing.frozen = MayBeFrozen::No;
+                standing.is_thawed = true;
                 debug!(%guest, file_systems, after = ?self.since.elapsed(), "the guest is thawed");
                 file_systems > 0
             }
@@ -131,7 +121,7 @@ impl Guest {
             }
         };
         // From before the command on: it may be carried out though nobody hears of it.
-        standing.frozen = MayBeFrozen::Yes;
+        standing.is_thawed = false;
         let mut frozen = Frozen { guest: self.clone(), since: Instant::now(), channel, standing: Some(standing) };
         let done = frozen.channel.execute(qga::guest_fsfreeze_freeze {}, FREEZE_DEADLINE).await;
         let standing = frozen.standing.as_mut()?;
@@ -181,7 +171,7 @@ impl Guest {
     /// `true`: nothing is frozen.
     async fn try_to_thaw(&self) -> bool {
         let mut standing = self.agent().clone().lock_owned().await;
-        if standing.frozen == MayBeFrozen::No {
+        if standing.is_thawed {
             return true;
         }
         let thawed = async {
@@ -196,7 +186,7 @@ impl Guest {
         };
         match thawed.await {
             Ok(was_frozen) => {
-                standing.frozen = MayBeFrozen::No;
+                standing.is_thawed = true;
                 standing.answers();
                 if was_frozen {
                     info!(guest = %self.name(), "the guest is thawed: whoever had it frozen did not come to it");
