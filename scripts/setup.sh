@@ -24,11 +24,17 @@ missing() {
 
 packages=$(missing)
 if [ -n "$packages" ]; then
-    say "installing $packages"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q
-    # shellcheck disable=SC2086 # a list of words
-    apt-get install -y -q --no-install-recommends $packages
+    # Twice: what is there in another release's version, such as backports' qemu-utils, goes when its sisters come.
+    for _ in first second; do
+        say "installing $packages"
+        # shellcheck disable=SC2086 # a list of words
+        apt-get install -y -q --no-install-recommends $packages
+        packages=$(missing)
+        [ -n "$packages" ] || break
+    done
+    [ -z "$packages" ] || fail "apt does not keep together: $packages; see what it said above, and install them by hand"
 else
     say "system packages: all there"
 fi
