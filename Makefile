@@ -19,10 +19,12 @@ lint: setup ## Formatting, clippy (warnings being errors), which crate may impor
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo test --quiet -p throughline-tests --test import_graph
+	cargo test --quiet --workspace --test import_graph
 	@scripts/deny.sh
 
-test: lint build ## Lint, then all tests (root: namespaces, BPF, QEMU)
+# Programs, too, are built with what tests ask of crates, so that all is compiled once.
+test: lint ## Lint, then all tests (root: namespaces, BPF, QEMU)
+	cargo build --workspace --all-targets
 	cargo test --workspace
 
 fuzz: ## Look for bytes that a decoder does not come back from; TARGET=qmp SECONDS=60, TARGET= for a list
