@@ -25,11 +25,10 @@ impl Lab {
     /// its console: such a one has its power cut, as its operator would.
     pub(crate) fn shut_down_guest(&self) -> Answer {
         let stopped = self.stop_guest(&[]);
-        let locked_up = ["h1", "h2"].iter().any(|host| self.console(host).contains("soft lockup"));
-        if stopped.code == 0 || !locked_up {
-            return stopped;
-        }
-        eprintln!("the guest's kernel is locked up; its power is cut");
+        let locked_up =
+            ["h1", "h2"].map(|host| self.console(host)).into_iter().find(|console| console.contains("soft lockup"));
+        let Some(console) = locked_up.filter(|_| stopped.code != 0) else { return stopped };
+        eprintln!("the guest's kernel is locked up; its power is cut. Its console:\n{console}");
         self.stop_guest(&["--cut-after", "0"])
     }
 
