@@ -134,6 +134,18 @@ pub enum DiskError {
         /// What is wrong with it, and what to do.
         why: String,
     },
+    /// An image that is not known yet.
+    #[error("guest {guest}, disk {disk}: its image {image:?}: {how_far}")]
+    ImageBeingRead {
+        /// Guest.
+        guest: GuestName,
+        /// Disk.
+        disk: DiskName,
+        /// As it was asked for.
+        image: String,
+        /// How far it has been read, and when to try again.
+        how_far: String,
+    },
     /// A migration whose id cannot be part of a file's name.
     #[error(
         "a migration's id of {length} bytes is none: 1 to 64 of 0-9, a-f and '-'; do controller and agents have one version?"
@@ -200,6 +212,7 @@ impl DiskError {
             Self::InUse { .. } => "DISK_IN_USE",
             Self::Unfit { .. } => "DISK_UNFIT",
             Self::Image { .. } => "DISK_IMAGE",
+            Self::ImageBeingRead { .. } => "IMAGE_BEING_READ",
             Self::Point { .. } => "DISK_POINT",
             Self::Tool { .. } => "DISK_TOOL",
             Self::CopyId { .. } => "DISK_COPY_ID",

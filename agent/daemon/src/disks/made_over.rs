@@ -2,80 +2,27 @@
 //! disks are made. What is beneath is the agent's to open, by the path that an operator named; a disk's head has its SHA-256 where others
 //! have a name, and it is compared whenever it is opened: another image there would be another disk.
 
-use std::{
-    collections::HashMap,
-    fs::{File, Metadata},
-    io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
-    sync::{Arc, Mutex},
-};
+use std::{fs::File, time::Duration};
 
-use sha2::{Digest as _, Sha256};
 use throughline_cutover::{Disk, GuestName};
 
-use super::{DiskError, Store, folder::Half, make::tool_failed, operators_image, qcow2};
-use crate::lock::lock;
+use super::{
+    DiskError, Store,
+    folder::Half,
+    make::tool_failed,
+    operators_image, qcow2,
+    sums::{NoSum, Sum},
+};
 
-/// SHA-256 of an image.
-pub type Sum = [u8; 32];
-
-/// What is read at a time, bytes.
-const PIECE: usize = 1 << 20;
-/// Sums that are kept, of all images that were ever asked for.
-const MOST_KEPT: usize = 256;
-
-/// Sums of images, each for as long as the file is what it was: an image may have many gigabytes.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Sums(Arc<Mutex<HashMap<Stamp, Sum>>>);
-
-/// What changes when a file does: device, number, length, and when it was written and changed, to the nanosecond.
-type Stamp = [i128; 7];
-
-fn stamp(found: &Metadata) -> Stamp {
-    [
-        found.dev().into(),
-        found.ino().into(),
-        found.len().into(),
-        found.mtime().into(),
-        found.mtime_nsec().into(),
-        found.ctime().into(),
-        found.ctime_nsec().into(),
-    ]
-}
-
-impl Sums {
-    fn of(&self, file: &File) -> io::Result<Sum> {
-        let before = stamp(&file.metadata()?);
-        if let Some(sum) = lock(&self.0).get(&before) {
-            return Ok(*sum);
-        }
-        let sum = sum(file)?;
-        // One that changed meanwhile has none.
-        if stamp(&file.metadata()?) == before {
-            let mut kept = lock(&self.0);
-            if kept.len() >= MOST_KEPT {
-                kept.clear();
-            }
-            kept.insert(before, sum);
-        }
-        Ok(sum)
-    }
-}
-
-fn sum(mut file: &File) -> io::Result<Sum> {
-    let (mut hasher, mut room) = (Sha256::new(), vec![0; PIECE]);
-    loop {
-        match file.read(&mut room)? {
-            0 => return Ok(hasher.finalize().into()),
-            count => hasher.update(&room[..count]),
-        }
-    }
-}
+/// How long a move waits for an image that is read for the first time: it has half a minute for all that comes before it copies.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// And a guest that is made or started: nothing can be done without.
+const ENDLESS: Duration = Duration::MAX;
 
 impl Store {
     /// Makes a file blank, and over the disk's image, which is read, and not copied.
     pub(super) fn blank_over(&self, guest: &GuestName, disk: &Disk, half: &Half<'_>) -> Result<(), DiskError> {
-        let sum = self.sum(disk, &self.image(guest, disk)?)?;
+        let sum = self.sum(guest, disk, &self.image(guest, disk)?, ENDLESS)?;
         let made = self.tools.create_over(half.file(), disk.size.bytes(), &qcow2::backing_name(&sum));
         made.map_err(tool_failed(guest, disk))
     }
@@ -86,7 +33,7 @@ impl Store {
     /// [`DiskError::Image`] if it is not there, or is another one by now; [`DiskError::Unfit`].
     pub fn open_image(&self, guest: &GuestName, disk: &Disk, file: &File) -> Result<Option<File>, DiskError> {
         let Some(sum) = self.over(guest, disk, file)? else { return Ok(None) };
-        self.check_image(guest, disk, &sum).map(Some)
+        self.find_image(guest, disk, &sum, ENDLESS).map(Some)
     }
 
     /// The sum of the image that a kept disk is over; `None`: it is over none.
@@ -120,13 +67,17 @@ impl Store {
         Err(refused(guest, disk, "it was changed just now; migrate again".to_owned()))
     }
 
-    /// The image with that sum, which a disk is over, here or elsewhere.
+    /// That this host has the image with that sum, which a disk is over that is to come here.
     ///
     /// # Errors
-    /// [`DiskError::Image`] if this host has none, or another one; the system's.
-    pub fn check_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8]) -> Result<File, DiskError> {
+    /// [`DiskError::Image`] if this host has none, or another one; [`DiskError::ImageBeingRead`]; the system's.
+    pub fn check_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8]) -> Result<(), DiskError> {
+        self.find_image(guest, disk, sum, PATIENCE).map(drop)
+    }
+
+    fn find_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8], patience: Duration) -> Result<File, DiskError> {
         let image = self.image(guest, disk)?;
-        if self.sum(disk, &image)? == *sum {
+        if self.sum(guest, disk, &image, patience)? == *sum {
             return Ok(image);
         }
         let why = "this host has another one at that path than the disk is over; put that one there, or, if it comes from another host, \
@@ -147,32 +98,19 @@ impl Store {
         operators_image::open(disk).map_err(|why| refused(guest, disk, why))
     }
 
-    fn sum(&self, disk: &Disk, image: &File) -> Result<Sum, DiskError> {
-        self.sums.of(image).map_err(DiskError::io("read", disk.image.as_ref()))
+    fn sum(&self, guest: &GuestName, disk: &Disk, image: &File, patience: Duration) -> Result<Sum, DiskError> {
+        self.sums.of(image, patience).map_err(|why| match why {
+            NoSum::BeingRead { .. } => DiskError::ImageBeingRead {
+                guest: guest.clone(),
+                disk: disk.name.clone(),
+                image: disk.image.clone(),
+                how_far: why.to_string(),
+            },
+            NoSum::Changed | NoSum::Io(_) => refused(guest, disk, why.to_string()),
+        })
     }
 }
 
 fn refused(guest: &GuestName, disk: &Disk, why: String) -> DiskError {
     DiskError::Image { guest: guest.clone(), disk: disk.name.clone(), image: disk.image.clone(), why }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{fs, time::Duration};
-
-    use super::*;
-
-    #[test]
-    fn a_sum_is_kept_for_as_long_as_the_file_is_the_same() {
-        let path = std::env::temp_dir().join(format!("throughline-sums-{}", std::process::id()));
-        fs::write(&path, "one").unwrap();
-        let (sums, open) = (Sums::default(), || File::open(&path).unwrap());
-        let one = sums.of(&open()).unwrap();
-        assert_eq!((sums.of(&open()).unwrap(), lock(&sums.0).len()), (one, 1));
-        // The kernel's clock for files is coarse.
-        std::thread::sleep(Duration::from_millis(20));
-        fs::write(&path, "two").unwrap();
-        assert_ne!(sums.of(&open()).unwrap(), one);
-        fs::remove_file(&path).unwrap();
-    }
 }

@@ -10,6 +10,7 @@
 //!      data.raw.new            half made; whoever finds one removes it
 //!      logs.raw -> /dev/vg0/web-1-logs    a link, where a disk is a block device or on shared storage ([`elsewhere`])
 //!      data.raw.before-failover-AT  the guest's before a replica took its place; an operator's to remove
+//!    .image-sums         what images were found to be that disks are over ([`sums`])
 //!    .replicas/          0700, the same of guests that run elsewhere ([`replicas`])
 //!      ID/root.qcow2     with points, as internal snapshots
 //!      .point-ID         the socket of a point that is tested, until its client has connected
@@ -42,6 +43,7 @@ mod operators_image;
 mod qcow2;
 mod replicas;
 mod space;
+mod sums;
 mod tested;
 mod tools;
 
@@ -60,7 +62,7 @@ use tracing::warn;
 
 use self::{
     folder::{Folder, State},
-    made_over::Sums,
+    sums::Sums,
     tools::Tools,
 };
 
@@ -72,10 +74,10 @@ pub use self::{
     extents::Extent,
     hosted::{Opened, Unfinished},
     incoming::Received,
-    made_over::Sum,
     make::Made,
     qcow2::{InvalidQcow2, qcow2_length},
     replicas::{Replicas, as_kept},
+    sums::Sum,
     tested::TestDisk,
     tools::{PointServer, ToolError, ToolUser},
 };
@@ -102,7 +104,8 @@ impl Store {
     /// If the directory is not this agent's alone, or there is no such user.
     pub fn open(directory: &Path, user: &QemuUser, elsewhere: Elsewhere) -> Result<Self, DiskError> {
         let user = ToolUser::of(user).map_err(|source| DiskError::User { user: user.clone(), source })?;
-        let store = Self { directory: directory.to_owned(), tools: Tools::new(user), elsewhere, sums: Sums::default() };
+        let (tools, sums) = (Tools::new(user), Sums::noted_in(directory));
+        let store = Self { directory: directory.to_owned(), tools, elsewhere, sums };
         store.clear_up()?;
         Ok(store)
     }
@@ -244,7 +247,7 @@ impl Store {
         here: &DiskHere,
     ) -> Result<(), DiskError> {
         self.elsewhere.check(guest, disk, source, &here.place_proof)?;
-        if here.image_sum.is_empty() { Ok(()) } else { self.check_image(guest, disk, &here.image_sum).map(drop) }
+        if here.image_sum.is_empty() { Ok(()) } else { self.check_image(guest, disk, &here.image_sum) }
     }
 
     /// Bytes that the disk's file takes of its file system: what a host it moves to must have room for.

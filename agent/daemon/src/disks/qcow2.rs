@@ -4,7 +4,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
-use super::Sum;
+use super::sums::{Sum, hex, unhex};
 
 /// What is read of a file.
 const LENGTH: usize = 104;
@@ -64,16 +64,11 @@ pub(super) fn read_over(file: &File) -> Result<(u64, Option<Sum>), InvalidQcow2>
 
 /// What a disk's head says that is over the image with that sum: nothing that anybody could open.
 pub(super) fn backing_name(sum: &Sum) -> String {
-    sum.iter().fold(BY_SUM.to_owned(), |name, byte| name + &format!("{byte:02x}"))
+    BY_SUM.to_owned() + &hex(sum)
 }
 
 fn read_backing_name(name: &str) -> Option<Sum> {
-    let digits = name.strip_prefix(BY_SUM)?;
-    let mut sum = Sum::default();
-    for (at, byte) in sum.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(sum)
+    unhex(name.strip_prefix(BY_SUM)?)
 }
 
 fn word(head: &[u8; LENGTH], at: usize) -> u32 {
