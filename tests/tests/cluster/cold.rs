@@ -36,7 +36,7 @@ fn a_stopped_guest_moves_with_its_disks_and_starts_there() {
     drop(Probe::start(&lab));
     for (from, to) in [("h1", "h2"), ("h2", "h1")].into_iter().cycle().take(moves()) {
         std::thread::sleep(Duration::from_secs(2));
-        lab.shut_down_guest().done();
+        lab.stop_guest(&[]).done();
         let before = lab.disk_sums(from);
         lab.migrate_stopped(to, &[]);
         assert_eq!(lab.disk_sums(to), before, "byte for byte");
@@ -113,10 +113,7 @@ fn a_guest_is_shut_down_moved_and_booted_there_by_one_request() {
     lab.boot_guest_with(WRITER, &WRITTEN);
     drop(Probe::start(&lab));
     std::thread::sleep(Duration::from_secs(2));
-    // See `Lab::shut_down_guest`.
-    let stop = ["--stop", "--if-it-runs-on", "cut"];
-    let there = [&["migrate", GUEST, "--to", "h2"][..], &stop].concat();
-    let moved = lab.throughline(&there).done()["migration"].take();
+    let moved = lab.throughline(&["migrate", GUEST, "--to", "h2", "--stop"]).done()["migration"].take();
     assert_eq!((&moved["phase"], &moved["stop_first"]["deadline_ms"]), (&"DONE".into(), &60_000.into()), "{moved:#}");
     assert_eq!(lab.disk_files("h1"), [""; 0], "left behind");
     lab.wait_for_state("RUNNING");
@@ -124,7 +121,7 @@ fn a_guest_is_shut_down_moved_and_booted_there_by_one_request() {
     lab.assert_answers("it was booted where it had come to, with its addresses");
 
     // The controller's death in the middle costs nobody anything.
-    let back = [&["migrate", GUEST, "--to", "h1", "--detach"][..], &stop].concat();
+    let back = ["migrate", GUEST, "--to", "h1", "--stop", "--detach"];
     let id = lab.throughline(&back).done()["id"].as_str().expect("an id").to_owned();
     let controller = kill_controller(&lab);
     start_daemon(&mut lab, "ctl", &controller);

@@ -77,7 +77,7 @@ fn a_device_and_a_shared_disk_move_with_their_guest() {
     drop(probe);
 
     // Stopped it moves as well, and another host finds the shared disk where it was.
-    lab.shut_down_guest().done();
+    lab.stop_guest(&[]).done();
     let before = lab.disk_sums("h1");
     lab.throughline(&["migrate", GUEST, "--to", "h2"]).done();
     assert_eq!(lab.disk_sums("h2"), before, "byte for byte");
@@ -136,7 +136,7 @@ fn a_disk_over_an_image_moves_over_it_or_whole() {
     lab.boot_guest_with(WRITER, &WRITTEN);
     drop(Probe::start(&lab));
     std::thread::sleep(Duration::from_secs(3));
-    lab.shut_down_guest().done();
+    lab.stop_guest(&[]).done();
     let image = lab.state().join("base.qcow2");
     fs::copy(lab.disk_dir("h1").join("data.qcow2"), &image).unwrap();
     fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).unwrap();

@@ -21,17 +21,6 @@ impl Lab {
         self.throughline(&[&["guest", "stop", GUEST], flags].concat())
     }
 
-    /// Has the guest shut down, as it is asked to. Now and then the kernel of a translated guest locks up at about that time, and says so on
-    /// its console: such a one has its power cut, as its operator would.
-    pub(crate) fn shut_down_guest(&self) -> Answer {
-        let stopped = self.stop_guest(&[]);
-        let locked_up =
-            ["h1", "h2"].map(|host| self.console(host)).into_iter().find(|console| console.contains("soft lockup"));
-        let Some(console) = locked_up.filter(|_| stopped.code != 0) else { return stopped };
-        eprintln!("the guest's kernel is locked up; its power is cut. Its console:\n{console}");
-        self.stop_guest(&["--cut-after", "0"])
-    }
-
     pub(crate) fn start_guest(&self) -> Answer {
         self.throughline(&["guest", "start", GUEST])
     }
@@ -78,7 +67,7 @@ fn a_stopped_guest_keeps_its_place_and_its_disks() {
     thread::sleep(Duration::from_secs(3));
     let before = lab.throughline(&["guest", "get", GUEST]).done();
 
-    let stopped = lab.shut_down_guest().done();
+    let stopped = lab.stop_guest(&[]).done();
     assert_eq!(stopped["state"], "STOPPED");
     assert!(stopped["generation"].as_u64() > before["generation"].as_u64(), "{stopped}");
     assert_eq!((&stopped["spec"], &stopped["host"]), (&before["spec"], &before["host"]));
@@ -138,7 +127,7 @@ fn a_guest_whose_qemu_died_is_stopped_and_started() {
     lab.kill_qemu("h1");
     lab.wait_for_state("FAILED");
     lab.start_guest().refused(3, "GUEST_FAILED");
-    lab.shut_down_guest().done();
+    lab.stop_guest(&[]).done();
     lab.start_guest().done();
     wait_for("the guest is up", SOON, || lab.console("h1").contains(BOOTED).then_some(()));
     lab.assert_runs_on("h1");
