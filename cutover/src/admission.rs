@@ -145,6 +145,8 @@ pub struct HostFacts {
     pub memory_kib: u64,
     /// Of it promised, guests on their way here included, KiB.
     pub memory_used_kib: u64,
+    /// Of that, what tests of replicas have, KiB.
+    pub memory_of_tests_kib: u64,
 }
 
 impl HostFacts {

@@ -137,6 +137,7 @@ impl Core {
             peer_endpoint: enrolment.map(|it| it.peer_endpoint.clone()),
             memory_kib: enrolment.map_or(0, |it| it.memory_kib),
             memory_used_kib: self.memory_used_kib(&host.name),
+            memory_of_tests_kib: self.memory_of_tests_kib(&host.name),
         }
     }
 }

@@ -106,6 +106,7 @@ pub(super) fn can_run(host: &HostFacts, host_field: &str, memory_field: &str, me
             host: host.name.clone(),
             asked_kib: memory_kib,
             free_kib: host.memory_free_kib(),
+            tests_kib: host.memory_of_tests_kib,
         });
     }
     Ok(())

@@ -64,9 +64,9 @@ pub enum Denial {
     #[error("host {host} runs no guests (peer only); choose another host")]
     HostPeerOnly { field: String, host: HostName },
     #[error(
-        "host {host} has {free_kib} KiB free, {asked_kib} KiB are needed; choose another host or free memory there"
+        "host {host} has {free_kib} KiB free, {asked_kib} KiB are needed; choose another host or free memory there{}", of_tests(*tests_kib)
     )]
-    NotEnoughMemory { field: String, host: HostName, asked_kib: u64, free_kib: u64 },
+    NotEnoughMemory { field: String, host: HostName, asked_kib: u64, free_kib: u64, tests_kib: u64 },
     #[error("guest {guest} is on host {host} already; choose another host")]
     SameHost { field: String, guest: GuestName, host: HostName },
     #[error(
@@ -176,6 +176,16 @@ pub enum Denial {
     OtherFabric(Failure),
     #[error("{0}")]
     TermUnproved(Failure),
+}
+
+/// What ends soonest of what is in a host's memory.
+fn of_tests(tests_kib: u64) -> String {
+    match tests_kib {
+        0 => String::new(),
+        _ => format!(
+            " (tests of replicas have {tests_kib} KiB: `throughline replica list` shows them, `replica test --end` ends one)"
+        ),
+    }
 }
 
 impl Denial {

@@ -100,6 +100,7 @@ fn host_facts(name: &str, n: u8) -> HostFacts {
         peer_endpoint: Some(format!("192.0.2.{n}:7701")),
         memory_kib: 1 << 20,
         memory_used_kib: 0,
+        memory_of_tests_kib: 0,
     }
 }
 
@@ -161,6 +162,10 @@ fn guests_need_a_host_that_can_run_them() {
     denied(create(&fabric, "gw"), "HOST_PEER_ONLY", "host");
     fabric.hosts[1].memory_used_kib = fabric.hosts[1].memory_kib - 262_135;
     denied(create(&fabric, "h2"), "NOT_ENOUGH_MEMORY", "spec.memory_kib");
+    let words = |fabric: &Fabric| create(fabric, "h2").unwrap_err().to_string();
+    assert!(words(&fabric).ends_with("or free memory there"), "{}", words(&fabric));
+    fabric.hosts[1].memory_of_tests_kib = 262_136;
+    assert!(words(&fabric).contains("(tests of replicas have 262136 KiB:"), "{}", words(&fabric));
     fabric.hosts[1].connected = false;
     denied(create(&fabric, "h2"), "HOST_DOWN", "host");
 }
