@@ -1,6 +1,5 @@
 # What a developer says. Everything here makes the machine ready by itself (Debian 12, root, rustup's stable toolchain) and
-# is cheap when there is nothing to do. One cargo profile throughout, `dev`: the demo and the tests share every artefact, and
-# what has to be fast runs in the kernel.
+# is cheap when there is nothing to do. One cargo profile throughout, `dev`: what has to be fast runs in the kernel.
 .PHONY: help setup build install lint test fuzz cures bench chaos demo clean-lab
 
 help: ## This list

@@ -277,7 +277,8 @@ fn a_disk_over_an_image_has_only_what_differs_and_needs_the_very_image() {
     assert_eq!(scratch.store.open_disk(&scratch.guest, &plain).unwrap_err().code(), "DISK_UNFIT", "as one of its own");
 
     let sum = scratch.store.image_of(&scratch.guest, &over).unwrap().expect("it is over one");
-    scratch.store.check_image(&scratch.guest, &over, &sum).unwrap();
+    let check = |until: Instant| scratch.store.check_image(&scratch.guest, &over, &sum, until);
+    check(Instant::now()).unwrap();
 
     // Where it comes to it is over the image too, or a disk of its own.
     let other = "web-2".parse().unwrap();
@@ -301,7 +302,13 @@ fn a_disk_over_an_image_has_only_what_differs_and_needs_the_very_image() {
 
     // Another image is another disk.
     img(&["resize", "-q", "-f", "qcow2", image.to_str().unwrap(), "9M"]);
-    assert_eq!(scratch.store.check_image(&scratch.guest, &over, &sum).unwrap_err().code(), "DISK_IMAGE");
+    assert_eq!(check(Instant::now() + Duration::from_secs(60)).unwrap_err().code(), "DISK_IMAGE");
     let file = scratch.store.open_disk(&scratch.guest, &over).unwrap();
     assert_eq!(scratch.store.open_image(&scratch.guest, &over, &file).unwrap_err().code(), "DISK_IMAGE");
+
+    // One that takes its time is read for whoever comes again.
+    File::options().write(true).open(&image).unwrap().set_len(512 * MIB).unwrap();
+    assert_eq!(check(Instant::now()).unwrap_err().code(), "IMAGE_BEING_READ");
+    assert_eq!(check(Instant::now() + Duration::from_secs(60)).unwrap_err().code(), "DISK_IMAGE");
+    assert_eq!(check(Instant::now()).unwrap_err().code(), "DISK_IMAGE");
 }

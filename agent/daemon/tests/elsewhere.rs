@@ -194,10 +194,14 @@ fn a_shared_disk_is_one_wherever_it_is_looked_at() {
 
     let old = DiskHere { place_proof: h1.prove(&guest, &disk).unwrap(), ..Default::default() };
     let place_proof = h1.prove(&guest, &disk).unwrap();
-    assert_eq!(code(h2.check_disk(&guest, &disk, &source, &old)), "STORAGE_NOT_SHARED", "as a copy of it would have");
+    assert_eq!(
+        code(h2.check_disks(&guest, &source, &[(disk.clone(), old)])),
+        "STORAGE_NOT_SHARED",
+        "as a copy of it would have"
+    );
     let proof = DiskHere { place_proof, ..Default::default() };
-    h2.check_disk(&guest, &disk, &source, &proof).unwrap();
-    assert_eq!(code(h2.check_disk(&guest, &disk, &source, &DiskHere::default())), "STORAGE_NOT_SHARED");
+    h2.check_disks(&guest, &source, &[(disk.clone(), proof.clone())]).unwrap();
+    assert_eq!(code(h2.check_disks(&guest, &source, &[(disk.clone(), DiskHere::default())])), "STORAGE_NOT_SHARED");
     assert_eq!(code(h2.receive(&guest, &disk, 0, &copy(1), None)), "STORAGE_NO_LOCKS", "nobody seems to run on it");
 
     let running = lock_as_qemu(&image);
@@ -240,7 +244,7 @@ fn storage_that_only_has_one_name_is_found_out() {
     let (disk, source) = (shared("apart"), "h1".parse::<HostName>().unwrap());
     h1.create(&guest, &disk).unwrap();
     let proof = DiskHere { place_proof: h1.prove(&guest, &disk).unwrap(), ..Default::default() };
-    assert_eq!(code(h2.check_disk(&guest, &disk, &source, &proof)), "STORAGE_NOT_SHARED");
+    assert_eq!(code(h2.check_disks(&guest, &source, &[(disk.clone(), proof.clone())])), "STORAGE_NOT_SHARED");
     assert_eq!(code(h2.create(&guest, &shared("nfs7"))), "DISK_PLACE", "no such name here");
 }
 

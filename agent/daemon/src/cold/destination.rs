@@ -139,15 +139,19 @@ impl ColdDestinationHands {
         let copy: CopyId = self.plan.id.parse()?;
         let source = self.plan.source.host.clone();
         if !disks.is_empty() {
+            let with_here = |disk: throughline_cutover::Disk| {
+                let here = here.remove(disk.name.as_str()).unwrap_or_default();
+                (disk, here)
+            };
+            let wanted: Vec<_> = disks.into_iter().map(with_here).collect();
             let files = self.host.with_disks(move |store| {
-                let receive = |disk: &throughline_cutover::Disk| {
-                    let here = here.remove(disk.name.as_str()).unwrap_or_default();
-                    store.check_disk(&guest, disk, &source, &here)?;
+                store.check_disks(&guest, &source, &wanted)?;
+                let receive = |(disk, here): &(throughline_cutover::Disk, v1::DiskHere)| {
                     let file = store.receive_file(&guest, disk, here.used_bytes, &copy)?;
                     // A shared disk is there; nothing comes.
                     Ok(disk.goes_along().then(|| (disk.name.clone(), file)))
                 };
-                disks.iter().map(receive).collect::<Result<Vec<_>, _>>()
+                wanted.iter().map(receive).collect::<Result<Vec<_>, _>>()
             });
             self.incoming.expect(files.await?.into_iter().flatten().collect());
         }

@@ -8,7 +8,7 @@ use throughline_wire::v1::{DiskHere, PreparedDisk};
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 
 use crate::{
-    disks::{CopyId, Received, Store},
+    disks::{CopyId, DiskError, Received, Store},
     host::Host,
     invitation::disks::{Wanted, to_wire},
     resident::hypervisor_failure,
@@ -30,20 +30,18 @@ pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHer
     }
     let here: HashMap<&str, &DiskHere> = here.iter().map(|disk| (disk.name.as_str(), disk)).collect();
     let wanted = plan.guest.disks.iter().map(|disk| match here.get(disk.name.as_str()) {
-        Some(here) => Ok((disk.clone(), DiskHere::clone(here), begun_by(here)?)),
+        Some(here) => Ok((disk.clone(), DiskHere::clone(here))),
         None => Err(Failure::new("DISK_STREAM", format!("the source says nothing of disk {}", disk.name))),
     });
-    let wanted: Vec<(Disk, DiskHere, Option<CopyId>)> = wanted.collect::<Result<_, _>>()?;
+    let wanted: Vec<(Disk, DiskHere)> = wanted.collect::<Result<_, _>>()?;
     let (guest, copy): (_, CopyId) = (plan.guest.name.clone(), plan.id.parse()?);
     let source = plan.source.host.clone();
     let receive = move |store: &Store| {
-        for (disk, here, _) in &wanted {
-            store.check_disk(&guest, disk, &source, here)?;
-        }
-        let receive = |(disk, here, begun_by): &(Disk, DiskHere, Option<CopyId>)| {
+        store.check_disks(&guest, &source, &wanted)?;
+        let receive = |(disk, here): &(Disk, DiskHere)| {
             // One that is brought whole is over nothing here.
             let disk = Disk { over: !here.image_sum.is_empty(), ..disk.clone() };
-            let received = store.receive(&guest, &disk, here.used_bytes, &copy, begun_by.as_ref())?;
+            let received = store.receive(&guest, &disk, here.used_bytes, &copy, begun_by(here)?.as_ref())?;
             store.check_over(&guest, &disk, &received.file, &here.image_sum)?;
             Ok(received)
         };
@@ -53,7 +51,7 @@ pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHer
 }
 
 /// Which copying the source could go on with.
-fn begun_by(here: &DiskHere) -> Result<Option<CopyId>, Failure> {
+fn begun_by(here: &DiskHere) -> Result<Option<CopyId>, DiskError> {
     if here.begun_by.is_empty() { Ok(None) } else { Ok(Some(here.begun_by.parse()?)) }
 }
 

@@ -2,7 +2,10 @@
 //! disks are made. What is beneath is the agent's to open, by the path that an operator named; a disk's head has its SHA-256 where others
 //! have a name, and it is compared whenever it is opened: another image there would be another disk.
 
-use std::{fs::File, time::Duration};
+use std::{
+    fs::File,
+    time::{Duration, Instant},
+};
 
 use throughline_cutover::{Disk, GuestName};
 
@@ -14,15 +17,13 @@ use super::{
     sums::{NoSum, Sum},
 };
 
-/// How long a move waits for an image that is read for the first time: it has half a minute for all that comes before it copies.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// And a guest that is made or started: nothing can be done without.
-const ENDLESS: Duration = Duration::MAX;
+/// How long whoever makes or opens a disk waits for its image to be read: others wait for them, and they come again.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Store {
     /// Makes a file blank, and over the disk's image, which is read, and not copied.
     pub(super) fn blank_over(&self, guest: &GuestName, disk: &Disk, half: &Half<'_>) -> Result<(), DiskError> {
-        let sum = self.sum(guest, disk, &self.image(guest, disk)?, ENDLESS)?;
+        let sum = self.sum(guest, disk, &self.image(guest, disk)?, Instant::now() + PATIENCE)?;
         let made = self.tools.create_over(half.file(), disk.size.bytes(), &qcow2::backing_name(&sum));
         made.map_err(tool_failed(guest, disk))
     }
@@ -30,10 +31,10 @@ impl Store {
     /// What a disk's open file is over, open to read; `None`: over nothing.
     ///
     /// # Errors
-    /// [`DiskError::Image`] if it is not there, or is another one by now; [`DiskError::Unfit`].
+    /// [`DiskError::Image`] if it is not there, or is another one by now; [`DiskError::ImageBeingRead`]; [`DiskError::Unfit`].
     pub fn open_image(&self, guest: &GuestName, disk: &Disk, file: &File) -> Result<Option<File>, DiskError> {
         let Some(sum) = self.over(guest, disk, file)? else { return Ok(None) };
-        self.find_image(guest, disk, &sum, ENDLESS).map(Some)
+        self.find_image(guest, disk, &sum, Instant::now() + PATIENCE).map(Some)
     }
 
     /// The sum of the image that a kept disk is over; `None`: it is over none.
@@ -67,17 +68,17 @@ impl Store {
         Err(refused(guest, disk, "it was changed just now; migrate again".to_owned()))
     }
 
-    /// That this host has the image with that sum, which a disk is over that is to come here.
+    /// That this host has the image with that sum, which a disk is over that is to come here. It is waited `until` then for it to be read.
     ///
     /// # Errors
-    /// [`DiskError::Image`] if this host has none, or another one; [`DiskError::ImageBeingRead`]; the system's.
-    pub fn check_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8]) -> Result<(), DiskError> {
-        self.find_image(guest, disk, sum, PATIENCE).map(drop)
+    /// [`DiskError::Image`] if this host has none that can be read, or another one; [`DiskError::ImageBeingRead`].
+    pub fn check_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8], until: Instant) -> Result<(), DiskError> {
+        self.find_image(guest, disk, sum, until).map(drop)
     }
 
-    fn find_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8], patience: Duration) -> Result<File, DiskError> {
+    fn find_image(&self, guest: &GuestName, disk: &Disk, sum: &[u8], until: Instant) -> Result<File, DiskError> {
         let image = self.image(guest, disk)?;
-        if self.sum(guest, disk, &image, patience)? == *sum {
+        if self.sum(guest, disk, &image, until)? == *sum {
             return Ok(image);
         }
         let why = "this host has another one at that path than the disk is over; put that one there, or, if it comes from another host, \
@@ -98,15 +99,15 @@ impl Store {
         operators_image::open(disk).map_err(|why| refused(guest, disk, why))
     }
 
-    fn sum(&self, guest: &GuestName, disk: &Disk, image: &File, patience: Duration) -> Result<Sum, DiskError> {
-        self.sums.of(image, patience).map_err(|why| match why {
-            NoSum::BeingRead { .. } => DiskError::ImageBeingRead {
+    fn sum(&self, guest: &GuestName, disk: &Disk, image: &File, until: Instant) -> Result<Sum, DiskError> {
+        self.sums.of(image, until).map_err(|why| match why {
+            NoSum::BeingRead { .. } | NoSum::Changed => DiskError::ImageBeingRead {
                 guest: guest.clone(),
                 disk: disk.name.clone(),
                 image: disk.image.clone(),
                 how_far: why.to_string(),
             },
-            NoSum::Changed | NoSum::Io(_) => refused(guest, disk, why.to_string()),
+            NoSum::Io(_) => refused(guest, disk, why.to_string()),
         })
     }
 }

@@ -52,6 +52,7 @@ use std::{
     io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use throughline_confine::private_dir;
@@ -87,6 +88,9 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Where the one that parts were made in is noted; no guest has such a name.
 const NOTED_BOOT: &str = ".boot-id";
 
+/// How long a move waits for its images to be read: it has half a minute for all that comes before it copies.
+const IMAGES_PATIENCE: Duration = Duration::from_secs(15);
+
 /// All disks of a host's guests.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -104,15 +108,15 @@ impl Store {
     /// If the directory is not this agent's alone, or there is no such user.
     pub fn open(directory: &Path, user: &QemuUser, elsewhere: Elsewhere) -> Result<Self, DiskError> {
         let user = ToolUser::of(user).map_err(|source| DiskError::User { user: user.clone(), source })?;
+        private_dir(directory)?;
         let (tools, sums) = (Tools::new(user), Sums::noted_in(directory));
         let store = Self { directory: directory.to_owned(), tools, elsewhere, sums };
         store.clear_up()?;
         Ok(store)
     }
 
-    /// Makes the directory if it is not there, and removes what nobody goes on with.
+    /// Removes what nobody goes on with.
     fn clear_up(&self) -> Result<(), DiskError> {
-        private_dir(&self.directory)?;
         for guest in self.guests()? {
             if let Some(folder) = self.folder_of(&guest) {
                 folder.remove_half_made()?;
@@ -234,20 +238,29 @@ impl Store {
         self.elsewhere.prove(guest, disk)
     }
 
-    /// That this host has what a disk needs that comes from `source`, which says what it has `here`: the same storage or another device,
-    /// see [`Elsewhere::check`], and the same image.
+    /// That this host has what disks need that come from `source`, which says what it has of each: the same storage or another device,
+    /// see [`Elsewhere::check`], and the same image. All images are read at once, and waited for together.
     ///
     /// # Errors
     /// Those of that, and of [`Store::check_image`].
-    pub fn check_disk(
+    pub fn check_disks(
         &self,
         guest: &GuestName,
-        disk: &Disk,
         source: &HostName,
-        here: &DiskHere,
+        disks: &[(Disk, DiskHere)],
     ) -> Result<(), DiskError> {
-        self.elsewhere.check(guest, disk, source, &here.place_proof)?;
-        if here.image_sum.is_empty() { Ok(()) } else { self.check_image(guest, disk, &here.image_sum) }
+        let over = || disks.iter().filter(|(_, here)| !here.image_sum.is_empty());
+        let now = Instant::now();
+        for (disk, here) in over() {
+            match self.check_image(guest, disk, &here.image_sum, now) {
+                Ok(()) | Err(DiskError::ImageBeingRead { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for (disk, here) in disks {
+            self.elsewhere.check(guest, disk, source, &here.place_proof)?;
+        }
+        over().try_for_each(|(disk, here)| self.check_image(guest, disk, &here.image_sum, now + IMAGES_PATIENCE))
     }
 
     /// Bytes that the disk's file takes of its file system: what a host it moves to must have room for.

@@ -7,6 +7,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use throughline_confine::private_dir;
 use throughline_cutover::{Disk, DiskFormat, DiskPlace, GuestName, ReplicaId};
 
 use super::{
@@ -47,6 +48,7 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_replicas(&self) -> Result<Replicas, DiskError> {
         let store = Self { directory: self.directory.join(DIRECTORY), ..self.clone() };
+        private_dir(&store.directory)?;
         store.clear_up().map(|()| Replicas(store))
     }
 

@@ -16,6 +16,8 @@ use crate::{
 
 /// Why a guest whose disk somebody else has open does not start.
 const DISK_IN_USE: &str = "DISK_IN_USE";
+/// Why one does not whose disk is over an image that this host has not read.
+const IMAGE_BEING_READ: &str = "IMAGE_BEING_READ";
 /// How soon it is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -123,8 +125,8 @@ async fn have_running(host: &Arc<Host>, spec: &GuestSpec, order: &Order, failed:
             };
             match booted {
                 Ok(resident) => host.settle_in(resident).await,
-                // Whoever reads or writes a disk is about to let go of it.
-                Err(failure) if failure.reason == DISK_IN_USE => {
+                // Whoever reads or writes a disk is about to let go of it, and an image will have been read.
+                Err(failure) if [DISK_IN_USE, IMAGE_BEING_READ].contains(&failure.reason.as_str()) => {
                     look_again_soon(host);
                     return Err(failure);
                 }

@@ -2,31 +2,18 @@
 
 use std::{fs, io, time::Duration};
 
-use throughline_cutover::{Failure, GuestName, ReplicaId};
-use throughline_hypervisor::{Guest, RunDir};
+use throughline_cutover::{Failure, ReplicaId};
+use throughline_hypervisor::Guest;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::end;
+use super::{RUN_DIR, end, test_name};
 use crate::{host::Host, resident::hypervisor_failure};
 
 /// How long an agent that ends waits for its tests' ends.
 const LAST_WAIT: Duration = Duration::from_secs(10);
-/// How the names of run directories of tests begin; no guest has such a name, and no keeper.
-const RUN_DIR: &str = ".test-";
-
-/// What its QEMU calls itself.
-pub(super) fn test_name(id: &ReplicaId) -> GuestName {
-    let name = format!("test-{id}");
-    name.parse().or_else(|_| id.as_str().parse()).expect("an id is a name")
-}
 
 impl Host {
-    /// Where its QEMU has its files.
-    pub(super) fn test_dir(&self, id: &ReplicaId) -> RunDir {
-        RunDir::new(self.config.state_dir.join("guests").join(format!("{RUN_DIR}{id}")))
-    }
-
     /// Ends what a killed agent has left of tests. What cannot be ended is told of and left.
     pub async fn end_tests_left_over(&self) {
         let left = match fs::read_dir(self.config.state_dir.join("guests")) {

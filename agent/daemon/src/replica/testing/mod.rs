@@ -16,13 +16,13 @@ mod order;
 
 use std::{sync::Arc, time::Duration};
 
-use throughline_cutover::{Boot, Failure, Keeping};
-use throughline_hypervisor::{Below, DiskFd, Guest, Launch, NicFds, RunState};
+use throughline_cutover::{Boot, Failure, GuestName, Keeping, ReplicaId};
+use throughline_hypervisor::{Below, DiskFd, Guest, Launch, NicFds, RunDir, RunState};
 use tokio::time::{interval, sleep, sleep_until};
 use tracing::{Instrument as _, info, info_span, warn};
 
+use self::order::Test;
 pub(super) use self::order::Testing;
-use self::{left_over::test_name, order::Test};
 use super::{Kept, point_name};
 use crate::{
     disks::{PointServer, TestDisk},
@@ -35,6 +35,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often, and how soon again, its QEMU is tried to be ended.
 const TRIES: u32 = 3;
 const AGAIN: Duration = Duration::from_secs(1);
+/// How the names of run directories of tests begin; no guest has such a name, and no keeper.
+const RUN_DIR: &str = ".test-";
 
 impl Kept {
     /// Tests as told. One of a replica that is becoming a guest's disks ends.
@@ -187,4 +189,17 @@ async fn end(vm: &Guest) -> Result<(), Failure> {
         sleep(AGAIN).await;
     }
     Ok(())
+}
+
+/// What its QEMU calls itself.
+fn test_name(id: &ReplicaId) -> GuestName {
+    let name = format!("test-{id}");
+    name.parse().or_else(|_| id.as_str().parse()).expect("an id is a name")
+}
+
+impl Host {
+    /// Where its QEMU has its files.
+    fn test_dir(&self, id: &ReplicaId) -> RunDir {
+        RunDir::new(self.config.state_dir.join("guests").join(format!("{RUN_DIR}{id}")))
+    }
 }
