@@ -37,8 +37,8 @@ impl Store {
     /// shared disk is the guest's very one, which its QEMU at the source has locked, and is written by nobody but it.
     ///
     /// # Errors
-    /// [`DiskError::Space`], [`DiskError::Tool`], [`DiskError::Place`], [`DiskError::NoLock`]; [`DiskError::Exists`] if a disk is kept here for a guest of that name; [`DiskError::InUse`] if
-    /// a QEMU of an earlier attempt has not ended.
+    /// [`DiskError::Space`], [`DiskError::Tool`], [`DiskError::Place`], [`DiskError::NoLock`]; [`DiskError::Exists`] if a disk is kept here for a
+    /// guest of that name; [`DiskError::InUse`] if a QEMU of an earlier attempt has not ended; those of [`Store::open_image`].
     pub fn receive(
         &self,
         guest: &GuestName,
