@@ -20,7 +20,7 @@ use nix::{
 };
 use throughline_cutover::{Disk, DiskPlace, GuestName, HostName, PlaceName};
 
-use super::{DiskError, folder::kept_name};
+use super::{DiskError, children, folder::kept_name};
 
 /// What a host leaves on shared storage for another to find is called this, and its name and the disk's after it.
 const PROOF: &str = ".throughline-";
@@ -179,14 +179,16 @@ pub(super) fn led_to(path: &Path) -> Result<Option<PathBuf>, DiskError> {
 /// kernel's mounts among them, keep to that (open(2), `O_EXCL`). On shared storage no link is followed: who may write there is not to say
 /// which file of this host's is a disk.
 pub(super) fn open_target(guest: &GuestName, disk: &Disk, target: &Path) -> Result<File, DiskError> {
-    let opened = if let DiskPlace::Device(_) = disk.place {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(target)
-    } else {
-        open_beneath(target)
+    let open = || match disk.place {
+        DiskPlace::Device(_) => {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).custom_flags(libc::O_EXCL | libc::O_NONBLOCK).open(target)
+        }
+        _ => open_beneath(target),
     };
-    match opened {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+    let is_busy = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+    match children::outlasted(open, |opened| opened.as_ref().is_err_and(is_busy)) {
+        Err(error) if is_busy(&error) => {
             Err(DiskError::InUse { guest: guest.clone(), file: target.display().to_string() })
         }
         result => result.map_err(DiskError::io("open", target)),

@@ -10,7 +10,7 @@ use std::{
 use throughline_confine::private_dir;
 use throughline_cutover::{Disk, DiskFormat, GuestName};
 
-use super::{CopyId, DiskError, elsewhere::led_to, open_to_write};
+use super::{CopyId, DiskError, elsewhere::led_to, open_to_write, take_lock};
 
 /// What a disk's file is to its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,7 +250,7 @@ impl Folder {
             return Ok(());
         }
         let file = open_to_write(&path)?;
-        file.try_lock().map_err(|_| DiskError::InUse { guest: self.guest.clone(), file: name.to_owned() })
+        take_lock(&file).map_err(|_| DiskError::InUse { guest: self.guest.clone(), file: name.to_owned() })
     }
 
     pub(super) fn unlink(&self, name: &str) -> Result<(), DiskError> {

@@ -30,6 +30,7 @@
 //! Everything here blocks, some of it for minutes (an image that is copied): not for a thread that has others waiting.
 
 mod chart;
+mod children;
 mod copy_id;
 mod elsewhere;
 mod error;
@@ -319,7 +320,7 @@ fn open_to_write(path: &Path) -> Result<File, DiskError> {
 /// at.
 fn lock(guest: &GuestName, disk: &Disk, file: &File) -> Result<(), DiskError> {
     let locked = match disk.place {
-        DiskPlace::Directory => file.try_lock(),
+        DiskPlace::Directory => take_lock(file),
         DiskPlace::Device(_) => Ok(()),
         DiskPlace::Shared(_) => match elsewhere::is_locked(file) {
             Ok(false) => Ok(()),
@@ -332,6 +333,11 @@ fn lock(guest: &GuestName, disk: &Disk, file: &File) -> Result<(), DiskError> {
         Err(TryLockError::WouldBlock) => Err(DiskError::InUse { guest: guest.clone(), file: disk.name.to_string() }),
         Err(TryLockError::Error(error)) => Err(DiskError::io("lock", Path::new(disk.name.as_str()))(error)),
     }
+}
+
+/// The lock of an open file, taken if nobody has it.
+fn take_lock(file: &File) -> Result<(), TryLockError> {
+    children::outlasted(|| file.try_lock(), |tried| matches!(tried, Err(TryLockError::WouldBlock)))
 }
 
 /// That it is a file of ours, and of the disk's size.
