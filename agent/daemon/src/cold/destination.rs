@@ -8,7 +8,7 @@ use std::{
 };
 
 use throughline_cutover::{
-    ColdDestination, DestinationEffect, DestinationEvent, DestinationReport, DiskName, Failure, MigrationPlan,
+    ColdDestination, DestinationEffect, DestinationEvent, DestinationReport, Disk, DiskName, Failure, MigrationPlan,
 };
 use throughline_wire::v1::{self, from_destination::Message};
 use tokio::sync::{mpsc, watch};
@@ -139,14 +139,14 @@ impl ColdDestinationHands {
         let copy: CopyId = self.plan.id.parse()?;
         let source = self.plan.source.host.clone();
         if !disks.is_empty() {
-            let with_here = |disk: throughline_cutover::Disk| {
+            let with_here = |disk: Disk| {
                 let here = here.remove(disk.name.as_str()).unwrap_or_default();
                 (disk, here)
             };
             let wanted: Vec<_> = disks.into_iter().map(with_here).collect();
             let files = self.host.with_disks(move |store| {
                 store.check_disks(&guest, &source, &wanted)?;
-                let receive = |(disk, here): &(throughline_cutover::Disk, v1::DiskHere)| {
+                let receive = |(disk, here): &(Disk, v1::DiskHere)| {
                     let file = store.receive_file(&guest, disk, here.used_bytes, &copy)?;
                     // A shared disk is there; nothing comes.
                     Ok(disk.goes_along().then(|| (disk.name.clone(), file)))

@@ -34,18 +34,20 @@ pub(super) async fn make_room(host: &Host, plan: &MigrationPlan, here: &[DiskHer
         None => Err(Failure::new("DISK_STREAM", format!("the source says nothing of disk {}", disk.name))),
     });
     let wanted: Vec<(Disk, DiskHere)> = wanted.collect::<Result<_, _>>()?;
+    // Before anything is made.
+    let begun_by: Vec<_> = wanted.iter().map(|(_, here)| begun_by(here)).collect::<Result<_, _>>()?;
     let (guest, copy): (_, CopyId) = (plan.guest.name.clone(), plan.id.parse()?);
     let source = plan.source.host.clone();
     let receive = move |store: &Store| {
         store.check_disks(&guest, &source, &wanted)?;
-        let receive = |(disk, here): &(Disk, DiskHere)| {
+        let receive = |((disk, here), begun_by): (&(Disk, DiskHere), &Option<CopyId>)| {
             // One that is brought whole is over nothing here.
             let disk = Disk { over: !here.image_sum.is_empty(), ..disk.clone() };
-            let received = store.receive(&guest, &disk, here.used_bytes, &copy, begun_by(here)?.as_ref())?;
+            let received = store.receive(&guest, &disk, here.used_bytes, &copy, begun_by.as_ref())?;
             store.check_over(&guest, &disk, &received.file, &here.image_sum)?;
             Ok(received)
         };
-        wanted.iter().map(receive).collect()
+        wanted.iter().zip(&begun_by).map(receive).collect()
     };
     host.with_disks(receive).await
 }
